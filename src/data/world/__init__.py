@@ -1,0 +1,1 @@
+"""The world: a procedural family of scenes whose ground truth is exact."""

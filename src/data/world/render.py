@@ -1,0 +1,258 @@
+"""Draws scenes with Pillow: flat colours at twice the size, a rendering style, then one clean reduction."""
+
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+
+from src.data.world.scenes import Placed, Scene
+from src.data.world.vocabulary import COLORS, HELD_OUT_STYLES, SHAPES, STYLES, Look, Part
+
+SUPERSAMPLING = 2
+DARK, LIGHT = (28, 26, 32), (252, 250, 244)
+
+
+def render(scene: Scene, size: int = 64) -> Image.Image:
+    """Draw a scene as an RGB image of ``size`` x ``size`` pixels.
+
+    Raises:
+        ValueError: If the scene's style is unknown.
+    """
+    if scene.style not in STYLES and scene.style not in HELD_OUT_STYLES:
+        raise ValueError(f"unknown style {scene.style!r}; choose one of {', '.join({**STYLES, **HELD_OUT_STYLES})}")
+    side = size * SUPERSAMPLING
+    canvas = _background(scene.background, side).copy()
+    coverage = Image.new("L", (side, side), 0)
+    for placed in scene.objects:
+        _draw(placed, canvas, coverage, side)
+    styled = _STYLE_FUNCTIONS[scene.style](canvas, coverage)
+    return styled.resize((size, size), Image.Resampling.BOX)
+
+
+def object_boxes(scene: Scene, size: int = 64) -> list[tuple[int, int, int, int]]:
+    """Pixel boxes of the objects in caption-independent drawing order, clipped to the image."""
+    return [tuple(int(np.clip(round(v * size), 0, size)) for v in placed.box) for placed in scene.objects]
+
+
+# Objects
+
+
+def _draw(placed: Placed, canvas: Image.Image, coverage: Image.Image, side: int) -> None:
+    extent = max(8, round(2 * placed.half * side))
+    sprite, mask = _sprite(placed.look, extent)
+    if placed.flip:
+        sprite, mask = ImageOps.mirror(sprite), ImageOps.mirror(mask)
+    corner = (round(placed.x * side - extent / 2), round(placed.y * side - extent / 2))
+    canvas.paste(sprite, corner, mask)
+    coverage.paste(mask, corner, mask)
+
+
+def _sprite(look: Look, extent: int) -> tuple[Image.Image, Image.Image]:
+    """The individual alone: RGB and coverage, ``extent`` pixels square."""
+    shape = SHAPES[look.noun]
+    main, accent, marking = COLORS[look.color], COLORS[look.accent], COLORS[look.marking_color]
+    sprite = Image.new("RGB", (extent, extent), main)
+    mask = Image.new("L", (extent, extent), 0)
+    body = Image.new("L", (extent, extent), 0)
+    for part in shape.parts:
+        _fill(mask, part, 255)
+        _fill(body, part, 255 if part.role == "body" else 0)
+    sprite.paste(accent, (0, 0), ImageChops.multiply(body, _pattern(look.pattern, extent)))
+    fills = {"accent": accent, "dark": DARK, "light": LIGHT}
+    for index, part in enumerate(shape.parts):
+        if part.role != "body":
+            # A later body part hides what was drawn before it.
+            visible = Image.new("L", (extent, extent), 0)
+            _fill(visible, part, 255)
+            for later in shape.parts[index + 1 :]:
+                if later.role == "body":
+                    _fill(visible, later, 0)
+            sprite.paste(fills[part.role], (0, 0), visible)
+    _mark(sprite, look, marking, body)
+    return _shade(sprite), mask
+
+
+def _fill(image: Image.Image, part: Part, value: int) -> None:
+    half = image.width / 2
+    points = [(half + half * x, half + half * y) for x, y in part.points]
+    draw = ImageDraw.Draw(image)
+    {"ellipse": draw.ellipse, "box": draw.rectangle, "polygon": draw.polygon}[part.kind](points, fill=value)
+
+
+def _mark(sprite: Image.Image, look: Look, color: tuple[int, int, int], body: Image.Image) -> None:
+    shape = SHAPES[look.noun]
+    if look.marking == "collar":
+        _fill(sprite, Part("box", "accent", shape.collar), color)
+    elif look.marking == "patch":
+        x, y = shape.chest
+        spot = Image.new("L", sprite.size, 0)
+        _fill(spot, Part("ellipse", "accent", ((x - 0.38, y - 0.32), (x + 0.38, y + 0.32))), 255)
+        sprite.paste(color, (0, 0), ImageChops.multiply(spot, body))
+    elif look.marking == "badge":
+        x, y = shape.chest
+        _fill(sprite, Part("polygon", "accent", ((x, y - 0.3), (x + 0.3, y), (x, y + 0.3), (x - 0.3, y))), LIGHT)
+        _fill(sprite, Part("polygon", "accent", ((x, y - 0.2), (x + 0.2, y), (x, y + 0.2), (x - 0.2, y))), color)
+
+
+@cache
+def _pattern(name: str, extent: int) -> Image.Image:
+    """Where the second colour shows through the first: five bands, dots or squares to a body."""
+    y, x = np.mgrid[0:extent, 0:extent] / extent
+    if name == "striped":
+        on = (x * 4.5) % 1 < 0.4
+    elif name == "spotted":
+        row = np.floor(y * 4.5)
+        on = ((x * 4.5 + 0.5 * (row % 2)) % 1 - 0.5) ** 2 + ((y * 4.5) % 1 - 0.5) ** 2 < 0.32**2
+    elif name == "checkered":
+        on = (np.floor(x * 5.5) + np.floor(y * 5.5)) % 2 == 0
+    else:
+        on = np.zeros_like(x, dtype=bool)
+    return Image.fromarray((on * 255).astype(np.uint8), "L")
+
+
+@cache
+def _light(extent: int) -> Image.Image:
+    levels = np.linspace(255, 205, extent).astype(np.uint8)[:, None].repeat(extent, 1)
+    return Image.merge("RGB", [Image.fromarray(levels, "L")] * 3)
+
+
+def _shade(sprite: Image.Image) -> Image.Image:
+    return ImageChops.multiply(sprite, _light(sprite.width))
+
+
+# Backgrounds
+
+
+@cache
+def _background(name: str, side: int) -> Image.Image:
+    image = Image.new("RGB", (side, side))
+    draw = ImageDraw.Draw(image)
+    upper, lower, horizon = {
+        "grass": (((150, 205, 245), (205, 232, 250)), ((120, 190, 84), (84, 156, 60)), 0.45),
+        "beach": (((120, 200, 240), (190, 228, 246)), ((240, 220, 160), (222, 194, 128)), 0.5),
+        "snow": (((168, 180, 200), (206, 214, 226)), ((250, 251, 254), (226, 232, 244)), 0.42),
+        "room": (((230, 206, 180), (222, 192, 164)), ((158, 108, 70), (134, 90, 58)), 0.62),
+        "night": (((14, 16, 52), (36, 34, 88)), ((30, 50, 56), (20, 34, 42)), 0.55),
+        "forest": (((40, 84, 52), (60, 108, 64)), ((92, 76, 50), (70, 58, 40)), 0.6),
+    }[name]
+    split = round(horizon * side)
+    for row in range(side):
+        (top, bottom), start, end = (upper, 0, split) if row < split else (lower, split, side)
+        share = (row - start) / max(1, end - start - 1)
+        draw.line([(0, row), (side, row)], fill=tuple(round(a + (b - a) * share) for a, b in zip(top, bottom, strict=True)))
+    _scenery(name, draw, side, split)
+    return image
+
+
+def _scenery(name: str, draw: ImageDraw.ImageDraw, side: int, split: int) -> None:
+    s = side
+    if name == "grass":
+        draw.ellipse((-0.2 * s, 0.32 * s, 0.5 * s, 0.75 * s), fill=(120, 190, 84))
+        draw.ellipse((0.78 * s, 0.06 * s, 0.94 * s, 0.22 * s), fill=(252, 238, 150))
+    elif name == "beach":
+        draw.rectangle((0, 0.38 * s, s, split), fill=(48, 130, 190))
+    elif name == "snow":
+        draw.polygon([(0, split), (0.3 * s, 0.14 * s), (0.62 * s, split)], fill=(136, 150, 176))
+        draw.polygon([(0.2 * s, 0.25 * s), (0.3 * s, 0.14 * s), (0.4 * s, 0.25 * s)], fill=(246, 248, 252))
+    elif name == "room":
+        draw.rectangle((0.62 * s, 0.08 * s, 0.92 * s, 0.36 * s), fill=(150, 206, 240), outline=(120, 80, 52), width=3)
+        draw.rectangle((0, split - 3, s, split + 2), fill=(112, 74, 48))
+    elif name == "night":
+        draw.ellipse((0.1 * s, 0.08 * s, 0.28 * s, 0.26 * s), fill=(246, 240, 206))
+        for x, y in ((0.45, 0.12), (0.6, 0.28), (0.75, 0.1), (0.88, 0.3), (0.38, 0.34)):
+            draw.rectangle((x * s - 1, y * s - 1, x * s + 1, y * s + 1), fill=(246, 240, 206))
+    else:
+        for x in (0.08, 0.34, 0.66, 0.9):
+            draw.rectangle(((x - 0.045) * s, 0, (x + 0.045) * s, split + 0.04 * s), fill=(72, 48, 32))
+
+
+# Styles: (image, object coverage) -> image, both at the supersampled size
+
+
+def _edges(image: Image.Image, strength: int = 60) -> Image.Image:
+    """Edge mask: white where brightness or colour changes quickly."""
+    channels = [c.filter(ImageFilter.FIND_EDGES) for c in image.split()]
+    strongest = ImageChops.lighter(ImageChops.lighter(channels[0], channels[1]), channels[2])
+    edges = strongest.point(lambda v: 255 if v > strength else 0).filter(ImageFilter.MaxFilter(3))
+    ImageDraw.Draw(edges).rectangle((0, 0, edges.width - 1, edges.height - 1), outline=0, width=2)
+    return edges
+
+
+def _solid(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    return Image.new("RGB", image.size, color)
+
+
+def _photo(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    return image
+
+
+def _cartoon(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    flat = image.point([min(255, round(v / 51) * 51) for v in range(256)] * 3)
+    flat.paste((10, 10, 14), (0, 0), _edges(image))
+    return flat
+
+
+def _watercolor(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    soft = image.filter(ImageFilter.GaussianBlur(image.width / 55))
+    return Image.blend(soft, _solid(image, (252, 248, 238)), 0.38)
+
+
+def _pixel(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    grid = image.resize((image.width * 3 // 16,) * 2, Image.Resampling.BOX)
+    return grid.resize(image.size, Image.Resampling.NEAREST)
+
+
+def _sketch(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    grey = ImageOps.grayscale(image).convert("RGB")
+    paper = Image.blend(grey, _solid(image, (250, 250, 246)), 0.6)
+    paper.paste((60, 60, 64), (0, 0), _edges(image))
+    return paper
+
+
+def _sticker(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    rim = coverage.filter(ImageFilter.MaxFilter(9))
+    paper = Image.blend(image, _solid(image, (206, 226, 214)), 0.7)
+    paper.paste((255, 255, 255), (0, 0), rim)
+    paper.paste(image, (0, 0), coverage)
+    return paper
+
+
+def _neon(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    dark = Image.blend(image, _solid(image, (12, 4, 28)), 0.86)
+    bright = image.point([min(255, 90 + v) for v in range(256)] * 3)
+    dark.paste(bright, (0, 0), _edges(image))
+    return dark
+
+
+def _blueprint(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    paper = Image.blend(_solid(image, (24, 62, 148)), ImageOps.grayscale(image).convert("RGB"), 0.14)
+    paper.paste((232, 240, 252), (0, 0), _edges(image))
+    return paper
+
+
+def _sepia(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    return ImageOps.colorize(ImageOps.grayscale(image), (48, 26, 12), (252, 232, 190))
+
+
+def _mosaic(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    step = image.width // 16
+    tiles = image.resize((16, 16), Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(tiles)
+    for at in range(0, image.width, step):
+        draw.line([(at, 0), (at, image.width)], fill=(66, 60, 58), width=2)
+        draw.line([(0, at), (image.width, at)], fill=(66, 60, 58), width=2)
+    return tiles
+
+
+_STYLE_FUNCTIONS = {
+    "photo": _photo,
+    "cartoon": _cartoon,
+    "watercolor": _watercolor,
+    "pixel": _pixel,
+    "sketch": _sketch,
+    "sticker": _sticker,
+    "neon": _neon,
+    "blueprint": _blueprint,
+    "sepia": _sepia,
+    "mosaic": _mosaic,
+}

@@ -1,0 +1,144 @@
+"""Scenes of the world and the grammar that captions them: everything is drawn from one integer seed."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from src.data.world.vocabulary import BACKGROUNDS, HELD_OUT_STYLES, STYLES, Look, subject, training_look
+
+PREFIXES = ("", "photo of ", "a photo of ", "a fancy photo of ", "a close-up, detailed photo of ")
+RELATIONS = ("next to", "left of", "right of", "above", "below", "behind", "in front of")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One individual in a scene: centre, half size (all as shares of the image side) and which way it faces."""
+
+    look: Look
+    x: float
+    y: float
+    half: float
+    flip: bool = False
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom as shares of the image side."""
+        return (self.x - self.half, self.y - self.half, self.x + self.half, self.y + self.half)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The ground truth of one image: what is where, drawn back to front, and the caption that describes it."""
+
+    objects: tuple[Placed, ...]
+    background: str
+    style: str
+    caption: str
+    relation: str | None = None
+    texture_seed: int = field(default=0, compare=False)
+
+
+def sample_scene(seed: int) -> Scene:
+    """Draw one training scene; the same seed always gives the same scene."""
+    rng = np.random.default_rng([seed, 1])
+    style = str(rng.choice(list(STYLES), p=[0.6, 0.08, 0.08, 0.08, 0.08, 0.08]))
+    background = str(rng.choice(list(BACKGROUNDS)))
+    number = int(rng.choice([1, 2, 3, 4], p=[0.62, 0.26, 0.08, 0.04]))
+    looks = [training_look(rng) for _ in range(number)]
+    relation = str(rng.choice(RELATIONS)) if number == 2 else None
+    prefix = _prefix(style, rng)
+    objects = _place(looks, relation, "close-up" in prefix, rng)
+    phrase = _join([_describe(look, rng) for look in looks], relation)
+    where = f" {BACKGROUNDS[background]}" if rng.random() < 0.75 else ""
+    return Scene(objects, background, style, _compose(prefix, phrase + where, style, rng), relation, seed)
+
+
+def full_caption(scene: Scene) -> str:
+    """The longest caption of a scene: colour, pattern and noun of every object, the place and the style."""
+    phrase = _join([f"a {o.look.color} {o.look.pattern} {o.look.noun}" for o in caption_order(scene)], scene.relation)
+    medium = {**STYLES, **HELD_OUT_STYLES}[scene.style]
+    return f"a {medium} of {phrase} {BACKGROUNDS[scene.background]}"
+
+
+def caption_order(scene: Scene) -> tuple[Placed, ...]:
+    """The objects in the order in which captions name them (drawing order differs for "in front of")."""
+    return scene.objects[::-1] if scene.relation == "in front of" else scene.objects
+
+
+def attribute_scene(seed: int) -> Scene:
+    """A photo of one training individual whose caption names object, colour, pattern and background."""
+    rng = np.random.default_rng([seed, 2])
+    look = training_look(rng)
+    background = str(rng.choice(list(BACKGROUNDS)))
+    caption = f"a photo of a {look.color} {look.pattern} {look.noun} {BACKGROUNDS[background]}"
+    return Scene(_place([look], None, False, rng), background, "photo", caption, None, seed)
+
+
+def subject_scene(index: int, view: int, noun: str | None = None, background: str | None = None) -> Scene:
+    """The ``view``-th photo of a held-out subject: another place, position, size and direction each time."""
+    rng = np.random.default_rng([index, view, 3])
+    look = subject(index, noun)
+    names = list(BACKGROUNDS)
+    background = background or names[(view + index) % len(names)]
+    return Scene(_place([look], None, False, rng), background, "photo", f"a photo of a {look.noun}", None, view)
+
+
+def _describe(look: Look, rng: np.random.Generator) -> str:
+    color = f"{look.color} " if rng.random() < 0.8 else ""
+    named = rng.random() < (0.35 if look.pattern == "plain" else 0.7)
+    return f"a {color}{look.pattern + ' ' if named else ''}{look.noun}"
+
+
+def _join(phrases: list[str], relation: str | None) -> str:
+    if relation is not None:
+        return f"{phrases[0]} {relation} {phrases[1]}"
+    if len(phrases) == 1:
+        return phrases[0]
+    return ", ".join(phrases[:-1]) + f" and {phrases[-1]}"
+
+
+def _prefix(style: str, rng: np.random.Generator) -> str:
+    if style == "photo":
+        return str(rng.choice(PREFIXES, p=[0.3, 0.2, 0.3, 0.1, 0.1]))
+    return f"a {STYLES[style]} of " if rng.random() < 0.6 else ""
+
+
+def _compose(prefix: str, text: str, style: str, rng: np.random.Generator) -> str:
+    if style != "photo" and not prefix:
+        return f"{text}, in {STYLES[style]} style"
+    if style == "photo" and not prefix and rng.random() < 0.3:
+        return text.removeprefix("a ")
+    return prefix + text
+
+
+def _place(looks: list[Look], relation: str | None, close: bool, rng: np.random.Generator) -> tuple[Placed, ...]:
+    def jitter(scale: float) -> float:
+        return float(rng.uniform(-scale, scale))
+
+    def put(look: Look, x: float, y: float, half: float) -> Placed:
+        return Placed(look, x, y, half, bool(rng.random() < 0.5))
+
+    if len(looks) == 1:
+        half = float(rng.uniform(0.38, 0.46) if close else rng.uniform(0.2, 0.38))
+        return (put(looks[0], 0.5 + jitter(max(0.0, 0.48 - half)), 0.58 + jitter(0.06), half),)
+    if len(looks) > 2:
+        columns = [0.18, 0.5, 0.82] if len(looks) == 3 else [0.14, 0.38, 0.62, 0.86]
+        half = float(rng.uniform(0.13, 0.16)) if len(looks) == 3 else float(rng.uniform(0.105, 0.125))
+        return tuple(put(k, x + jitter(0.02), 0.6 + jitter(0.08), half) for k, x in zip(looks, columns, strict=True))
+    first, second = _pair(str(relation), jitter)
+    half = float(rng.uniform(0.17, 0.23))
+    placed = [put(k, x, y, half * s) for k, (x, y, s) in zip(looks, (first, second), strict=True)]
+    return tuple(placed[::-1]) if relation == "in front of" else tuple(placed)
+
+
+def _pair(relation: str, jitter) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    if relation in ("above", "below"):
+        top, bottom = (0.5 + jitter(0.2), 0.27 + jitter(0.03), 1.0), (0.5 + jitter(0.2), 0.74 + jitter(0.03), 1.0)
+        return (top, bottom) if relation == "above" else (bottom, top)
+    if relation in ("behind", "in front of"):
+        side = 0.14 if jitter(1.0) > 0 else -0.14
+        back, front = (0.5 + side + jitter(0.05), 0.44 + jitter(0.03), 0.95), (0.5 - side, 0.66 + jitter(0.03), 1.1)
+        return (back, front) if relation == "behind" else (front, back)
+    left, right = (0.26 + jitter(0.04), 0.6 + jitter(0.06), 1.0), (0.74 + jitter(0.04), 0.6 + jitter(0.06), 1.0)
+    swapped = relation == "right of" or (relation == "next to" and jitter(1.0) > 0)
+    return (right, left) if swapped else (left, right)

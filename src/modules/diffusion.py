@@ -1,0 +1,55 @@
+"""Noising, targets and per-sample losses of a latent diffusion model; schedulers are diffusers'."""
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+from torch import Tensor
+
+
+def step_generator(seed: int, step: int, rank: int = 0, stream: int = 0) -> torch.Generator:
+    """A CPU generator that depends on nothing but its arguments (``stream`` separates uses within one step)."""
+    mixed = ((seed * 1_000_003 + step) * 4_099 + rank) * 61 + stream
+    return torch.Generator().manual_seed(mixed % (2**63 - 1))
+
+
+def draw_noise(
+    latents: Tensor, num_train_timesteps: int, generators: list[torch.Generator]
+) -> tuple[Tensor, Tensor]:
+    """Draw noise and timesteps, one generator per sample, so that a sample's draw does not depend on its batch.
+
+    Returns:
+        ``noise`` like ``latents``, and ``timesteps`` of shape ``(B,)`` in ``[0, num_train_timesteps)``.
+    """
+    noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
+    timesteps = torch.cat([torch.randint(0, num_train_timesteps, (1,), generator=g) for g in generators])
+    return noise.to(latents), timesteps.to(latents.device)
+
+
+def diffusion_target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the network must predict: the noise or the velocity, as the scheduler's ``prediction_type`` says.
+
+    Raises:
+        ValueError: If the prediction type is neither ``epsilon`` nor ``v_prediction``.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)
+    raise ValueError(f"prediction_type is {kind!r}; only 'epsilon' and 'v_prediction' can be trained")
+
+
+def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
+    """Loss weights of Hang et al., 2023 (arXiv 2303.09556), shape ``(B,)``, for the scheduler's prediction type."""
+    snr = compute_snr(scheduler, timesteps)
+    clipped = snr.clamp(max=gamma)
+    return clipped / snr if scheduler.config.prediction_type == "epsilon" else clipped / (snr + 1)
+
+
+def per_sample_mse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error of each sample, shape ``(B,)``; with a ``(B, 1, h, w)`` mask, over the masked elements only."""
+    error = (prediction.float() - target.float()) ** 2
+    if mask is None:
+        return error.flatten(1).mean(1)
+    mask = mask.expand_as(error)
+    return (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)

@@ -1,0 +1,161 @@
+"""Pretrains the world's text-to-image diffusion model: text encoder and UNet together, on latents of the linear code."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from src.data.world.words import write_clip_tokenizer
+from src.modules.diffusion import diffusion_target, draw_noise, per_sample_mse, step_generator
+
+SCHEDULER = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+}
+MAX_TOKENS = 40
+
+
+class TextToImagePretraining(L.LightningModule):
+    """A CLIPTextModel and a UNet2DConditionModel learn caption -> scene together.
+
+    Args:
+        export_dir: Pipeline folder that receives ``tokenizer``, ``text_encoder``, ``unet`` and ``scheduler``.
+        block_out_channels: UNet widths on the 8 x 8 and 4 x 4 grids.
+        latent_channels: Of the code.
+        text_width: Width of the text encoder.
+        text_layers: Its depth.
+        learning_rate: Peak; linear warm-up, cosine decay over ``max_steps``.
+        caption_dropout: Share of empty captions, for classifier-free guidance.
+        ema_decay: Of the weights that are exported.
+        seed: Of noise, timesteps and dropout.
+    """
+
+    def __init__(
+        self,
+        export_dir: str,
+        block_out_channels: list[int],
+        latent_channels: int = 24,
+        text_width: int = 128,
+        text_layers: int = 3,
+        learning_rate: float = 1.5e-3,
+        caption_dropout: float = 0.1,
+        ema_decay: float = 0.9995,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        write_clip_tokenizer(Path(export_dir) / "tokenizer")
+        self.tokenizer = CLIPTokenizer.from_pretrained(Path(export_dir) / "tokenizer", model_max_length=MAX_TOKENS)
+        torch.manual_seed(seed)
+        self.text_encoder = _text_encoder(self.tokenizer, text_width, text_layers)
+        self.unet = _unet(block_out_channels, latent_channels, text_width)
+        # Scaled-dot-product kernels for small heads in bfloat16 are slow on CPUs: twice the step time.
+        self.unet.set_attn_processor(AttnProcessor())
+        self.scheduler = DDPMScheduler(**SCHEDULER)
+        self.ema = EMAModel([*self.unet.parameters(), *self.text_encoder.parameters()], decay=ema_decay)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Mean velocity error of one batch."""
+        generator = step_generator(self.hparams.seed, int(batch["step"]), self.global_rank)
+        dropped = torch.rand(len(batch["caption"]), generator=generator) < self.hparams.caption_dropout
+        captions = ["" if drop else text for drop, text in zip(dropped, batch["caption"], strict=True)]
+        loss = self._losses(batch["latents"], captions, [generator] * len(captions)).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """The same error on fixed noise and timesteps."""
+        generators = [step_generator(1, index, batch_idx) for index in range(len(batch["caption"]))]
+        loss = self._losses(batch["latents"], batch["caption"], generators).mean()
+        self.log("val/loss", loss, batch_size=len(generators), prog_bar=True, sync_dist=True)
+
+    def _losses(self, latents: Tensor, captions: list[str], generators: list[torch.Generator]) -> Tensor:
+        noise, timesteps = draw_noise(latents, self.scheduler.config.num_train_timesteps, generators)
+        noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
+        tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        prompt_embeds = self.text_encoder(tokens.to(self.device)).last_hidden_state
+        prediction = self.unet(noisy_latents, timesteps, prompt_embeds).sample
+        return per_sample_mse(prediction, diffusion_target(self.scheduler, latents, noise, timesteps))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with warm-up and cosine decay."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.learning_rate, weight_decay=1e-2)
+        steps = self.trainer.max_steps
+        schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=min(500, steps // 10), num_training_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Follow the weights."""
+        self.ema.step([*self.unet.parameters(), *self.text_encoder.parameters()])
+
+    def on_fit_start(self) -> None:
+        """Bring the averaged weights to the device."""
+        self.ema.to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the averaged weights and the step of the average."""
+        checkpoint["ema"] = {"shadow": self.ema.shadow_params, "step": self.ema.optimization_step}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the averaged weights."""
+        self.ema.shadow_params = checkpoint["ema"]["shadow"]
+        self.ema.optimization_step = checkpoint["ema"]["step"]
+
+    def export(self) -> dict[str, str]:
+        """Write the averaged weights in the folder layout of a Stable Diffusion pipeline, half precision."""
+        parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
+        self.ema.store(parameters)
+        self.ema.copy_to(parameters)
+        root = Path(self.hparams.export_dir)
+        for name, model in {"unet": self.unet, "text_encoder": self.text_encoder}.items():
+            model.half().save_pretrained(root / name)
+            model.float()
+        self.ema.restore(parameters)
+        self.tokenizer.save_pretrained(root / "tokenizer")
+        self.scheduler.save_pretrained(root / "scheduler")
+        return {"text-to-image model": str(root)}
+
+
+def _text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        projection_dim=width,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="eager",
+    )
+    return CLIPTextModel(config)
+
+
+def _unet(widths: list[int], latent_channels: int, text_width: int) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * len(widths),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        up_block_types=("CrossAttnUpBlock2D",) * len(widths),
+        block_out_channels=tuple(widths),
+        layers_per_block=1,
+        cross_attention_dim=text_width,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )

@@ -1,0 +1,29 @@
+"""Train something: ``python train.py +experiment=concept_dog``."""
+
+import hydra
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from src.cli import console, friendly
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@friendly
+def main(cfg: DictConfig) -> None:
+    """Compose, build, fit, export."""
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = instantiate(cfg.data, _convert_="all")
+    module = instantiate(cfg.method, _convert_="all")
+    callbacks = list(instantiate(cfg.callbacks, _convert_="all").values())
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=instantiate(cfg.logger), _convert_="all")
+    console.print(f"run folder: {cfg.paths.run_dir}")
+    checkpoint = f"{cfg.paths.run_dir}/checkpoints/last.ckpt" if cfg.resume else None
+    trainer.fit(module, data, ckpt_path=checkpoint)
+    if trainer.is_global_zero:
+        for what, path in module.export().items():
+            console.print(f"{what}: {path}")
+
+
+if __name__ == "__main__":
+    main()
