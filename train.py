@@ -1,17 +1,19 @@
 """Train something: ``python train.py +experiment=concept_dog``."""
 
 import hydra
-import lightning as L
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src.cli import console, friendly
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @friendly
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Compose, build, fit, export."""
+    # Seconds of imports, which a mistyped key need not wait for.
+    import lightning as L
+
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data, _convert_="all")
     module = instantiate(cfg.method, _convert_="all")

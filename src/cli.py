@@ -13,6 +13,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from src.error_sentences import explain
+
 console = Console(soft_wrap=True)
 
 
@@ -36,26 +38,37 @@ def run_dir(root: str, resume: bool = False) -> str:
 OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
 
 
-def friendly(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Turn a ``ValueError`` or ``FileNotFoundError`` for the user into one sentence and exit code 1.
+def friendly(main: Callable[..., None]) -> Callable[..., None]:
+    """Wrap an entry point, outside ``@hydra.main``: what the user can mend is one sentence and exit code 1.
 
-    ``HYDRA_FULL_ERROR=1`` shows the trace. Everything else is a bug of ours and keeps its trace.
+    ``HYDRA_FULL_ERROR=1`` shows the trace. What no user can mend is a bug of ours and keeps its trace.
     """
 
     @wraps(main)
-    def run(cfg: DictConfig) -> Any:
+    def run(*args: Any) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        sys.argv[1:] = [_with_plus(argument) for argument in sys.argv[1:]]
+        wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
+        # Without it, Hydra prints its own text and exits before we see the error.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
         try:
-            return main(cfg)
-        except (ValueError, FileNotFoundError, OSError) as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            main(*args)
+        except Exception as error:
+            sentence = explain(error)
+            if wants_trace or sentence is None:
                 raise
-            root = error
-            while root.__cause__ is not None:
-                root = root.__cause__
-            print(f"error: {root}", file=sys.stderr)
+            print(f"error: {sentence}", file=sys.stderr)
             sys.exit(1)
 
     return run
+
+
+# Keys that a user may add, which plain Hydra wants marked: an experiment is no part of the defaults list (`+`), and the
+# names of banks are the user's own (`++`, so that the same name in an experiment is replaced).
+_ADDABLE = {"experiment=": "+", "bank.": "++", "references.": "++"}
+
+
+def _with_plus(argument: str) -> str:
+    return next((plus + argument for start, plus in _ADDABLE.items() if argument.startswith(start)), argument)

@@ -7,6 +7,8 @@ import numpy as np
 from src.data.world.vocabulary import BACKGROUNDS, HELD_OUT_STYLES, STYLES, Look, subject, training_look
 
 PREFIXES = ("", "photo of ", "a photo of ", "a fancy photo of ", "a close-up, detailed photo of ")
+FRAMES = 4
+"""Frames in one clip of ``frame_scene``."""
 RELATIONS = ("next to", "left of", "right of", "above", "below", "behind", "in front of")
 
 
@@ -81,6 +83,14 @@ def subject_scene(index: int, view: int, noun: str | None = None, background: st
     names = list(BACKGROUNDS)
     background = background or names[(view + index) % len(names)]
     return Scene(_place([look], None, False, rng), background, "photo", f"a photo of a {look.noun}", None, view)
+
+
+def frame_scene(seed: int) -> Scene:
+    """Frame ``seed % FRAMES`` of clip ``seed // FRAMES``: one training individual, everything else drawn anew."""
+    look = training_look(np.random.default_rng([seed // FRAMES, 4]))
+    rng = np.random.default_rng([seed, 5])
+    background = str(rng.choice(list(BACKGROUNDS)))
+    return Scene(_place([look], None, False, rng), background, "photo", f"a photo of a {look.noun}", None, seed)
 
 
 def _describe(look: Look, rng: np.random.Generator) -> str:

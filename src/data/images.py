@@ -1,0 +1,117 @@
+"""A user's photos: whatever a folder holds becomes upright RGB images, or one sentence says which file does not."""
+
+import hashlib
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+MIN_SIDE = 16
+"""Pixels; below that a photo is an icon or a thumbnail that strayed into the folder."""
+
+# What Pillow raises for files that are cut short, empty, of another kind or absurdly large.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """The image files directly in ``folder``, sorted by name; hidden files are left out.
+
+    Raises:
+        ValueError: If the folder does not exist, is a file, or holds no image.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise ValueError(f"the image folder {folder} does not exist (looked from {Path.cwd()})")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name the folder that holds the images")
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    images = [path for path in entries if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    if not images:
+        raise ValueError(f"no images in {folder}: looked for {', '.join(EXTENSIONS)}; {_listing(entries)}")
+    return images
+
+
+def load_image(path: str | Path, min_side: int = MIN_SIDE) -> Image.Image:
+    """Read one image as upright 8-bit RGB; transparency is laid on white, the first frame stands for an animation.
+
+    Args:
+        path: An image file of any kind that Pillow reads.
+        min_side: Smallest width and height in pixels.
+
+    Raises:
+        ValueError: If the file is missing, unreadable, cut short, too small, or holds values without a known range.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"there is no image file {path}")
+    try:
+        with Image.open(path) as opened:
+            # The size stands in the header: refuse before the pixels are decoded.
+            _check_size(path, opened.size, min_side)
+            opened.load()
+            return _to_rgb(ImageOps.exif_transpose(opened), path)
+    except _RefusedError:
+        raise
+    except _UNREADABLE as error:
+        raise ValueError(f"cannot read the image {path}: {_reason(error)}") from error
+
+
+def load_folder(folder: str | Path, min_side: int = MIN_SIDE) -> list[Image.Image]:
+    """Read every image of a folder in the order of ``find_images``.
+
+    Raises:
+        ValueError: As ``find_images`` and ``load_image``; one bad file fails the folder, so that none is left out
+            silently.
+    """
+    return [load_image(path, min_side) for path in find_images(folder)]
+
+
+def content_hash(image: Image.Image) -> str:
+    """Hex sha256 of the size and the decoded RGB values: equal for the same picture in two lossless files."""
+    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
+    digest.update(image.convert("RGB").tobytes())
+    return digest.hexdigest()
+
+
+class _RefusedError(ValueError):
+    """Readable, but not what we accept; told apart from the ``ValueError`` that Pillow raises for damage."""
+
+
+def _check_size(path: str | Path, size: tuple[int, int], min_side: int) -> None:
+    if min(size) < min_side:
+        raise _RefusedError(f"{path} is {size[0]} x {size[1]} pixels; images need at least {min_side} on each side")
+
+
+def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _from_16_bit(image, path)
+    if image.mode == "F":
+        raise _RefusedError(f"{path} holds floating-point values of unknown range; save it with 8 or 16 bits per channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image, path: str | Path) -> Image.Image:
+    # Pillow's own conversion of these modes to 8 bits clips at 255 instead of scaling.
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise _RefusedError(f"{path} holds values outside 0 ... 65535; save it with 8 or 16 bits per channel")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _listing(entries: list[Path]) -> str:
+    if not entries:
+        return "the folder is empty"
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in entries]
+    more = f", and {len(names) - 5} more" if len(names) > 5 else ""
+    kind = "other file" if len(names) == 1 else "other files"
+    return f"found {len(names)} {kind}: {', '.join(names[:5])}{more}"
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "it is not an image, or it is damaged"
+    return str(error) or "it is damaged"

@@ -1,0 +1,97 @@
+"""Pictures that we write: grids of samples, and PNG files that are either whole or not there."""
+
+import os
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+GAP = 4
+FONT_SIZE = 10
+MAX_LINES = 3
+
+
+def image_grid(images: list[Image.Image], columns: int, captions: list[str] | None = None) -> Image.Image:
+    """Lay images out in rows on white, each centred in a cell of the largest size, with its caption below.
+
+    Args:
+        images: Any sizes and modes.
+        columns: Images per row.
+        captions: One per image, in small print, cut after three lines.
+
+    Raises:
+        ValueError: If there is no image, no column, or not one caption per image.
+    """
+    if not images or columns < 1:
+        raise ValueError(f"a grid needs at least one image and one column, got {len(images)} and {columns}")
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"a grid of {len(images)} images needs as many captions, got {len(captions)}")
+    columns = min(columns, len(images))
+    width, height = max(image.width for image in images), max(image.height for image in images)
+    labels = [_wrap(text, width) for text in captions or []]
+    below = max((_text_height(label) for label in labels), default=0)
+    rows = -(-len(images) // columns)
+    size = (columns * (width + GAP) + GAP, rows * (height + below + GAP) + GAP)
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    for index, image in enumerate(images):
+        x = GAP + index % columns * (width + GAP)
+        y = GAP + index // columns * (height + below + GAP)
+        canvas.paste(image.convert("RGB"), (x + (width - image.width) // 2, y + (height - image.height) // 2))
+        if labels:
+            draw.multiline_text((x, y + height + 1), labels[index], fill="black", font=_font(), spacing=1)
+    return canvas
+
+
+def save_png_atomic(image: Image.Image, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a PNG so that a reader, or a run that is killed, never leaves or sees half a file.
+
+    Args:
+        image: What to write.
+        path: Target; its folder is made if need be.
+        metadata: Text chunks by keyword, read back as ``Image.open(path).text``.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chunks = PngInfo()
+    for key, value in (metadata or {}).items():
+        chunks.add_text(key, value)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        image.save(partial, format="PNG", pnginfo=chunks)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(FONT_SIZE)
+
+
+def _wrap(text: str, width: int) -> str:
+    """Break a caption into lines of at most ``width`` pixels; a longer rest becomes an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if _font().getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if len(lines) > MAX_LINES:
+        lines = [*lines[: MAX_LINES - 1], f"{lines[MAX_LINES - 1]} …"]
+    return "\n".join(_cut(line, width) for line in lines)
+
+
+def _cut(line: str, width: int) -> str:
+    # The default font has no ellipsis of its own in every build; three points are safe.
+    line = line.replace(" …", "...")
+    if _font().getlength(line) <= width:
+        return line
+    while line and _font().getlength(f"{line}...") > width:
+        line = line[:-1]
+    return f"{line}..."
+
+
+def _text_height(label: str) -> int:
+    box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), label, font=_font(), spacing=1)
+    return int(box[3]) + 3

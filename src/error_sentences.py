@@ -1,0 +1,77 @@
+"""Hydra's and our own errors in one sentence: what came, what was expected, what to type."""
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+from hydra.errors import (
+    ConfigCompositionException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def explain(error: Exception) -> str | None:
+    """Say what the user can do about an error, or None if it is not theirs."""
+    if isinstance(error, InstantiationException):
+        return _failed_part(error)
+    if isinstance(error, MissingConfigException):
+        return _missing_file(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: {str(error).splitlines()[0]}; arguments look like key=value"
+    if isinstance(error, ConfigCompositionException):
+        return _refused_override(error)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not set; add {error.full_key}=VALUE"
+    if isinstance(error, InterpolationKeyError):
+        return f"the configuration value {error.full_key} cannot be read: {str(error).splitlines()[0]}"
+    return str(error) if isinstance(error, ValueError | OSError) else None
+
+
+def _failed_part(error: InstantiationException) -> str | None:
+    """What a constructor said, without Hydra's wrapping."""
+    cause = error.__cause__
+    unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
+    if unexpected:
+        where = re.search(r"full_key: (\S+)", str(error))
+        part = where.group(1) if where else "a part of the configuration"
+        return f"{part} takes no argument {unexpected.group(1)!r}; check the spelling against conf/{part.split('.')[0]}"
+    return explain(cause) if isinstance(cause, Exception) else None
+
+
+def _missing_file(error: MissingConfigException) -> str:
+    group, _, name = (error.missing_cfg_file or "").partition("/")
+    choices = sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml"))
+    if not name or not choices:
+        return str(error).splitlines()[0]
+    close = get_close_matches(name, choices, n=1)
+    advice = f"did you mean {group}={close[0]}?" if close else f"choose one of: {', '.join(choices)}"
+    return f"there is no {group} {name!r}; {advice}"
+
+
+def _refused_override(error: ConfigCompositionException) -> str:
+    cause = error.__cause__
+    typed = re.search(r"use \+(([^=\s]+)=.*)$", str(error), re.DOTALL)
+    if typed is None or not isinstance(cause, OmegaConfBaseException) or cause.parent_node is None:
+        return " ".join(str(error).split())
+    override, key = typed.groups()
+    known = [path for path in _paths(cause.parent_node._get_root()) if not path.startswith("hydra.")]
+    leaf = key.rpartition(".")[2]
+    close = [path for path in known if path.rpartition(".")[2] == leaf] or get_close_matches(key, known, n=1, cutoff=0.7)
+    advice = f"did you mean {close[0]}{override.removeprefix(key)}? A" if close else "a"
+    return f"there is no key {key}; {advice} new key is written +{override}"
+
+
+def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted names of every key, inner ones included."""
+    for key in config:
+        yield f"{prefix}{key}"
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from _paths(node, f"{prefix}{key}.")

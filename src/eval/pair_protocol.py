@@ -1,0 +1,173 @@
+"""Two concepts in one image: does each keep its own identity, or do they mix?"""
+
+from collections.abc import Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from src.data.pictures import image_grid, save_png_atomic
+from src.data.request import Request
+from src.eval.concept_protocol import CELL, Generator
+from src.eval.concept_summary import Row, as_json
+from src.eval.encoders import ImageEncoder, TextImageEncoder
+from src.eval.results import Table, provenance, write_results
+from src.eval.scored_concept import ScoredConcept
+from src.eval.scores import clip_t, pair_mean, within_set
+from src.eval.statistics import bootstrap_mean
+
+LEFT, RIGHT, TOP, BOTTOM = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)
+LAYOUTS = {"left of": (LEFT, RIGHT), "right of": (RIGHT, LEFT), "above": (TOP, BOTTOM), "below": (BOTTOM, TOP)}
+"""Where a relation puts the first and the second: left, top, right, bottom as shares of the image."""
+
+GREY = (127, 127, 127)
+SCORES = ("identity_margin", "both_own", "clip_t")
+SHOWN = 4
+
+Pair = tuple[ScoredConcept, ScoredConcept]
+
+
+class PairProtocol:
+    """Identity of two concepts in one image, on the halves that the prompt's relation assigns to them.
+
+    The margin of a crop is its DINO to its own references minus that to the other's; an image's margin is the mean of
+    its two. Control: the same prompts and seeds with plain class nouns. Ceiling: the references themselves.
+
+    Args:
+        prompts: Templates with ``{first}`` and ``{second}`` and one of ``LAYOUTS``.
+        num_seeds: Images per prompt and ordered pair.
+        clip: Encoder of CLIP-T, on the whole image.
+        dino: Encoder of identity, on the crops.
+        profile: Name of the pair of encoders.
+        seed: Of the first image of each prompt, and of the bootstrap.
+
+    Raises:
+        ValueError: If a template lacks a slot or a relation.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        num_seeds: int,
+        clip: TextImageEncoder,
+        dino: ImageEncoder,
+        profile: str,
+        seed: int = 0,
+    ) -> None:
+        if not prompts or num_seeds < 1:
+            raise ValueError(f"need at least one prompt and one seed, got {len(prompts)} and {num_seeds}")
+        self.layouts = {prompt: layout(prompt) for prompt in prompts}
+        self.num_seeds, self.seed = num_seeds, seed
+        self.clip, self.dino, self.profile = clip, dino, profile
+
+    def run(self, generator: Generator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
+        """Generate, score, write ``metrics.json``, ``per_image.csv``, ``table.md``, ``report.html`` and grids.
+
+        Raises:
+            ValueError: If there are fewer than two concepts.
+        """
+        if len(concepts) < 2:
+            raise ValueError(f"a pair needs two concepts, got {len(concepts)}; add bank.NAME=PATH for each")
+        references = {concept.name: self.dino.encode_images(concept.references) for concept in concepts}
+        rows: list[Row] = []
+        grids = {}
+        for pair in permutations(concepts, 2):
+            for arm in ("control", "concept"):
+                images = self._generate(generator, pair, arm, Path(run_dir))
+                rows += self._score(pair, arm, images, references)
+                cells = [ImageOps.contain(image, (CELL, CELL)) for image in images]
+                grids[f"grid_{_name(pair)}_{arm}"] = image_grid(cells, self.num_seeds)
+        summary = {arm: self._summary([row for row in rows if row["arm"] == arm]) for arm in ("control", "concept")}
+        ceiling = _ceiling(references)
+        metrics = {
+            "protocol": "pairs",
+            "profile": self.profile,
+            "encoders": {"clip": self.clip.identity, "dino": self.dino.identity},
+            "prompts": list(self.layouts),
+            "num_seeds": self.num_seeds,
+            "seed": self.seed,
+            "overall": as_json(summary) | {"ceiling": {"identity_margin": ceiling}},
+            **provenance(),
+        }
+        lines = [[arm, *(str(values[score]) for score in SCORES)] for arm, values in summary.items()]
+        title = f"Two concepts in one image, mean [95% interval], profile {self.profile}"
+        table = Table(title, ["", *SCORES], [*lines, ["ceiling", f"{ceiling:.3f}", "", ""]])
+        write_results(run_dir, "Two concepts in one image", metrics, [table], rows, grids)
+        return metrics
+
+    def _places(self) -> list[tuple[str, int]]:
+        return [(prompt, self.seed + seed) for prompt in self.layouts for seed in range(self.num_seeds)]
+
+    def _generate(self, generator: Generator, pair: Pair, arm: str, folder: Path) -> list[Image.Image]:
+        words = [c.class_noun if arm == "control" else f"<{c.name}>" for c in pair]
+        requests = [
+            Request(prompt.format(first=words[0], second=words[1]), seed, f"{_name(pair)}_{arm}_{index:03d}")
+            for index, (prompt, seed) in enumerate(self._places())
+        ]
+        images = generator.sample(requests)
+        for request, image in zip(requests, images, strict=True):
+            metadata = {"prompt": request.prompt, "seed": str(request.seed)}
+            save_png_atomic(image, folder / "images" / f"{request.name}.png", metadata)
+        return images
+
+    def _score(self, pair: Pair, arm: str, images: list[Image.Image], references: dict[str, Tensor]) -> list[Row]:
+        places = self._places()
+        first, second = (references[concept.name] for concept in pair)
+        crops = [[crop(im, self.layouts[p][at]) for im, (p, _) in zip(images, places, strict=True)] for at in (0, 1)]
+        left, right = (self.dino.encode_images(side) for side in crops)
+        margins = torch.stack(
+            [pair_mean(left, first) - pair_mean(left, second), pair_mean(right, second) - pair_mean(right, first)]
+        )
+        plain = [p.format(first=pair[0].class_noun, second=pair[1].class_noun) for p, _ in places]
+        texts = clip_t(self.clip.encode_images(images), self.clip.encode_texts(plain))
+        return [
+            {"pair": _name(pair), "arm": arm, "prompt": prompt, "seed": seed}
+            | {"first_margin": float(margins[0, index]), "second_margin": float(margins[1, index])}
+            | {"identity_margin": float(margins[:, index].mean()), "both_own": float((margins[:, index] > 0).all())}
+            | {"clip_t": float(texts[index])}
+            for index, (prompt, seed) in enumerate(places)
+        ]
+
+    def _summary(self, rows: list[Row]) -> dict[str, Any]:
+        groups = [[row[factor] for row in rows] for factor in ("prompt", "pair")]
+        return {score: bootstrap_mean([row[score] for row in rows], groups, self.seed) for score in SCORES}
+
+
+def layout(prompt: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Boxes of the first and the second concept, from the relation that the prompt names.
+
+    Raises:
+        ValueError: If a slot is missing or no relation fixes the layout.
+    """
+    if prompt.count("{first}") != 1 or prompt.count("{second}") != 1:
+        raise ValueError(f"the prompt {prompt!r} needs {{first}} and {{second}} once each")
+    between = prompt.partition("{first}")[2].partition("{second}")[0].split()
+    for relation, boxes in LAYOUTS.items():
+        if relation in " ".join(between):
+            return boxes
+    raise ValueError(f"the prompt {prompt!r} does not say where things are; put one of {', '.join(LAYOUTS)} between them")
+
+
+def crop(image: Image.Image, box: tuple[float, ...]) -> Image.Image:
+    """A part of the image, padded to a square: the encoder's centre crop would cut off its ends."""
+    width, height = image.size
+    part = image.crop(
+        tuple(round(share * side) for share, side in zip(box, (width, height, width, height), strict=True))
+    )
+    return ImageOps.pad(part, (max(part.size),) * 2, color=GREY)
+
+
+def _ceiling(references: dict[str, Tensor]) -> float:
+    """Mean margin of the reference images, which need no prompt and stand alone in theirs."""
+    margins = [
+        within_set(references[a]).mean() - pair_mean(references[a], references[b]).mean()
+        for a, b in permutations(references, 2)
+    ]
+    return float(torch.stack(margins).mean())
+
+
+def _name(pair: Pair) -> str:
+    return f"{pair[0].name}_{pair[1].name}"

@@ -1,0 +1,176 @@
+"""Any number of concepts in one image: LaTexBlend's inference (Eq. 10) on a stock pipeline."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from src.data.request import Request
+from src.modules.backbone import DiffusionBackbone, cross_attention_projections
+from src.modules.concept_bank import ConceptBank
+from src.modules.latent_text import ProjectionCache, cached_projections, replace_rows
+from src.modules.text import concept_positions, tokenize
+
+Placement = tuple[ConceptBank, list[int]]
+"""A bank and the token positions of one mention."""
+
+
+class BlendedText:
+    """The transform that writes concepts into the conditional rows of a batch.
+
+    Args:
+        placements: For every prompt of the batch, in the pipeline's order, the concepts that it mentions.
+        bind: Give V*'s key the noun's, as the reference code does: both tokens attend alike.
+    """
+
+    def __init__(self, placements: Sequence[Sequence[Placement]], bind: bool = False) -> None:
+        self.placements, self.bind = placements, bind
+
+    def __call__(self, name: str, hidden: Tensor, projected: Tensor) -> Tensor:
+        """Keys or values ``(rows, L, D)``; conditional rows are the last ones, as in every stock pipeline.
+
+        Raises:
+            ValueError: If the batch is neither the prompts alone nor, for guidance, twice as many.
+        """
+        number, rows = len(self.placements), projected.shape[0]
+        if rows not in (number, 2 * number):
+            raise ValueError(f"concepts were placed for {number} prompts, but the UNet got {rows} rows of text")
+        blended = projected.clone()
+        for row, placements in enumerate(self.placements, start=rows - number):
+            for bank, positions in placements:
+                blended[row] = replace_rows(blended[row], bank.rows[name], positions)
+                if self.bind and name.startswith("k."):
+                    blended[row, positions[0]] = blended[row, positions[-1]]
+        return blended
+
+
+@contextlib.contextmanager
+def blended(
+    unet: nn.Module, placements: Sequence[Sequence[Placement]], blending_start: float = 1.0, bind: bool = False
+) -> Iterator[None]:
+    """While active, ``unet`` sees the concepts; afterwards it is bit for bit what it was.
+
+    Text keys and values do not depend on the timestep: each layer computes them once per call of the pipeline.
+
+    Args:
+        unet: Of any stock pipeline: text-to-image, img2img, inpainting, ControlNet.
+        placements: Concepts and positions of every prompt in the batch.
+        blending_start: Concepts act at timesteps below this share of the noise schedule; 1 is always.
+        bind: See ``BlendedText``.
+
+    Raises:
+        ValueError: If ``blending_start`` is not in (0, 1].
+    """
+    if not 0 < blending_start <= 1:
+        raise ValueError(f"blending_start is {blending_start}; give a share of the noise schedule in (0, 1]")
+    plain, concepts = ProjectionCache(), ProjectionCache(BlendedText(placements, bind))
+    current = [concepts]
+
+    def before_unet(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        early = float(torch.as_tensor(timestep).flatten()[0]) >= 1000 * blending_start
+        current[0] = plain if early else concepts
+
+    # Reading the timestep waits for the device, so it is read only where it matters.
+    handle = unet.register_forward_pre_hook(before_unet, with_kwargs=True) if blending_start < 1 else None
+    try:
+        with cached_projections(unet, lambda: current[0]):
+            yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+class ConceptGenerator:
+    """Draws prompts that may mention concepts: ``a <rex> next to a <mittens>``.
+
+    Args:
+        backbone: The stock model.
+        banks: Concept name to bank, or to the path of one.
+        num_inference_steps: Of the backbone's own scheduler.
+        guidance_scale: Classifier-free guidance.
+        blending_start: See ``blended``.
+        bind: See ``BlendedText``.
+        batch_size: Images at a time; does not change an image beyond rounding.
+        resolution: Image side; None for the backbone's own.
+        negative_prompt: For guidance.
+
+    Raises:
+        ValueError: If a bank does not fit the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: DiffusionBackbone,
+        banks: Mapping[str, ConceptBank | str] | None = None,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 5.0,
+        blending_start: float = 1.0,
+        bind: bool = False,
+        batch_size: int = 8,
+        resolution: int | None = None,
+        negative_prompt: str = "",
+    ) -> None:
+        self.backbone = backbone
+        widths = {name: linear.out_features for name, linear in cross_attention_projections(backbone.unet).items()}
+        self.banks = {}
+        for name, bank in (banks or {}).items():
+            loaded = bank if isinstance(bank, ConceptBank) else ConceptBank.load(bank)
+            loaded.check(backbone.cross_attention_hash, widths, backbone.name)
+            self.banks[name] = loaded.to(backbone.device, backbone.dtype)
+        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
+        self.blending_start, self.bind, self.batch_size = blending_start, bind, batch_size
+        self.resolution, self.negative_prompt = resolution or backbone.resolution, negative_prompt
+
+    def place(self, prompt: str) -> tuple[str, list[Placement]]:
+        """The plain prompt, and which bank goes to which token positions.
+
+        Raises:
+            ValueError: If a mention is unknown, the prompt too long, or the noun is tokenised unlike in training.
+        """
+        nouns = {name: bank.class_noun for name, bank in self.banks.items()}
+        marked, rows = concept_positions(self.backbone.tokenizers[0], prompt, nouns)
+        tokenize(self.backbone.tokenizers[0], [marked.plain])
+        placements = [(self.banks[name], positions) for name, positions in rows]
+        for (name, positions), (bank, _) in zip(rows, placements, strict=True):
+            if len(positions) != bank.num_tokens:
+                raise ValueError(
+                    f"<{name}> takes {len(positions)} tokens in {marked.plain!r}, but its bank has {bank.num_tokens}; "
+                    "write it as a word of its own"
+                )
+        return marked.plain, placements
+
+    def identity(self) -> dict[str, str]:
+        """Everything that an image depends on beside prompt and seed."""
+        settings = (self.num_inference_steps, self.guidance_scale, self.blending_start, self.bind, self.resolution)
+        banks = {f"bank.{name}": bank.metadata.get("sha256", "") for name, bank in self.banks.items()}
+        return {
+            "backbone": f"{self.backbone.name} {self.backbone.cross_attention_hash} {self.backbone.dtype}",
+            "settings": " ".join(map(str, settings)),
+            "negative_prompt": self.negative_prompt,
+            **banks,
+        }
+
+    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
+        """Draw each request with its own seed; the result does not depend on what else is in the batch."""
+        placed = [self.place(request.prompt) for request in requests]
+        images: list[Image.Image] = []
+        for start in range(0, len(requests), self.batch_size):
+            stop = start + self.batch_size
+            images += self._draw(placed[start:stop], [request.seed for request in requests[start:stop]])
+        return images
+
+    @torch.no_grad()
+    def _draw(self, placed: Sequence[tuple[str, list[Placement]]], seeds: Sequence[int]) -> list[Image.Image]:
+        with blended(self.backbone.unet, [concepts for _, concepts in placed], self.blending_start, self.bind):
+            return self.backbone.pipeline(
+                [plain for plain, _ in placed],
+                negative_prompt=[self.negative_prompt] * len(placed),
+                num_inference_steps=self.num_inference_steps,
+                guidance_scale=self.guidance_scale,
+                height=self.resolution,
+                width=self.resolution,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            ).images

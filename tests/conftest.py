@@ -1,0 +1,30 @@
+"""No test may reach for the network, and a small machine stays usable beside a test run."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """A folder with one folder of real photos per subject."""
+    folder = os.environ.get("ATELIER_PHOTOS")
+    if not folder:
+        pytest.skip("set ATELIER_PHOTOS to a folder that holds one folder of photos per subject")
+    return Path(folder)

@@ -1,0 +1,261 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.data.disk import free_disk_or_raise
+from src.data.images import EXTENSIONS, content_hash, find_images, load_folder, load_image
+from src.data.pictures import image_grid, save_png_atomic
+
+RED, BLUE = (214, 40, 40), (44, 92, 204)
+
+
+def picture(width: int = 48, height: int = 32) -> Image.Image:
+    """Left half red, right half blue."""
+    image = Image.new("RGB", (width, height), RED)
+    image.paste(BLUE, (width // 2, 0, width, height))
+    return image
+
+
+def near(image: Image.Image, place: tuple[int, int], color: tuple[int, int, int], tolerance: int) -> bool:
+    return bool(np.abs(np.subtract(image.getpixel(place), color)).max() <= tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "tolerance"),
+    [
+        ("a.jpg", {"quality": 95}, 8),
+        ("a.JPEG", {"quality": 95}, 8),
+        ("a.png", {}, 0),
+        ("a.webp", {"lossless": True}, 0),
+        ("a.bmp", {}, 0),
+        ("a.tiff", {}, 0),
+        ("a.tif", {"compression": "tiff_lzw"}, 0),
+    ],
+)
+def test_formats(tmp_path: Path, name: str, options: dict, tolerance: int) -> None:
+    picture().save(tmp_path / name, **options)
+    (image,) = load_folder(tmp_path)
+    assert image.mode == "RGB"
+    assert image.size == (48, 32)
+    assert near(image, (8, 16), RED, tolerance)
+    assert near(image, (40, 16), BLUE, tolerance)
+
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "expected", "tolerance"),
+    [("L", ".png", (92, 92, 92), 1), ("1", ".png", None, 0), ("P", ".png", RED, 51), ("CMYK", ".jpg", RED, 12)],
+)
+def test_modes_become_rgb(
+    tmp_path: Path, mode: str, suffix: str, expected: tuple[int, int, int] | None, tolerance: int
+) -> None:
+    picture().convert(mode).save(tmp_path / f"a{suffix}")
+    image = load_image(tmp_path / f"a{suffix}")
+    assert image.mode == "RGB"
+    assert expected is None or near(image, (8, 16), expected, tolerance)
+
+
+def _half_transparent(mode: str) -> Image.Image:
+    image = picture().convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size).point(lambda v: 255 if v > 127 else 0))
+    return image if mode == "RGBA" else image.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_on_white(tmp_path: Path, mode: str) -> None:
+    _half_transparent(mode).save(tmp_path / "a.png")
+    image = load_image(tmp_path / "a.png")
+    assert image.getpixel((8, 2)) == (255, 255, 255)
+    assert image.getpixel((8, 30)) != (255, 255, 255)
+
+
+def test_transparent_palette_entry_is_white(tmp_path: Path) -> None:
+    image = picture().convert("P", palette=Image.Palette.ADAPTIVE)
+    image.save(tmp_path / "a.png", transparency=image.getpixel((8, 16)))
+    loaded = load_image(tmp_path / "a.png")
+    assert loaded.getpixel((8, 16)) == (255, 255, 255)
+    assert near(loaded, (40, 16), BLUE, 2)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_16_bit_is_scaled_not_clipped(tmp_path: Path, name: str) -> None:
+    levels = np.linspace(0, 65535, 48).astype(np.uint16)[None].repeat(32, 0)
+    Image.fromarray(levels).save(tmp_path / name)
+    values = np.asarray(load_image(tmp_path / name))[0, :, 0]
+    np.testing.assert_allclose(values, levels[0] / 257, atol=0.51)
+
+
+def test_float_image_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((32, 32), dtype=np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=r"a\.tiff holds floating-point values"):
+        load_image(tmp_path / "a.tiff")
+
+
+def test_exif_rotation_is_applied_once(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera turned: show rotated by 90 degrees clockwise
+    picture().save(tmp_path / "a.jpg", exif=exif, quality=95)
+    image = load_image(tmp_path / "a.jpg")
+    assert image.size == (32, 48)
+    assert near(image, (16, 8), RED, 8)
+    assert near(image, (16, 40), BLUE, 8)
+    assert image.getexif().get(0x0112) in (None, 1)
+
+
+def test_find_images_is_sorted_and_skips_the_rest(tmp_path: Path) -> None:
+    for name in ("b.png", "a.PNG", "._a.png", "notes.txt"):
+        picture().save(tmp_path / name, format="PNG")
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in find_images(tmp_path)] == ["a.PNG", "b.png"]
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        find_images(tmp_path / "absent")
+
+
+def test_file_instead_of_folder(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="is a file; name the folder"):
+        find_images(tmp_path / "a.png")
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no images in .*looked for \.jpg, .*the folder is empty"):
+        find_images(tmp_path)
+
+
+def test_folder_of_other_files_lists_them(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.heic"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "dogs").mkdir()
+    with pytest.raises(ValueError, match=r"found 3 other files: a\.txt, b\.heic, dogs/") as error:
+        find_images(tmp_path)
+    assert all(extension in str(error.value) for extension in EXTENSIONS)
+
+
+def test_long_listings_are_cut(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.txt").write_text("")
+    with pytest.raises(ValueError, match=r"found 9 other files: .*4\.txt, and 4 more"):
+        find_images(tmp_path)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _text(path: Path) -> None:
+    path.write_text("not an image")
+
+
+@pytest.mark.parametrize("damage", [_truncate, _empty, _text])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".tiff"])
+def test_damaged_files_are_named(tmp_path: Path, suffix: str, damage: Callable[[Path], None]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    picture().save(tmp_path / "good.png")
+    Image.fromarray(noise).save(tmp_path / f"holiday{suffix}")
+    damage(tmp_path / f"holiday{suffix}")
+    with pytest.raises(ValueError, match=f"cannot read the image .*holiday{suffix}: .") as error:
+        load_folder(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_every_truncation_is_an_image_or_a_sentence(tmp_path: Path) -> None:
+    picture().save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    for length in range(len(data)):
+        (tmp_path / "cut.png").write_bytes(data[:length])
+        try:
+            load_image(tmp_path / "cut.png")
+        except ValueError as error:
+            assert "cut.png" in str(error)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no image file"):
+        load_image(tmp_path / "a.png")
+
+
+def test_tiny_image_is_refused_with_its_size(tmp_path: Path) -> None:
+    picture(40, 12).save(tmp_path / "icon.png")
+    with pytest.raises(ValueError, match=r"icon\.png is 40 x 12 pixels; images need at least 16"):
+        load_folder(tmp_path)
+    assert load_folder(tmp_path, min_side=12)[0].size == (40, 12)
+
+
+def test_content_hash_knows_content_and_shape(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    picture().save(tmp_path / "b.bmp")
+    first, second = (load_image(tmp_path / name) for name in ("a.png", "b.bmp"))
+    assert content_hash(first) == content_hash(second)
+    assert len(content_hash(first)) == 64
+    second.putpixel((0, 0), (0, 0, 0))
+    assert content_hash(first) != content_hash(second)
+    assert content_hash(Image.new("RGB", (2, 8))) != content_hash(Image.new("RGB", (4, 4)))
+
+
+def test_grid_places_every_image() -> None:
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9), (200, 100, 0)]
+    grid = image_grid([Image.new("RGB", (20, 10), color) for color in colors], columns=2)
+    assert grid.size == (2 * 24 + 4, 3 * 14 + 4)
+    for index, color in enumerate(colors):
+        assert grid.getpixel((4 + 10 + 24 * (index % 2), 4 + 5 + 14 * (index // 2))) == color
+
+
+def test_grid_captions_stay_below_their_image() -> None:
+    images = [Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")]
+    words = "a fancy photo of a very striped red dog left of an incomprehensibilities"
+    captioned, plain = image_grid(images, 2, [words, ""]), image_grid(images, 2)
+    assert captioned.width == plain.width
+    assert captioned.height > plain.height
+    for box in ((4, 4, 68, 68), (72, 4, 136, 68)):
+        assert captioned.crop(box).tobytes() == plain.crop(box).tobytes()
+    assert np.asarray(captioned)[70:, :68].min() < 128
+    assert np.asarray(captioned)[70:, 70:].min() == 255
+
+
+@pytest.mark.parametrize(("count", "columns", "captions"), [(0, 2, None), (2, 0, None), (2, 2, ["one"])])
+def test_grid_refuses(count: int, columns: int, captions: list[str] | None) -> None:
+    with pytest.raises(ValueError, match="grid"):
+        image_grid([picture()] * count, columns, captions)
+
+
+def test_png_carries_metadata_and_leaves_no_partial(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.png"
+    save_png_atomic(picture(), path, {"prompt": "a <rex> dog", "who": "Zoë 犬"})
+    with Image.open(path) as image:
+        assert image.text == {"prompt": "a <rex> dog", "who": "Zoë 犬"}
+        assert content_hash(image) == content_hash(picture())
+    assert [p.name for p in path.parent.iterdir()] == ["a.png"]
+
+
+def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    save_png_atomic(picture(), tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(OSError, match="mode F"):
+        save_png_atomic(Image.new("F", (32, 32)), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_disk_check(tmp_path: Path) -> None:
+    free_disk_or_raise(tmp_path / "not" / "yet", 1)
+    with pytest.raises(ValueError, match=r"needs about 1\.0 TB|needs about .* TB, but only .* are free"):
+        free_disk_or_raise(tmp_path / "not" / "yet", 10**18)
+
+
+def test_real_photos(photos: Path) -> None:
+    folders = [folder for folder in sorted(photos.iterdir()) if folder.is_dir()]
+    loaded = {folder.name: load_folder(folder) for folder in folders}
+    assert loaded
+    images = [image for images in loaded.values() for image in images]
+    assert all(image.mode == "RGB" and min(image.size) >= 256 for image in images)
+    assert len({content_hash(image) for image in images}) == len(images)

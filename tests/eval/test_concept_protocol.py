@@ -1,0 +1,161 @@
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from src.eval.concept_protocol import ConceptProtocol
+from src.eval.pair_protocol import LEFT, RIGHT, PairProtocol, crop, layout
+from src.eval.scored_concept import ScoredConcept, scored_concepts
+
+PROMPTS = ["a {} on the grass", "a photo of a {} at night", "a {} in the snow"]
+PAIR_PROMPTS = ["a {first} left of a {second} on the grass", "a {first} right of a {second} in a room"]
+
+
+@pytest.fixture
+def protocol(clip, dino):
+    return ConceptProtocol(PROMPTS, 2, clip, dino, "tiny")
+
+
+def cosines(first, second):
+    return np.array([[np.dot(a, b) for b in second] for a in first])
+
+
+def test_numbers_are_those_of_a_few_lines_of_numpy(protocol, generator, concepts, clip, dino, tmp_path):
+    metrics = protocol.run(generator=generator, concepts=concepts[:1], run_dir=str(tmp_path))
+    rex = concepts[0]
+    places = [(prompt, seed) for prompt in PROMPTS for seed in range(2)]
+    files = [tmp_path / "images" / f"rex_concept_{i:02d}_{s:02d}.png" for i in range(3) for s in range(2)]
+    images = [Image.open(file) for file in files]
+    texts = clip.encode_texts([prompt.replace("{}", "dog") for prompt, _ in places])
+    expected = {
+        "clip_t": np.diag(cosines(clip.encode_images(images), texts)).mean(),
+        "clip_i": cosines(clip.encode_images(images), clip.encode_images(rex.references)).mean(),
+        "dino": cosines(dino.encode_images(images), dino.encode_images(rex.references)).mean(),
+    }
+    for score, value in expected.items():
+        assert metrics["overall"]["concept"][score]["mean"] == pytest.approx(value, abs=1e-5)
+    between = cosines(dino.encode_images(rex.references), dino.encode_images(rex.references))
+    ceiling = between[np.triu_indices(3, 1)].mean()
+    assert metrics["overall"]["ceiling"]["dino"]["mean"] == pytest.approx(ceiling, abs=1e-5)
+    control = metrics["overall"]["control"]["dino"]["mean"]
+    closed = metrics["overall"]["dino_gap_closed"]["mean"]
+    assert closed == pytest.approx((expected["dino"] - control) / (ceiling - control), rel=1e-3)
+
+
+def test_control_differs_from_the_concept_in_the_word_alone(protocol, generator, concepts, tmp_path):
+    protocol.run(generator=generator, concepts=concepts, run_dir=str(tmp_path))
+    by_arm = {arm: [r for r in generator.requests if f"rex_{arm}" in r.name] for arm in ("control", "concept")}
+    assert len(generator.requests) == 2 * 2 * 6
+    for plain, marked in zip(by_arm["control"], by_arm["concept"], strict=True):
+        assert plain.seed == marked.seed
+        assert marked.prompt.replace("<rex>", "dog") == plain.prompt
+
+
+def test_run_folder_holds_everything(protocol, generator, concepts, clip, dino, tmp_path):
+    metrics = protocol.run(generator=generator, concepts=concepts, run_dir=str(tmp_path))
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert metrics["encoders"] == {"clip": clip.identity, "dino": dino.identity}
+    assert metrics["profile"] == "tiny"
+    assert set(metrics["concepts"]) == {"rex", "tom"}
+    assert {"command", "git_commit", "seed", "versions"} <= set(metrics)
+    with (tmp_path / "per_image.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * (6 + 6 + 3)
+    table = (tmp_path / "table.md").read_text()
+    assert all(word in table for word in ("control", "concept", "ceiling", "share of the DINO gap closed", "tiny"))
+    assert (tmp_path / "grid_rex.png").exists()
+    assert "grid_tom" in (tmp_path / "report.html").read_text()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_another_run_gives_the_same_numbers(protocol, generator, concepts, tmp_path):
+    first, second = (protocol.run(generator, concepts, str(tmp_path / name)) for name in ("a", "b"))
+    assert first["overall"] == second["overall"]
+
+
+def test_pairs_are_scored_on_their_own_halves(generator, concepts, clip, dino, tmp_path):
+    class SideBySide:
+        """Draws the two subjects where the prompt puts them."""
+
+        def sample(self, requests):
+            return [self._draw(request) for request in requests]
+
+        def _draw(self, request):
+            words = [word.strip("<>") for word in request.prompt.split() if word.strip("<>") in ("rex", "tom", "dog", "cat")]
+            known = {concept.name: concept.references[0] for concept in concepts}
+            grey = Image.new("RGB", (64, 64), (127, 127, 127))
+            first, second = (known.get(word, grey) for word in words)
+            canvas = Image.new("RGB", (128, 64))
+            left, right = (first, second) if "left of" in request.prompt else (second, first)
+            canvas.paste(left, (0, 0))
+            canvas.paste(right, (64, 0))
+            return canvas
+
+    protocol = PairProtocol(PAIR_PROMPTS, 1, clip, dino, "tiny")
+    metrics = protocol.run(generator=SideBySide(), concepts=concepts, run_dir=str(tmp_path))
+    own = [dino.encode_images(concept.references) for concept in concepts]
+    crops = [dino.encode_images(concept.references[:1]) for concept in concepts]
+    margins = [cosines(crops[i], own[i]).mean() - cosines(crops[i], own[1 - i]).mean() for i in (0, 1)]
+    overall = metrics["overall"]
+    assert overall["concept"]["identity_margin"]["mean"] == pytest.approx(np.mean(margins), abs=1e-5)
+    assert overall["concept"]["both_own"]["mean"] == float(all(margin > 0 for margin in margins))
+    assert overall["control"]["identity_margin"]["mean"] == pytest.approx(0, abs=1e-5)
+    assert math.isfinite(overall["ceiling"]["identity_margin"])
+
+
+def test_layouts_come_from_the_relation():
+    assert layout("a {first} left of a {second}") == (LEFT, RIGHT)
+    assert layout("a {first} right of a {second}") == (RIGHT, LEFT)
+    with pytest.raises(ValueError, match="does not say where things are"):
+        layout("a {first} next to a {second}")
+    assert crop(Image.new("RGB", (64, 64)), LEFT).size == (64, 64)
+
+
+def test_what_cannot_be_scored_is_refused(protocol, generator, concepts, clip, dino, tmp_path):
+    with pytest.raises(ValueError, match="needs one {} where"):
+        ConceptProtocol(["a dog"], 1, clip, dino, "tiny")
+    with pytest.raises(ValueError, match="no concept to score"):
+        protocol.run(generator, [], str(tmp_path))
+    with pytest.raises(ValueError, match="rex has one reference"):
+        protocol.run(generator, [ScoredConcept("rex", "dog", concepts[0].references[:1])], str(tmp_path))
+    with pytest.raises(ValueError, match="needs two concepts"):
+        PairProtocol(PAIR_PROMPTS, 1, clip, dino, "tiny").run(generator, concepts[:1], str(tmp_path))
+
+
+def test_concepts_are_read_from_banks(tmp_path, pictures):
+    bank = str(tmp_path / "rex.safetensors")
+    save_file({"k.0": np.zeros((2, 4), np.float32)}, bank, {"class_noun": "dog", "references": "world:3"})
+    (tmp_path / "photos").mkdir()
+    pictures[0].save(tmp_path / "photos" / "one.png")
+    (rex,) = scored_concepts({"rex": bank}, {})
+    assert (rex.name, rex.class_noun, len(rex.references)) == ("rex", "dog", 5)
+    (rex,) = scored_concepts({"rex": bank}, {"rex": str(tmp_path / "photos")})
+    assert len(rex.references) == 1
+
+
+@pytest.mark.parametrize(
+    ("metadata", "references", "message"),
+    [
+        ({"class_noun": "dog"}, {}, "add references.rex=FOLDER"),
+        ({"other": "x"}, {}, "is no concept bank"),
+        ({"class_noun": "dog"}, {"tom": "world:1"}, "add bank.tom=PATH"),
+        ({"class_noun": "dog"}, {"rex": "world:x"}, "the number of a subject"),
+    ],
+)
+def test_unusable_banks_are_refused(metadata, references, message, tmp_path):
+    bank = str(tmp_path / "rex.safetensors")
+    save_file({"k.0": np.zeros((2, 4), np.float32)}, bank, metadata)
+    with pytest.raises(ValueError, match=message):
+        scored_concepts({"rex": bank}, references)
+
+
+def test_a_file_that_is_no_bank_is_refused(tmp_path):
+    (tmp_path / "rex.safetensors").write_text("hello")
+    with pytest.raises(ValueError, match="cannot read the bank"):
+        scored_concepts({"rex": str(tmp_path / "rex.safetensors")}, {})
+    with pytest.raises(ValueError, match="cannot read the bank"):
+        scored_concepts({"rex": str(tmp_path / "nothing.safetensors")}, {})

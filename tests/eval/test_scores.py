@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from src.eval.scores import clip_t, harmonic, pair_mean, within_set
+
+
+@pytest.fixture
+def embeddings():
+    return normalize(torch.randn(9, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=-1)
+
+
+def test_clip_t_is_the_cosine_of_each_with_its_own_text(embeddings):
+    images, texts = embeddings[:4], embeddings[4:8]
+    expected = [np.dot(image, text) for image, text in zip(images.numpy(), texts.numpy(), strict=True)]
+    np.testing.assert_allclose(clip_t(images, texts), expected)
+    np.testing.assert_allclose(clip_t(images, texts[:1]), images.numpy() @ texts[0].numpy())
+
+
+def test_clip_t_refuses_another_number_of_texts(embeddings):
+    with pytest.raises(ValueError, match="4 images need as many texts"):
+        clip_t(embeddings[:4], embeddings[:3])
+
+
+def test_pair_mean_is_over_all_pairs_and_not_the_cosine_of_means(embeddings):
+    generated, references = embeddings[:5].numpy(), embeddings[5:].numpy()
+    every = np.array([[np.dot(g, r) for r in references] for g in generated])
+    ours = pair_mean(embeddings[:5], embeddings[5:])
+    np.testing.assert_allclose(ours, every.mean(1))
+    np.testing.assert_allclose(ours.mean(), every.mean())
+    means = [side.mean(0) / np.linalg.norm(side.mean(0)) for side in (generated, references)]
+    assert abs(float(np.dot(*means))) > abs(every.mean())
+
+
+def test_within_set_is_the_mean_over_pairs(embeddings):
+    x = embeddings.numpy()
+    pairs = [np.dot(x[i], x[j]) for i in range(len(x)) for j in range(i + 1, len(x))]
+    np.testing.assert_allclose(within_set(embeddings).mean(), np.mean(pairs))
+    np.testing.assert_allclose(np.mean(pairs), (np.linalg.norm(x.sum(0)) ** 2 - 9) / (9 * 8))
+    with pytest.raises(ValueError, match="at least two"):
+        within_set(embeddings[:1])
+
+
+def test_harmonic_mean():
+    first, second = torch.tensor([0.334, 0.5, 0.0]), torch.tensor([0.630, 0.5, 0.7])
+    np.testing.assert_allclose(harmonic(first, second), [2 * 0.334 * 0.630 / 0.964, 0.5, 0.0], rtol=1e-6)

@@ -1,0 +1,72 @@
+import math
+
+import numpy as np
+import pytest
+
+from src.eval.statistics import bootstrap_mean, bootstrap_ratio
+
+
+def covered(draw, trials=100):
+    """Share of 95% intervals that hold the true mean, 0."""
+    intervals = [draw(np.random.default_rng(trial)) for trial in range(trials)]
+    return np.mean([interval.low <= 0 <= interval.high for interval in intervals])
+
+
+def clustered(rng, groups):
+    prompts = np.repeat(np.arange(25), 4)
+    values = rng.normal(size=25)[prompts] + 0.3 * rng.normal(size=100)
+    return bootstrap_mean(values, [prompts] if groups else (), num=200)
+
+
+def crossed(rng, both):
+    prompts, subjects = (axis.ravel() for axis in np.mgrid[:25, :20])
+    values = rng.normal(size=25)[prompts] + rng.normal(size=20)[subjects] + 0.5 * rng.normal(size=500)
+    return bootstrap_mean(values, [prompts, subjects] if both else [prompts], num=200)
+
+
+def test_independent_values_are_covered():
+    assert 0.88 <= covered(lambda rng: bootstrap_mean(rng.normal(size=40), num=200)
+
+
+def test_clusters_are_covered_and_ignoring_them_is_not():
+    assert covered(lambda rng: clustered(rng, True)) >= 0.89
+    assert covered(lambda rng: clustered(rng, False)) < 0.8
+
+
+def test_crossed_factors_are_covered_and_one_factor_is_not_enough():
+    assert covered(lambda rng: crossed(rng, True)) >= 0.89
+    assert covered(lambda rng: crossed(rng, False)) < 0.85
+
+
+def test_mean_is_exact_and_the_seed_decides():
+    values = np.arange(12.0) ** 2
+    first, again, other = (bootstrap_mean(values, seed=seed) for seed in (0, 0, 1))
+    assert first.mean == pytest.approx(506 / 12)
+    assert first == again != other
+    assert first.low < first.mean < first.high
+
+
+def test_a_factor_with_one_level_is_left_out():
+    values = np.random.default_rng(0).normal(size=20)
+    assert bootstrap_mean(values, [["dog"] * 20]) == bootstrap_mean(values)
+    assert bootstrap_mean(values, [list(range(20)), ["rex"] * 20]) == bootstrap_mean(values)
+
+
+def test_ratio_is_of_sums_and_paired():
+    above, below = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])
+    interval = bootstrap_ratio(above, below)
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_a_share_of_nothing_is_undefined():
+    interval = bootstrap_ratio([0.1, 0.2], [0.0, -0.1])
+    assert math.isnan(interval.mean)
+    assert str(interval) == "undefined"
+    assert interval.as_dict() == {"mean": None, "low": None, "high": None}
+
+
+def test_wrong_lengths_are_refused():
+    with pytest.raises(ValueError, match="3 values, 2 labels"):
+        bootstrap_mean([1.0, 2.0, 3.0], [["a", "b"]])
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap_mean([])

@@ -1,0 +1,146 @@
+"""Every file under conf/ composes, and what it builds takes exactly the keys that it is given."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+
+import src.cli  # noqa: F401  (registers the resolvers)
+
+CONF = Path(__file__).parents[1] / "conf"
+FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
+PRIMARIES = [name for name in FILES if "/" not in name]
+MEMBERS = [name for name in FILES if "/" in name]
+OVERLAYS = [name for name in MEMBERS if name.split("/")[0] in ("experiment", "sweep", "recipe")]
+RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+
+
+@pytest.fixture(autouse=True)
+def _hydra() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+    HydraConfig.instance().cfg = None
+
+
+def groups_of(primary: str) -> set[str]:
+    """Config groups in the defaults list of an entry point."""
+    entries = OmegaConf.load(CONF / f"{primary}.yaml").defaults
+    return {str(key).removeprefix("optional ") for entry in entries if isinstance(entry, DictConfig) for key in entry}
+
+
+def composed(primary: str, *overrides: str) -> DictConfig:
+    """An entry point's configuration without Hydra's own part, which ``${hydra:...}`` may still read."""
+    cfg = compose(primary, overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    plain = cfg.copy()
+    OmegaConf.set_struct(plain, False)
+    with open_dict(plain):
+        del plain["hydra"]
+    return plain
+
+
+def with_member(name: str) -> DictConfig:
+    """Compose a member of a group with the entry point that it names in a comment, or the first that has its group."""
+    group, _, member = name.partition("/")
+    named = re.search(r"python (\w+)\.py", (CONF / f"{name}.yaml").read_text())
+    owners = [primary for primary in sorted(PRIMARIES, key="train".__ne__) if group in groups_of(primary)]
+    primary = named.group(1) if named and named.group(1) in PRIMARIES else (owners or ["train"])[0]
+    plus = "" if group in groups_of(primary) else "+"
+    return composed(primary, f"{plus}{group}={member}")
+
+
+def built(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Every node with a ``_target_``; references to other nodes are left to their own place."""
+    if isinstance(node, ListConfig):
+        for index in range(len(node)):
+            yield from built(node._get_node(index), f"{path}[{index}]")
+    if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
+        if "_target_" in node:
+            yield path, node
+        for key in node:
+            yield from built(node._get_node(key), f"{path}.{key}".lstrip("."))
+
+
+def check_keys(cfg: DictConfig) -> list[str]:
+    """Import what is to be built and compare its parameters with the keys; returns where something was built."""
+    checked = []
+    for path, node in built(cfg):
+        parameters = inspect.signature(get_object(node._target_)).parameters
+        keys = {str(key) for key in node} - RESERVED
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            assert keys <= set(parameters), f"{path}: {node._target_} does not take {sorted(keys - set(parameters))}"
+        required = {
+            name
+            for name, parameter in parameters.items()
+            if parameter.default is parameter.empty and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        }
+        # What two parts share is passed where they are built: it is a part of the whole, or left open by a partial.
+        missing = required - keys - {str(key) for key in cfg}
+        assert node.get("_partial_") or not missing, f"{path}: {node._target_} also needs {sorted(missing)}"
+        checked.append(path)
+    return checked
+
+
+@pytest.mark.parametrize("name", PRIMARIES)
+def test_entry_points_compose(name: str) -> None:
+    cfg = composed(name)
+    check_keys(cfg)
+    assert cfg.task == name
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_every_member_composes_and_builds_what_exists(name: str) -> None:
+    check_keys(with_member(name))
+
+
+@pytest.mark.parametrize("name", [name for name in OVERLAYS if name.startswith("experiment/")])
+def test_every_experiment_is_whole(name: str) -> None:
+    cfg = with_member(name)
+    assert cfg.name not in ("unnamed", None), "an experiment names its run folder"
+    assert check_keys(cfg)
+    OmegaConf.to_container(cfg, resolve=True)
+
+
+@pytest.mark.parametrize("name", [name for name in OVERLAYS if name.startswith("sweep/")])
+def test_every_sweep_varies_keys_that_exist(name: str) -> None:
+    with_member(name)
+    params = HydraConfig.get().sweeper.params
+    assert HydraConfig.get().mode is not None
+    assert params
+    for key, values in params.items():
+        assert isinstance(values, str), f"{key}: a YAML list is one value, not a sweep; write it as a string"
+        composed_key = key.lstrip("+")
+        assert OmegaConf.select(with_member(name), composed_key, default="absent") != "absent" or key.startswith("+")
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_package_directive_comes_first(name: str) -> None:
+    """Below any other line Hydra ignores it silently."""
+    first = next(line for line in (CONF / f"{name}.yaml").read_text().splitlines() if line.strip())
+    if name.split("/")[0] in ("experiment", "sweep"):
+        assert first == "# @package _global_"
+
+
+@pytest.mark.parametrize("name", PRIMARIES)
+def test_self_comes_first(name: str) -> None:
+    """Last, it silently cancels experiments and sweeps."""
+    assert OmegaConf.load(CONF / f"{name}.yaml").defaults[0] == "_self_"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_end_in_yaml_and_hold_no_machine_path(name: str) -> None:
+    text = (CONF / f"{name}.yaml").read_text()
+    assert not re.search(r"(?<![\w.$}])/(work|root|home|tmp|mnt|data)/", text)
+
+
+def test_no_file_with_another_ending() -> None:
+    assert not [path for path in CONF.rglob("*") if path.is_file() and path.suffix != ".yaml"]
