@@ -23,7 +23,8 @@ def main(cfg: DictConfig) -> None:
     protocol = instantiate(cfg.protocol, _convert_="all")
     generator = instantiate(cfg.generator, _convert_="all")
     protocol.run(generator=generator, concepts=concepts, run_dir=str(run_dir))
-    console.print(Markdown((run_dir / "table.md").read_text()))
+    table = Markdown((run_dir / "table.md").read_text())
+    console.print(table, width=None if console.is_terminal else 110)
     for path in sorted(path for path in run_dir.iterdir() if path.is_file()):
         console.print(path, highlight=False)
 

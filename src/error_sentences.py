@@ -47,7 +47,8 @@ def _failed_part(error: InstantiationException) -> str | None:
 
 def _missing_file(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").partition("/")
-    choices = sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml"))
+    folder = CONF / group
+    choices = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
     if not name or not choices:
         return str(error).splitlines()[0]
     close = get_close_matches(name, choices, n=1)
@@ -62,8 +63,8 @@ def _refused_override(error: ConfigCompositionException) -> str:
         return " ".join(str(error).split())
     override, key = typed.groups()
     known = [path for path in _paths(cause.parent_node._get_root()) if not path.startswith("hydra.")]
-    leaf = key.rpartition(".")[2]
-    close = [path for path in known if path.rpartition(".")[2] == leaf] or get_close_matches(key, known, n=1, cutoff=0.7)
+    same_leaf = [path for path in known if path.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = same_leaf or get_close_matches(key, known, n=1, cutoff=0.7)
     advice = f"did you mean {close[0]}{override.removeprefix(key)}? A" if close else "a"
     return f"there is no key {key}; {advice} new key is written +{override}"
 

@@ -81,7 +81,8 @@ def check_keys(cfg: DictConfig) -> list[str]:
         required = {
             name
             for name, parameter in parameters.items()
-            if parameter.default is parameter.empty and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         }
         # What two parts share is passed where they are built: it is a part of the whole, or left open by a partial.
         missing = required - keys - {str(key) for key in cfg}

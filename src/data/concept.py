@@ -134,7 +134,13 @@ class ConceptData(L.LightningDataModule):
         """Draws only: the module holds the latents of all views."""
         trainer = self.trainer
         sampler = StepBatchSampler(
-            2**20, self.batch_size, trainer.max_steps, self.seed, trainer.global_step, trainer.global_rank, trainer.world_size
+            2**20,
+            self.batch_size,
+            trainer.max_steps,
+            self.seed,
+            trainer.global_step,
+            trainer.global_rank,
+            trainer.world_size,
         )
         return DataLoader(_Draws(), batch_sampler=sampler, collate_fn=_stack)
 

@@ -87,7 +87,9 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode.startswith("I"):
         image = _from_16_bit(image, path)
     if image.mode == "F":
-        raise _RefusedError(f"{path} holds floating-point values of unknown range; save it with 8 or 16 bits per channel")
+        raise _RefusedError(
+            f"{path} holds floating-point values of unknown range; save it with 8 or 16 bits per channel"
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -1,6 +1,7 @@
 """Pictures that we write: grids of samples, and PNG files that are either whole or not there."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -11,7 +12,7 @@ FONT_SIZE = 10
 MAX_LINES = 3
 
 
-def image_grid(images: list[Image.Image], columns: int, captions: list[str] | None = None) -> Image.Image:
+def image_grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
     """Lay images out in rows on white, each centred in a cell of the largest size, with its caption below.
 
     Args:

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 class Draw(NamedTuple):
     """One element of one training batch: which item, and the coordinates that seed its augmentation."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # instead of tuple.index, which a draw has no use for
     step: int
     position: int
 
@@ -60,8 +60,8 @@ class StepBatchSampler(Sampler[list[Draw]]):
             ]
 
     def __len__(self) -> int:
-        """Steps that are left."""
-        return max(0, self.num_steps - self.first_step)
+        """Steps in all: a resumed Lightning loop goes on counting from the first."""
+        return self.num_steps
 
     def _item(self, at: int) -> int:
         epoch, offset = divmod(at, self.num_items)

@@ -2,28 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from src.data.pictures import image_grid, save_png_atomic
+from src.data.pictures import image_grid
 from src.data.request import Request
 from src.eval.concept_summary import SCORES, Row, as_json, concept_table, overall_table, summarise
 from src.eval.encoders import ImageEncoder, TextImageEncoder
+from src.eval.manifest import IdentifiedGenerator, drawn
 from src.eval.results import provenance, write_results
 from src.eval.scored_concept import ScoredConcept
 from src.eval.scores import clip_t, pair_mean, within_set
 
 CELL = 160
 SHOWN_SEEDS = 2
-
-
-class Generator(Protocol):
-    """Whatever turns requests into images, each image depending on its request alone."""
-
-    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """One image per request."""
 
 
 class ConceptProtocol:
@@ -55,13 +49,13 @@ class ConceptProtocol:
     ) -> None:
         for prompt in prompts:
             if prompt.count("{}") != 1:
-                raise ValueError(f"the prompt {prompt!r} needs one {{}} where the concept stands: 'a {{}} on the grass'")
+                raise ValueError(f"the prompt {prompt!r} needs one {{}}, where the concept stands: 'a {{}} at night'")
         if not prompts or num_seeds < 1:
             raise ValueError(f"need at least one prompt and one seed, got {len(prompts)} and {num_seeds}")
         self.prompts, self.num_seeds, self.seed = list(prompts), num_seeds, seed
         self.clip, self.dino, self.profile = clip, dino, profile
 
-    def run(self, generator: Generator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
+    def run(self, generator: IdentifiedGenerator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
         """Generate, score, write ``metrics.json``, ``per_image.csv``, ``table.md``, ``report.html`` and grids.
 
         Raises:
@@ -71,7 +65,7 @@ class ConceptProtocol:
         rows: list[Row] = []
         grids = {}
         for concept in concepts:
-            images = self._generate(generator, concept, Path(run_dir))
+            images = self._generate(generator, concept, Path(run_dir) / "images")
             scored = [row for arm, made in images.items() for row in self._score(concept, arm, made)]
             rows += [*scored, *self._ceiling(concept)]
             grids[f"grid_{concept.name}"] = self._grid(concept, images)
@@ -81,6 +75,7 @@ class ConceptProtocol:
             "protocol": "concept",
             "profile": self.profile,
             "encoders": {"clip": self.clip.identity, "dino": self.dino.identity},
+            "generator": generator.identity(),
             "prompts": self.prompts,
             "num_seeds": self.num_seeds,
             "seed": self.seed,
@@ -95,26 +90,25 @@ class ConceptProtocol:
         write_results(run_dir, "Concepts on a prompt list", metrics, tables, rows, grids)
         return metrics
 
-    def _generate(self, generator: Generator, concept: ScoredConcept, folder: Path) -> dict[str, list[Image.Image]]:
+    def _generate(
+        self, generator: IdentifiedGenerator, concept: ScoredConcept, folder: Path
+    ) -> dict[str, list[Image.Image]]:
         """Both arms, prompt by prompt, seed by seed."""
         images = {}
-        for arm, word in {"control": concept.class_noun, "concept": f"<{concept.name}>"}.items():
-            requests = [
-                Request(prompt.replace("{}", word), self.seed + seed, f"{concept.name}_{arm}_{index:02d}_{seed:02d}")
-                for index, prompt in enumerate(self.prompts)
-                for seed in range(self.num_seeds)
-            ]
-            images[arm] = generator.sample(requests)
-            for request, image in zip(requests, images[arm], strict=True):
-                metadata = {"prompt": request.prompt, "seed": str(request.seed)}
-                save_png_atomic(image, folder / "images" / f"{request.name}.png", metadata)
+        for arm, word in _words(concept).items():
+            requests = [Request(prompt.replace("{}", word), seed) for prompt, seed in self._places()]
+            images[arm] = drawn(generator, requests, folder)
         return images
 
+    def _places(self) -> list[tuple[str, int]]:
+        return [(prompt, self.seed + seed) for prompt in self.prompts for seed in range(self.num_seeds)]
+
     def _score(self, concept: ScoredConcept, arm: str, images: list[Image.Image]) -> list[Row]:
-        places = [(prompt, self.seed + seed) for prompt in self.prompts for seed in range(self.num_seeds)]
+        places = self._places()
         embedded = self.clip.encode_images(images)
+        plain = [prompt.replace("{}", concept.class_noun) for prompt, _ in places]
         scores = {
-            "clip_t": clip_t(embedded, self.clip.encode_texts([p.replace("{}", concept.class_noun) for p, _ in places])),
+            "clip_t": clip_t(embedded, self.clip.encode_texts(plain)),
             "clip_i": pair_mean(embedded, self.clip.encode_images(concept.references)),
             "dino": pair_mean(self.dino.encode_images(images), self.dino.encode_images(concept.references)),
         }
@@ -135,10 +129,15 @@ class ConceptProtocol:
             first = index * self.num_seeds
             cells.append(concept.references[index % len(concept.references)])
             captions.append(f"reference of {concept.name}")
-            for arm, word in {"control": concept.class_noun, "concept": f"<{concept.name}>"}.items():
+            for arm, word in _words(concept).items():
                 cells += images[arm][first : first + shown]
                 captions += [prompt.replace("{}", word)] * shown
         return image_grid([ImageOps.contain(cell, (CELL, CELL)) for cell in cells], 1 + 2 * shown, captions)
+
+
+def _words(concept: ScoredConcept) -> dict[str, str]:
+    """What stands in the slot of a prompt, by arm."""
+    return {"control": concept.class_noun, "concept": f"<{concept.name}>"}
 
 
 def _rows(name: str, arm: str, places: list[tuple[str, int]], scores: dict[str, Tensor]) -> list[Row]:

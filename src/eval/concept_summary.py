@@ -45,8 +45,8 @@ def as_json(summary: dict[str, Any]) -> dict[str, Any]:
 def overall_table(summary: dict[str, Any], profile: str, number: int) -> Table:
     """Control, concept and ceiling over all concepts."""
     rows = [[arm, *(str(summary[arm].get(score, "")) for score in SCORES)] for arm in ARMS]
-    rows.append(["share of the DINO gap closed", "", "", str(summary["dino_gap_closed"])])
-    rows.append(["relative change of CLIP-T", str(summary["clip_t_change"]), "", ""])
+    rows.append(["DINO gap closed", "", "", str(summary["dino_gap_closed"])])
+    rows.append(["CLIP-T change", str(summary["clip_t_change"]), "", ""])
     title = f"{number} concept{'s' if number > 1 else ''}, mean [95% interval], profile {profile}"
     return Table(title, ["", *SCORES], rows)
 

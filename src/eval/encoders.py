@@ -178,7 +178,7 @@ def _check_weights(model: str, pretrained: str | None) -> None:
         raise ValueError(f"open_clip's {model} needs weights: set pretrained, e.g. pretrained=openai")
     trained = (open_clip.get_pretrained_cfg(model, pretrained) or {}).get("quick_gelu", False)
     if trained and not (open_clip.get_model_config(model) or {}).get("quick_gelu", False):
-        raise ValueError(f"the weights {pretrained} of {model} were trained with QuickGELU; use model={model}-quickgelu")
+        raise ValueError(f"the weights {pretrained} of {model} need QuickGELU; use model={model}-quickgelu")
 
 
 @contextmanager

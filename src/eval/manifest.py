@@ -10,6 +10,7 @@ from typing import Protocol
 from PIL import Image
 from rich.progress import track
 
+from src.data.images import load_image
 from src.data.pictures import image_grid, save_png_atomic
 from src.data.request import Request
 
@@ -49,6 +50,11 @@ def draw_missing(generator: IdentifiedGenerator, requests: Sequence[Request], fo
         for (request, path), image in zip(batch, images, strict=True):
             save_png_atomic(image, path, {"prompt": request.prompt, "seed": str(request.seed), **identity})
     return paths
+
+
+def drawn(generator: IdentifiedGenerator, requests: Sequence[Request], folder: str | Path) -> list[Image.Image]:
+    """The images of ``draw_missing``, read back."""
+    return [load_image(path) for path in draw_missing(generator, requests, folder)]
 
 
 def write_grid(paths: Sequence[Path], requests: Sequence[Request], columns: int, target: str | Path) -> None:

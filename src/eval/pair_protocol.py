@@ -9,11 +9,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from src.data.pictures import image_grid, save_png_atomic
+from src.data.pictures import image_grid
 from src.data.request import Request
-from src.eval.concept_protocol import CELL, Generator
+from src.eval.concept_protocol import CELL
 from src.eval.concept_summary import Row, as_json
 from src.eval.encoders import ImageEncoder, TextImageEncoder
+from src.eval.manifest import IdentifiedGenerator, drawn
 from src.eval.results import Table, provenance, write_results
 from src.eval.scored_concept import ScoredConcept
 from src.eval.scores import clip_t, pair_mean, within_set
@@ -63,7 +64,7 @@ class PairProtocol:
         self.num_seeds, self.seed = num_seeds, seed
         self.clip, self.dino, self.profile = clip, dino, profile
 
-    def run(self, generator: Generator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
+    def run(self, generator: IdentifiedGenerator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
         """Generate, score, write ``metrics.json``, ``per_image.csv``, ``table.md``, ``report.html`` and grids.
 
         Raises:
@@ -76,7 +77,7 @@ class PairProtocol:
         grids = {}
         for pair in permutations(concepts, 2):
             for arm in ("control", "concept"):
-                images = self._generate(generator, pair, arm, Path(run_dir))
+                images = self._generate(generator, pair, arm, Path(run_dir) / "images")
                 rows += self._score(pair, arm, images, references)
                 cells = [ImageOps.contain(image, (CELL, CELL)) for image in images]
                 grids[f"grid_{_name(pair)}_{arm}"] = image_grid(cells, self.num_seeds)
@@ -86,6 +87,7 @@ class PairProtocol:
             "protocol": "pairs",
             "profile": self.profile,
             "encoders": {"clip": self.clip.identity, "dino": self.dino.identity},
+            "generator": generator.identity(),
             "prompts": list(self.layouts),
             "num_seeds": self.num_seeds,
             "seed": self.seed,
@@ -101,17 +103,10 @@ class PairProtocol:
     def _places(self) -> list[tuple[str, int]]:
         return [(prompt, self.seed + seed) for prompt in self.layouts for seed in range(self.num_seeds)]
 
-    def _generate(self, generator: Generator, pair: Pair, arm: str, folder: Path) -> list[Image.Image]:
-        words = [c.class_noun if arm == "control" else f"<{c.name}>" for c in pair]
-        requests = [
-            Request(prompt.format(first=words[0], second=words[1]), seed, f"{_name(pair)}_{arm}_{index:03d}")
-            for index, (prompt, seed) in enumerate(self._places())
-        ]
-        images = generator.sample(requests)
-        for request, image in zip(requests, images, strict=True):
-            metadata = {"prompt": request.prompt, "seed": str(request.seed)}
-            save_png_atomic(image, folder / "images" / f"{request.name}.png", metadata)
-        return images
+    def _generate(self, generator: IdentifiedGenerator, pair: Pair, arm: str, folder: Path) -> list[Image.Image]:
+        first, second = (c.class_noun if arm == "control" else f"<{c.name}>" for c in pair)
+        requests = [Request(prompt.format(first=first, second=second), seed) for prompt, seed in self._places()]
+        return drawn(generator, requests, folder)
 
     def _score(self, pair: Pair, arm: str, images: list[Image.Image], references: dict[str, Tensor]) -> list[Row]:
         places = self._places()
@@ -148,7 +143,7 @@ def layout(prompt: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     for relation, boxes in LAYOUTS.items():
         if relation in " ".join(between):
             return boxes
-    raise ValueError(f"the prompt {prompt!r} does not say where things are; put one of {', '.join(LAYOUTS)} between them")
+    raise ValueError(f"the prompt {prompt!r} has no layout; put one of {', '.join(LAYOUTS)} between the two")
 
 
 def crop(image: Image.Image, box: tuple[float, ...]) -> Image.Image:

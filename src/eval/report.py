@@ -33,8 +33,8 @@ th:first-child, td:first-child { text-align: left; }
 figure { margin: 1.5rem 0; }
 figure img { max-width: 100%; height: auto; border-radius: 4px; background: #fff; }
 figcaption { color: var(--soft); font-size: .85rem; margin-top: .35rem; }
-pre { background: var(--panel); border: 1px solid var(--line); border-radius: 4px; padding: .8rem 1rem; overflow-x: auto;
-  font: .8rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+pre { background: var(--panel); border: 1px solid var(--line); border-radius: 4px; padding: .8rem 1rem;
+  overflow-x: auto; font: .8rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 details > summary { cursor: pointer; font-weight: 600; margin-top: 1.5rem; }
 """
 

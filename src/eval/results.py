@@ -69,7 +69,9 @@ def write_results(
     for name, grid in grids.items():
         save_png_atomic(grid, folder / f"{name}.png")
         report.add_image(grid, name)
-    report.add_config({key: metrics[key] for key in ("profile", "encoders", "seed") if key in metrics}, "Profile")
+    report.add_config(
+        {key: metrics[key] for key in ("profile", "encoders", "generator", "seed") if key in metrics}, "Profile"
+    )
     report.add_config(provenance(), "Provenance")
     report.write(folder / "report.html")
     write_atomic(folder / "per_image.csv", _csv(rows))
@@ -102,9 +104,8 @@ def _git_commit() -> str:
     """Hash of the checked-out commit, marked when tracked files differ from it."""
     commands = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
     try:
-        commit, changes = (
-            subprocess.run(["git", *rest], capture_output=True, text=True, check=True).stdout.strip() for rest in commands
-        )
+        runs = [subprocess.run(["git", *rest], capture_output=True, text=True, check=True) for rest in commands]
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    commit, changes = (run.stdout.strip() for run in runs)
     return f"{commit}-dirty" if changes else commit

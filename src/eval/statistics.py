@@ -40,8 +40,8 @@ def bootstrap_mean(
     Args:
         values: Shape ``(n,)``.
         groups: Factors whose levels are resampled, each of length ``n``. None: the values are independent. One: whole
-            clusters are drawn. Two: both are drawn and crossed, a value counts as the product of its two draws. A factor
-            with one level is left out, for it says nothing about others.
+            clusters are drawn. Two: both are drawn and crossed, a value counts as the product of its two draws. A
+            factor with one level is left out, for it says nothing about others.
         seed: Of the draws.
         num: Replicates.
 

@@ -75,8 +75,13 @@ def concepts():
 class DrawnSubjects:
     """A perfect generator: <rex> and <tom> are drawn as their references are, any other word as someone else."""
 
+    batch_size = 4
+
     def __init__(self):
         self.requests = []
+
+    def identity(self):
+        return {"draws": "subjects"}
 
     def sample(self, requests):
         self.requests += requests

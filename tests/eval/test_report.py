@@ -67,11 +67,14 @@ def test_small_images_survive_exactly():
     assert decoded.tobytes() == noise(32).tobytes()
 
 
-def test_many_large_images_stay_below_ten_megabytes():
+def test_many_large_images_shrink_until_they_fit(monkeypatch):
+    monkeypatch.setattr("src.eval.report.MAX_BYTES", 150_000)
     report = Report("x")
     for _ in range(3):
-        report.add_image(noise(2000))
-    assert len(report.html()) < 10_000_000
+        report.add_image(noise(300))
+    page = report.html()
+    assert 20_000 < len(page) < 160_000
+    assert page.count("data:image/jpeg") == 3
 
 
 class OneWeight(L.LightningModule):

@@ -19,11 +19,15 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 """What an attribute scene's caption says, and the words it chooses from."""
 
 
-def attribute_labels(scene: Scene) -> list[int]:
-    """Index of the scene's word for each of ``ATTRIBUTES``; only the first object counts."""
+def attribute_words(scene: Scene) -> dict[str, str]:
+    """The scene's word for each of ``ATTRIBUTES``; only the first object counts."""
     look = scene.objects[0].look
-    chosen = (look.noun, look.color, look.pattern, scene.background)
-    return [words.index(word) for words, word in zip(ATTRIBUTES.values(), chosen, strict=True)]
+    return {"object": look.noun, "color": look.color, "pattern": look.pattern, "background": scene.background}
+
+
+def attribute_labels(scene: Scene) -> list[int]:
+    """Index of the scene's word for each of ``ATTRIBUTES``."""
+    return [ATTRIBUTES[name].index(word) for name, word in attribute_words(scene).items()]
 
 
 class AttributeScenes(Scenes):

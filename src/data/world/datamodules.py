@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -38,7 +39,8 @@ class Scenes(Dataset):
         crop: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.images, self.first, self.kind, self.latents, self.crop, self.seed = images, first, kind, latents, crop, seed
+        self.images, self.first, self.kind, self.latents = images, first, kind, latents
+        self.crop, self.seed = crop, seed
         self.captions = [SAMPLERS[kind](first + index).caption for index in range(len(images))]
 
     def __len__(self) -> int:
@@ -142,7 +144,10 @@ class WorldData(L.LightningDataModule):
 
     def _scenes(self, first: int, number: int, crop: int | None) -> Scenes:
         images = self._images(first, number)
-        latents = _encode_all(LinearCode.load(self.code_path).encode, images) if self.latents else None
+        latents = None
+        if self.latents:
+            assert self.code_path is not None
+            latents = _encode_all(LinearCode.load(self.code_path).encode, images)
         return Scenes(images, first, self.kind, latents, crop, self.seed)
 
 
@@ -151,5 +156,5 @@ def _encode_all(encode: Callable[[np.ndarray], np.ndarray], images: np.ndarray) 
     return np.concatenate(chunks)
 
 
-def _same(batch: dict) -> dict:
+def _same(batch: Any) -> Any:
     return batch

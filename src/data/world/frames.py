@@ -1,5 +1,7 @@
 """Short clips of training individuals: one individual, several frames, everything else changed between them."""
 
+from typing import Any
+
 import lightning as L
 import numpy as np
 import torch
@@ -80,7 +82,7 @@ class FramePairsData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """One batch: every view of every subject, ``(subjects, views, 3, H, W)``."""
-        return DataLoader([torch.from_numpy(self.val)], batch_size=None)
+        return DataLoader([torch.from_numpy(self.val)], batch_size=None)  # type: ignore[arg-type]  # a list will do
 
 
 def subject_views(subjects: range, views: int, size: int = 64) -> np.ndarray:
@@ -90,5 +92,5 @@ def subject_views(subjects: range, views: int, size: int = 64) -> np.ndarray:
     return to_pixel_values(images).reshape(len(rows), views, 3, size, size)
 
 
-def _same(batch: dict) -> dict:
+def _same(batch: Any) -> Any:
     return batch

@@ -1,4 +1,4 @@
-"""A linear image code: principal components of 8 x 8 patches, the latent space that the world's autoencoder is trained to."""
+"""A linear image code: principal components of 8 x 8 patches, the latent space that the world's autoencoder learns."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -83,7 +83,9 @@ def check_manifest(folder: str | Path) -> None:
         if present[name].stat().st_size != entry["bytes"] or describe(present[name]) != entry:
             raise ValueError(f"{folder}/{name} is not the file that the manifest lists ({entry['bytes']} bytes)")
     if unlisted := sorted(present.keys() - listed.keys()):
-        raise ValueError(f"{folder}/{unlisted[0]} is not in the manifest; run: python -m src.data.world.manifest {folder}")
+        raise ValueError(
+            f"{folder}/{unlisted[0]} is not in the manifest; run: python -m src.data.world.manifest {folder}"
+        )
     _check_sizes(folder, {name: int(entry["bytes"]) for name, entry in listed.items()})
 
 

@@ -31,7 +31,12 @@ def render(scene: Scene, size: int = 64) -> Image.Image:
 
 def object_boxes(scene: Scene, size: int = 64) -> list[tuple[int, int, int, int]]:
     """Pixel boxes of the objects in caption-independent drawing order, clipped to the image."""
-    return [tuple(int(np.clip(round(v * size), 0, size)) for v in placed.box) for placed in scene.objects]
+
+    def pixel(share: float) -> int:
+        return int(np.clip(round(share * size), 0, size))
+
+    boxes = (placed.box for placed in scene.objects)
+    return [(pixel(left), pixel(top), pixel(right), pixel(bottom)) for left, top, right, bottom in boxes]
 
 
 # Objects
@@ -72,7 +77,7 @@ def _sprite(look: Look, extent: int) -> tuple[Image.Image, Image.Image]:
     return _shade(sprite), mask
 
 
-def _fill(image: Image.Image, part: Part, value: int) -> None:
+def _fill(image: Image.Image, part: Part, value: int | tuple[int, int, int]) -> None:
     half = image.width / 2
     points = [(half + half * x, half + half * y) for x, y in part.points]
     draw = ImageDraw.Draw(image)
@@ -139,7 +144,8 @@ def _background(name: str, side: int) -> Image.Image:
     for row in range(side):
         (top, bottom), start, end = (upper, 0, split) if row < split else (lower, split, side)
         share = (row - start) / max(1, end - start - 1)
-        draw.line([(0, row), (side, row)], fill=tuple(round(a + (b - a) * share) for a, b in zip(top, bottom, strict=True)))
+        color = tuple(round(a + (b - a) * share) for a, b in zip(top, bottom, strict=True))
+        draw.line([(0, row), (side, row)], fill=color)
     _scenery(name, draw, side, split)
     return image
 

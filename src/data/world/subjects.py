@@ -1,4 +1,4 @@
-"""Named held-out individuals as folders of photos, like a user's own: ``python -m src.data.world.subjects world/subjects``."""
+"""Held-out individuals as folders of photos, like a user's: ``python -m src.data.world.subjects world/subjects``."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pretrains the world's AutoencoderKL: an encoder taught by the linear code, a decoder that sharpens what the code keeps."""
+"""Pretrains the world's AutoencoderKL: the linear code teaches the encoder, the decoder sharpens what it keeps."""
 
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,8 @@ class AutoencoderPretraining(L.LightningModule):
         encoder_loss = F.mse_loss(posterior.mean.float(), code) + 0.01 * ((posterior.logvar - LOG_VARIANCE) ** 2).mean()
         generator = step_generator(self.hparams.seed, int(batch["step"]), self.global_rank)
         noise = torch.randn(code.shape, generator=generator).to(code)
-        decoder_loss = F.mse_loss(self.vae.decode(code + self.hparams.decoder_noise * noise).sample.float(), pixel_values)
+        restored = self.vae.decode(code + self.hparams.decoder_noise * noise).sample.float()
+        decoder_loss = F.mse_loss(restored, pixel_values)
         self.log_dict({"train/decoder_loss": decoder_loss, "train/encoder_loss": encoder_loss}, prog_bar=True)
         return decoder_loss + encoder_loss
 
@@ -122,5 +123,6 @@ def _code_convolution(path: str) -> nn.Conv2d:
     kernels = torch.from_numpy(code.components / code.scales[:, None]).view(-1, 3, PATCH, PATCH)
     convolution = nn.Conv2d(3, len(kernels), PATCH, stride=PATCH)
     convolution.weight.data.copy_(kernels)
+    assert convolution.bias is not None
     convolution.bias.data.copy_(-(kernels.flatten(1) @ torch.from_numpy(code.mean)))
     return convolution.requires_grad_(False)

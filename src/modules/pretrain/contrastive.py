@@ -58,7 +58,9 @@ class ContrastivePretraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        write_clip_tokenizer(export_dir)
+        # The BPE trainer breaks ties as it pleases: a resumed run must keep the vocabulary that it started with.
+        if not (Path(export_dir) / "vocab.json").exists():
+            write_clip_tokenizer(export_dir)
         self.tokenizer = CLIPTokenizer.from_pretrained(export_dir, model_max_length=MAX_TOKENS)
         # Any name makes open_clip read the tokenizer that lies beside the weights.
         words = {"context_length": MAX_TOKENS, "vocab_size": len(self.tokenizer), "hf_tokenizer_name": "local"}

@@ -31,6 +31,7 @@ class SelfDistillation(L.LightningModule):
         head_dim: Hidden width of the projection heads.
         prototypes: Outputs of the projection heads.
         min_crop: Smallest side of a crop as a share of the image.
+        view_size: Side of the views in pixels; less than the image's costs less and undoes the enlargement by the crop.
         momentum: Of the teacher at the start; rises to ``final_momentum`` along a cosine.
         final_momentum: At the end.
         teacher_temperature: Constant.
@@ -45,10 +46,11 @@ class SelfDistillation(L.LightningModule):
         architecture: str,
         model_args: dict[str, Any],
         head_dim: int = 512,
-        prototypes: int = 1024,
-        min_crop: float = 0.7,
-        momentum: float = 0.98,
-        final_momentum: float = 0.999,
+        prototypes: int = 512,
+        min_crop: float = 0.65,
+        view_size: int = 48,
+        momentum: float = 0.95,
+        final_momentum: float = 0.998,
         teacher_temperature: float = 0.04,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.04,
@@ -66,7 +68,8 @@ class SelfDistillation(L.LightningModule):
         """Cross-entropy between the teacher's view of one frame and the student's view of the other."""
         step = int(batch["step"])
         generator = step_generator(self.hparams.seed, step, self.global_rank)
-        views = torch.cat([random_view(batch[name], self.hparams.min_crop, generator) for name in ("first", "second")])
+        crops = (self.hparams.min_crop, self.hparams.view_size)
+        views = torch.cat([random_view(batch[name], *crops, generator) for name in ("first", "second")])
         views = views.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             teacher_out = self.teacher(views).float().chunk(2)
@@ -120,16 +123,17 @@ class _Encoder(nn.Module):
         return self.head(self.backbone(pixel_values))
 
 
-def random_view(pixel_values: Tensor, min_crop: float, generator: torch.Generator) -> Tensor:
-    """A random crop, stretched back, perhaps mirrored, in slightly other light; one draw per image.
+def random_view(pixel_values: Tensor, min_crop: float, size: int, generator: torch.Generator) -> Tensor:
+    """A random crop, perhaps mirrored, in slightly other light; one draw per image.
 
     Args:
         pixel_values: Images ``(B, 3, H, W)`` in [-1, 1].
         min_crop: Smallest side of a crop as a share of the image.
+        size: Side of the views in pixels.
         generator: Of all draws.
 
     Returns:
-        Views of the same shape, in [-1, 1].
+        Views ``(B, 3, size, size)`` in [-1, 1].
     """
     number = len(pixel_values)
     draws = torch.rand(number, 6, generator=generator).to(pixel_values.device)
@@ -138,7 +142,7 @@ def random_view(pixel_values: Tensor, min_crop: float, generator: torch.Generato
     flip = torch.where(draws[:, 3] < 0.5, -1.0, 1.0)
     theta = torch.zeros(number, 2, 3, device=pixel_values.device)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = side * flip, side, shift
-    grid = F.affine_grid(theta, list(pixel_values.shape), align_corners=False)
+    grid = F.affine_grid(theta, [number, 3, size, size], align_corners=False)
     views = F.grid_sample(pixel_values, grid, padding_mode="reflection", align_corners=False)
     contrast, brightness = 0.85 + 0.3 * draws[:, 4], 0.2 * draws[:, 5] - 0.1
     return (views * contrast[:, None, None, None] + brightness[:, None, None, None]).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""Pretrains the world's text-to-image diffusion model: text encoder and UNet together, on latents of the linear code."""
+"""Pretrains the world's text-to-image model: text encoder and UNet together, on latents of the linear code."""
 
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,10 @@ class TextToImagePretraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        write_clip_tokenizer(Path(export_dir) / "tokenizer")
-        self.tokenizer = CLIPTokenizer.from_pretrained(Path(export_dir) / "tokenizer", model_max_length=MAX_TOKENS)
+        words = Path(export_dir) / "tokenizer"
+        if not (words / "vocab.json").exists():
+            write_clip_tokenizer(words)
+        self.tokenizer = CLIPTokenizer.from_pretrained(words, model_max_length=MAX_TOKENS)
         torch.manual_seed(seed)
         self.text_encoder = _text_encoder(self.tokenizer, text_width, text_layers)
         self.unet = _unet(block_out_channels, latent_channels, text_width)
@@ -93,7 +95,7 @@ class TextToImagePretraining(L.LightningModule):
         """AdamW with warm-up and cosine decay."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.learning_rate, weight_decay=1e-2)
         steps = self.trainer.max_steps
-        schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=min(500, steps // 10), num_training_steps=steps)
+        schedule = get_cosine_schedule_with_warmup(optimizer, min(500, steps // 10), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_end(self, *args: Any) -> None:

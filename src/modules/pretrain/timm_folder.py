@@ -24,7 +24,6 @@ def save_timm_folder(
     folder.mkdir(parents=True, exist_ok=True)
     pretrained_cfg = {
         "input_size": [3, image_size, image_size],
-        "fixed_input_size": True,
         "interpolation": "bicubic",
         "crop_pct": 1.0,
         "mean": [0.5, 0.5, 0.5],

@@ -1,0 +1,196 @@
+"""How good the world's models are, each beside what it must beat or cannot exceed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image, ImageOps
+
+from src.data.pictures import image_grid
+from src.data.request import Request
+from src.data.world.attributes import ATTRIBUTES, attribute_words
+from src.data.world.dataset import VALIDATION_START
+from src.data.world.render import render
+from src.data.world.scenes import Scene, attribute_scene, full_caption, sample_scene, subject_scene
+from src.eval.encoders import ImageEncoder, TextImageEncoder
+from src.eval.probe import Probe
+from src.eval.results import Table, provenance, write_results
+from src.eval.statistics import bootstrap_mean
+from src.eval.world_measures import autoencoder_psnr, linear_psnr, reidentification_hits, retrieval_hits, to_tensor
+
+GROUP = 100
+CELL = 128
+SHOWN = 40
+
+
+class Generator(Protocol):
+    """Whatever turns requests into images, each image depending on its request alone."""
+
+    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
+        """One image per request."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of the table: a number per item, and the same for what it is held against."""
+
+    name: str
+    unit: str
+    values: Sequence[float]
+    reference: str
+    reference_values: Sequence[float]
+
+
+class WorldQuality:
+    """Autoencoder, generator and encoders of the world on held-out scenes, captions and subjects.
+
+    Args:
+        world_dir: Holds ``sd/vae`` and ``sd/linear_code.safetensors``.
+        clip: Encoder whose retrieval is measured, and which measures the generator's.
+        dino: Encoder whose re-identification is measured.
+        probe: Reads attributes off samples.
+        num_scenes: Held-out scenes that the autoencoder restores.
+        num_captions: Full captions of held-out scenes among which ``clip`` retrieves, in groups of 100.
+        num_scene_samples: The first of these captions that are also sampled, in groups of 100.
+        num_attribute_samples: Captions that name object, colour, pattern and background, to be sampled and probed.
+        num_subjects: Held-out individuals.
+        num_views: Photos of each, the first being the gallery; up to 6, so that every query has another background.
+        seed: Of the first sample, and of the bootstrap.
+
+    Raises:
+        ValueError: If captions do not fill groups of 100, or more of them are sampled than there are.
+    """
+
+    def __init__(
+        self,
+        world_dir: str,
+        clip: TextImageEncoder,
+        dino: ImageEncoder,
+        probe: Probe,
+        num_scenes: int = 500,
+        num_captions: int = 1000,
+        num_scene_samples: int = 200,
+        num_attribute_samples: int = 240,
+        num_subjects: int = 50,
+        num_views: int = 6,
+        seed: int = 0,
+    ) -> None:
+        for name, number in {"num_captions": num_captions, "num_scene_samples": num_scene_samples}.items():
+            if number % GROUP or number < GROUP:
+                raise ValueError(f"{name}={number} does not make groups of {GROUP}; choose a multiple of {GROUP}")
+        if num_scene_samples > num_captions:
+            raise ValueError(f"num_scene_samples={num_scene_samples} exceeds num_captions={num_captions}")
+        self.world_dir, self.clip, self.dino, self.probe = Path(world_dir), clip, dino, probe
+        self.num_scenes, self.num_captions, self.num_scene_samples = num_scenes, num_captions, num_scene_samples
+        self.num_attribute_samples, self.num_subjects, self.num_views = num_attribute_samples, num_subjects, num_views
+        self.seed = seed
+
+    def run(self, generator: Generator, run_dir: str) -> dict[str, Any]:
+        """Measure, then write ``metrics.json``, ``table.md``, ``per_image.csv``, ``report.html`` and ``samples.png``.
+
+        Returns:
+            Per measure its mean, ``_interval`` (95%) and the same of its reference, and where the numbers come from.
+        """
+        scenes = _held_out(sample_scene, max(self.num_scenes, self.num_captions))
+        images = [render(scene) for scene in scenes]
+        asked = _held_out(attribute_scene, self.num_attribute_samples)
+        attribute_samples = generator.sample(_requests([scene.caption for scene in asked], self.seed, "attributes"))
+        retrieval, scene_samples = self._retrieval(generator, scenes[: self.num_captions], images[: self.num_captions])
+        measures = [
+            self._reconstruction(images[: self.num_scenes]),
+            *retrieval,
+            *self._attributes(asked, attribute_samples),
+            self._reidentification(),
+        ]
+        captions = [scene.caption for scene in asked] + [full_caption(scene) for scene in scenes[: len(scene_samples)]]
+        return self._write(run_dir, measures, _picture(attribute_samples, scene_samples, captions))
+
+    def _reconstruction(self, images: list[Image.Image]) -> Measure:
+        pixel_values = to_tensor(images)
+        values = autoencoder_psnr(self.world_dir / "sd" / "vae", pixel_values)
+        linear = linear_psnr(self.world_dir / "sd" / "linear_code.safetensors", pixel_values)
+        return Measure("autoencoder_psnr", "dB", values, "linear code of the same latent size", linear)
+
+    def _retrieval(
+        self, generator: Generator, scenes: list[Scene], images: list[Image.Image]
+    ) -> tuple[list[Measure], list[Image.Image]]:
+        """On renders, the encoder is on trial; on samples of the same captions, the generator."""
+        captions = [full_caption(scene) for scene in scenes]
+        texts = self.clip.encode_texts(captions)
+        real = retrieval_hits(self.clip.encode_images(images), texts, captions, GROUP)
+        chosen = captions[: self.num_scene_samples]
+        samples = generator.sample(_requests(chosen, self.seed, "scenes"))
+        made = retrieval_hits(self.clip.encode_images(samples), texts[: len(chosen)], chosen, GROUP)
+        chance = [1 / GROUP] * len(real)
+        return [
+            Measure("clip_recall_at_1", "share", real, f"chance among {GROUP}", chance),
+            Measure("sample_recall_at_1", "share", made, "renders of the same captions", real[: len(chosen)]),
+        ], samples
+
+    def _attributes(self, scenes: list[Scene], samples: list[Image.Image]) -> list[Measure]:
+        asked = [attribute_words(scene) for scene in scenes]
+        on_samples, on_renders = self.probe.read(samples), self.probe.read([render(scene) for scene in scenes])
+
+        def right(answers: Mapping[str, list[str]], name: str) -> list[bool]:
+            return [answer == words[name] for answer, words in zip(answers[name], asked, strict=True)]
+
+        reference = "renders of the same captions"
+        return [
+            Measure(f"sample_{name}", "share", right(on_samples, name), reference, right(on_renders, name))
+            for name in ATTRIBUTES
+        ]
+
+    def _reidentification(self) -> Measure:
+        views = [subject_scene(index, view) for index in range(self.num_subjects) for view in range(self.num_views)]
+        images = [render(view) for view in views]
+        shape = (self.num_subjects, self.num_views, -1)
+        hits = reidentification_hits(self.dino.encode_images(images).reshape(shape))
+        raw = reidentification_hits(to_tensor(images).reshape(shape))
+        return Measure("dino_reidentification", "share", hits, "cosine of raw pixels", raw)
+
+    def _write(self, run_dir: str, measures: Sequence[Measure], picture: Image.Image) -> dict[str, Any]:
+        numbers: dict[str, Any] = {}
+        lines = []
+        for measure in measures:
+            cells = [measure.name, measure.unit, str(len(measure.values))]
+            for suffix, values in {"": measure.values, "_reference": measure.reference_values}.items():
+                interval = bootstrap_mean([float(value) for value in values], seed=self.seed)
+                numbers[f"{measure.name}{suffix}"] = interval.mean
+                numbers[f"{measure.name}{suffix}_interval"] = [interval.low, interval.high]
+                cells.append(str(interval))
+            lines.append([*cells, measure.reference])
+        columns = ("measure", "unit", "items", "mean [95%]", "reference [95%]", "what the reference is")
+        tables = [Table("Quality of the world, held-out scenes", columns, lines)]
+        metrics = {
+            "protocol": "world_quality",
+            "encoders": {"clip": self.clip.identity, "dino": self.dino.identity},
+            "seed": self.seed,
+            **numbers,
+            **provenance(),
+        }
+        write_results(run_dir, "Quality of the world", metrics, tables, _rows(measures), {"samples": picture})
+        return metrics
+
+
+def _held_out(draw: Any, number: int) -> list[Scene]:
+    return [draw(VALIDATION_START + index) for index in range(number)]
+
+
+def _requests(prompts: Sequence[str], seed: int, name: str) -> list[Request]:
+    return [Request(prompt, seed + index, f"{name}_{index:04d}") for index, prompt in enumerate(prompts)]
+
+
+def _rows(measures: Sequence[Measure]) -> list[dict[str, Any]]:
+    return [
+        {"measure": measure.name, "item": item, "value": float(value), "reference": float(reference)}
+        for measure in measures
+        for item, (value, reference) in enumerate(zip(measure.values, measure.reference_values, strict=True))
+    ]
+
+
+def _picture(first: list[Image.Image], second: list[Image.Image], captions: list[str]) -> Image.Image:
+    """The start of both sets of samples under their captions."""
+    half = SHOWN // 2
+    images = [ImageOps.contain(image, (CELL, CELL)) for image in (*first[:half], *second[:half])]
+    return image_grid(images, 8, [*captions[: len(first[:half])], *captions[len(first) :][:half]])

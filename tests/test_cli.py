@@ -1,0 +1,113 @@
+"""What a user sees after a mistake: one sentence and exit code 1. Each subprocess costs seconds, so there are few."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
+from omegaconf.errors import MissingMandatoryValue
+
+from src import cli
+from src.error_sentences import explain
+
+
+def run(root, *arguments, **environment):
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def sentence_for(root, *overrides, config="train"):
+    with (
+        pytest.raises((ConfigCompositionException, MissingConfigException)) as raised,
+        initialize_config_dir(str(root / "conf"), version_base="1.3"),
+    ):
+        compose(config, overrides=list(overrides))
+    return explain(raised.value)
+
+
+def test_a_typo_ends_in_one_sentence_and_exit_code_1(root, tmp_path):
+    ended = run(root, "train.py", "trainer.max_stepz=3", f"paths.root={tmp_path}", HYDRA_FULL_ERROR="0")
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        "error: there is no key trainer.max_stepz; did you mean trainer.max_steps=3? "
+        "A new key is written +trainer.max_stepz=3"
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_trace_is_one_variable_away(root, tmp_path):
+    ended = run(root, "train.py", "experiment=world/sdx", f"paths.root={tmp_path}", HYDRA_FULL_ERROR="1")
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+    assert "Could not find 'experiment/world/sdx'" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("traner.max_steps=3", "did you mean trainer.max_steps=3?"),
+        ("max_steps=3", "did you mean trainer.max_steps=3?"),
+        ("traner=gpu", "did you mean trainer=gpu?"),
+        ("quite_another=1", "there is no key quite_another; a new key is written +quite_another=1"),
+        ("+experiment=world/sdx", "there is no experiment 'world/sdx'; did you mean experiment=world/sd?"),
+        ("trainer=nothing_like_it", "choose one of: "),
+    ],
+)
+def test_typos_are_answered_with_what_to_type(root, override, sentence):
+    assert sentence in sentence_for(root, override)
+
+
+def test_experiments_and_banks_need_no_plus(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["eval.py", "experiment=x", "bank.rex=a", "references.rex=b", "seed=1"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    cli.friendly(lambda: None)()
+    assert sys.argv[1:] == ["+experiment=x", "++bank.rex=a", "++references.rex=b", "seed=1"]
+
+
+def test_banks_reach_the_configuration(root):
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        cfg = compose("eval", overrides=["++bank.rex=a.safetensors", "++references.rex=world:3"])
+    assert cfg.bank == {"rex": "a.safetensors"}
+    assert cfg.references == {"rex": "world:3"}
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ValueError("no images in here"), "no images in here"),
+        (FileNotFoundError(2, "No such file", "a.txt"), "[Errno 2] No such file: 'a.txt'"),
+        (MissingMandatoryValue("Missing mandatory value: x"), "None is not set; add None=VALUE"),
+        (RuntimeError("a bug"), None),
+    ],
+)
+def test_only_what_the_user_can_mend_is_explained(error, sentence):
+    assert explain(error) == sentence
+
+
+def test_a_constructor_speaks_for_itself():
+    wrapped = InstantiationException("Error in call to target 'x':\nValueError('no')\nfull_key: method")
+    wrapped.__cause__ = ValueError("alpha is -1; it must be positive")
+    assert explain(wrapped) == "alpha is -1; it must be positive"
+    wrapped.__cause__ = TypeError("X.__init__() got an unexpected keyword argument 'alhpa'")
+    assert explain(wrapped) == "method takes no argument 'alhpa'; check the spelling against conf/method"
+
+
+def test_errors_leave_the_entry_point_as_the_user_should_see_them(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+
+    def fail(error):
+        def main():
+            raise error
+
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        return cli.friendly(main)
+
+    with pytest.raises(SystemExit) as ended:
+        fail(ValueError("a sentence"))()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: a sentence\n"
+    with pytest.raises(KeyError):
+        fail(KeyError("ours"))()

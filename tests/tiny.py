@@ -1,0 +1,104 @@
+"""Real classes at the smallest useful size, with random weights and the world's tokenizer."""
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from src.data.world.words import write_clip_tokenizer
+
+LENGTH = 32
+
+
+def tokenizer(folder: Path) -> CLIPTokenizer:
+    write_clip_tokenizer(folder)
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=LENGTH)
+
+
+def _text_config(words: CLIPTokenizer, width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=width,
+        max_position_embeddings=LENGTH,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+
+
+UNET = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "attention_head_dim": 2,
+}
+
+
+def tiny_sd(folder: Path, prediction_type: str = "epsilon") -> StableDiffusionPipeline:
+    torch.manual_seed(0)
+    words = tokenizer(folder / "words")
+    return StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(words, 16)),
+        tokenizer=words,
+        unet=UNet2DConditionModel(**UNET, cross_attention_dim=16),
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear", prediction_type=prediction_type, steps_offset=1, clip_sample=False
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def tiny_sdxl(folder: Path) -> StableDiffusionXLPipeline:
+    torch.manual_seed(0)
+    words = tokenizer(folder / "words")
+    unet = UNet2DConditionModel(
+        **UNET,
+        cross_attention_dim=16 + 24,
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 24,
+    )
+    return StableDiffusionXLPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(words, 16)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(words, 24)),
+        tokenizer=words,
+        tokenizer_2=words,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"),
+        add_watermarker=False,
+    )
