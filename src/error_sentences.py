@@ -71,7 +71,7 @@ def _refused_override(error: ConfigCompositionException) -> str:
 
 def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:
     """Dotted names of every key, inner ones included."""
-    for key in config:
+    for key in map(str, config):
         yield f"{prefix}{key}"
         node = config._get_node(key)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():

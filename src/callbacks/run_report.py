@@ -21,8 +21,8 @@ class RunReport(L.Callback):
     """Writes ``report.html`` into the run folder when training ends.
 
     Args:
-        run_dir: The run folder; whatever of ``metrics.csv``, ``samples/*.png`` and ``.hydra/config.yaml`` it holds is
-            shown.
+        run_dir: The run folder; whatever of ``logs/version_*/metrics.csv``, ``samples/*.png`` and
+            ``.hydra/config.yaml`` it holds is shown.
     """
 
     def __init__(self, run_dir: str) -> None:
@@ -42,8 +42,9 @@ def write_run_report(run_dir: Path, title: str) -> Path:
     """Gather what a run folder holds into ``report.html`` and return its path."""
     report = Report(title)
     report.add_config(_command(), "Command")
-    if (run_dir / "metrics.csv").exists():
-        report.add_curves(read_curves(run_dir / "metrics.csv"), "Curves")
+    logs = sorted(run_dir.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    if logs:
+        report.add_curves(read_curves(logs), "Curves")
     pictures = sorted((run_dir / "samples").glob("references.png"))
     pictures += _spread(sorted((run_dir / "samples").glob("step-*.png")))
     if pictures:
@@ -59,16 +60,16 @@ def write_run_report(run_dir: Path, title: str) -> Path:
     return run_dir / "report.html"
 
 
-def read_curves(path: Path) -> dict[str, Curve]:
-    """Every column of a CSVLogger file against ``step``, losses first; cells that were not logged are skipped."""
-    curves: dict[str, Curve] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for key, value in row.items():
-                if key not in ("step", "epoch") and value:
-                    steps, values = curves.setdefault(key, ([], []))
-                    steps.append(float(row["step"]))
-                    values.append(float(value))
+def read_curves(paths: list[Path]) -> dict[str, Curve]:
+    """Every column of CSVLogger files against ``step``, losses first; a resumed part replaces what it repeats."""
+    points: dict[str, dict[float, float]] = {}
+    for path in paths:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for key, value in row.items():
+                    if key not in ("step", "epoch") and value:
+                        points.setdefault(key, {})[float(row["step"])] = float(value)
+    curves = {key: (sorted(found), [found[step] for step in sorted(found)]) for key, found in points.items()}
     return dict(sorted(curves.items(), key=lambda item: ("loss" not in item[0], item[0])))
 
 

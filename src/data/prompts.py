@@ -20,7 +20,8 @@ FIXED_TEMPLATE = "photo of {}"
 """The one template of the ablation, and the one from which a bank is extracted."""
 
 _MENTION = re.compile(r"<([A-Za-z0-9_.-]+)>")
-_DETERMINER = re.compile(r"\b(a|an|the|this|that|my|one)((?:\s+[A-Za-z-]+){0,3})\s+$", re.IGNORECASE)
+# The greedy start makes it the last determiner before the mention.
+_DETERMINER = re.compile(r"(?:.*\b|^)(a|an|the|this|that|my|one)(?:\s+[A-Za-z-]+){0,3}\s+$", re.IGNORECASE | re.DOTALL)
 
 Characters = tuple[int, int]
 
@@ -64,7 +65,7 @@ def parse_prompt(prompt: str, class_nouns: Mapping[str, str]) -> MarkedPrompt:
         if name not in class_nouns:
             raise ValueError(_unknown(name, prompt, class_nouns))
         plain += prompt[at : match.start()]
-        determiner = _DETERMINER.search(plain)
+        determiner = _DETERMINER.match(plain)
         if determiner is None:
             article = (len(plain), len(plain) + 1)
             plain += "a "

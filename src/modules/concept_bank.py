@@ -65,7 +65,9 @@ class ConceptBank:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} cannot be read as a concept bank ({error}); it may be truncated") from error
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is no concept bank: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
+            raise ValueError(
+                f"{path} is no concept bank: its format is {metadata.get('format')!r}, expected {FORMAT!r}"
+            )
         if metadata.get("sha256") != _digest(tensors):
             raise ValueError(f"{path} was changed after it was written: its content does not match its sha256")
         return cls(tensors, metadata)
@@ -87,7 +89,9 @@ class ConceptBank:
         expected = {layer: (self.num_tokens, width) for layer, width in widths.items()}
         actual = {layer: tuple(row.shape) for layer, row in self.rows.items()}
         if expected != actual:
-            wrong = sorted(layer for layer in expected.keys() | actual.keys() if expected.get(layer) != actual.get(layer))
+            wrong = sorted(
+                layer for layer in expected.keys() | actual.keys() if expected.get(layer) != actual.get(layer)
+            )
             raise ValueError(
                 f"bank and backbone differ in {len(wrong)} layers, first {wrong[0]}: "
                 f"bank {actual.get(wrong[0])}, backbone {expected.get(wrong[0])}"

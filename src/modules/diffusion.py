@@ -12,9 +12,7 @@ def step_generator(seed: int, step: int, rank: int = 0, stream: int = 0) -> torc
     return torch.Generator().manual_seed(mixed % (2**63 - 1))
 
 
-def draw_noise(
-    latents: Tensor, num_train_timesteps: int, generators: list[torch.Generator]
-) -> tuple[Tensor, Tensor]:
+def draw_noise(latents: Tensor, num_train_timesteps: int, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
     """Draw noise and timesteps, one generator per sample, so that a sample's draw does not depend on its batch.
 
     Returns:
@@ -47,7 +45,7 @@ def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -
 
 
 def per_sample_mse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error of each sample, shape ``(B,)``; with a ``(B, 1, h, w)`` mask, over the masked elements only."""
+    """Mean squared error of each sample, shape ``(B,)``; with a mask ``(B, 1, h, w)``, of the elements it keeps."""
     error = (prediction.float() - target.float()) ** 2
     if mask is None:
         return error.flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""LaTexBlend (Jin et al., CVPR 2025, arXiv 2503.06956): learn one subject as rows of cross-attention keys and values."""
+"""LaTexBlend (Jin et al., CVPR 2025, arXiv 2503.06956): one subject as rows of cross-attention keys and values."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -224,7 +224,9 @@ class LaTexBlend(L.LightningModule):
             "extraction_template": FIXED_TEMPLATE,
             "steps": str(self.global_step if self._trainer else 0),
             "seed": str(self.hparams.seed),
-            "training": " ".join(f"{key}={value}" for key, value in self.hparams.items() if not key.endswith(("dir", "path"))),
+            "training": " ".join(
+                f"{key}={value}" for key, value in self.hparams.items() if not key.endswith(("dir", "path"))
+            ),
         }
         return ConceptBank({name: self.project(name, rows).float() for name in self.projections}, metadata)
 
@@ -262,7 +264,9 @@ class LaTexBlend(L.LightningModule):
         """
         found = checkpoint.get("latexblend")
         if found != self._identity():
-            raise ValueError(f"this checkpoint is of another experiment: it holds {found}, this run is {self._identity()}")
+            raise ValueError(
+                f"this checkpoint is of another experiment: it holds {found}, this run is {self._identity()}"
+            )
         missing = set(self.state_dict()) - set(checkpoint["state_dict"])
         if missing:
             raise ValueError(f"the checkpoint lacks {len(missing)} trained tensors, first {sorted(missing)[0]}")

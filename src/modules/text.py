@@ -36,7 +36,10 @@ def concept_positions(
     """Parse a marked prompt and find the rows of each mention: the slot of V*, then the noun's tokens."""
     marked = parse_prompt(prompt, class_nouns)
     rows = [
-        (m.name, token_positions(tokenizer, marked.plain, m.article)[:1] + token_positions(tokenizer, marked.plain, m.noun))
+        (
+            m.name,
+            token_positions(tokenizer, marked.plain, m.article)[:1] + token_positions(tokenizer, marked.plain, m.noun),
+        )
         for m in marked.mentions
     ]
     return marked, rows

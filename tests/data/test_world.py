@@ -160,12 +160,12 @@ def test_tokenizer_is_the_same_every_time(tmp_path: Path) -> None:
         assert len({(tmp_path / name / file).read_bytes() for name in "abcde"}) == 1
 
 
-def test_shipped_tokenizer_numbers_the_words_as_the_grammar_does(root: Path, tokenizer: CLIPTokenizer) -> None:
+def test_shipped_tokenizer_knows_every_word(root: Path) -> None:
     shipped = root / "world" / "sd" / "tokenizer"
     if not shipped.exists():
         pytest.skip("world/sd/tokenizer has not been written yet")
-    text = " ".join([*words(), *RARE])
-    assert CLIPTokenizer.from_pretrained(shipped)(text).input_ids == tokenizer(text).input_ids
+    known = CLIPTokenizer.from_pretrained(shipped)
+    assert all(len(known(word, add_special_tokens=False).input_ids) == 1 for word in [*words(), *RARE])
 
 
 def test_relations_are_true_to_the_geometry(scenes: list[Scene]) -> None:

@@ -111,6 +111,6 @@ def test_a_training_ends_with_a_page(tmp_path):
 
 def test_curves_skip_what_was_not_logged(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,lr-AdamW,step,train/loss\n,0.1,9,\n0,,9,1.5\n0,,19,1.25\n")
-    curves = read_curves(tmp_path / "metrics.csv")
+    curves = read_curves([tmp_path / "metrics.csv"])
     assert curves == {"train/loss": ([9.0, 19.0], [1.5, 1.25]), "lr-AdamW": ([9.0], [0.1])}
     assert list(curves)[0] == "train/loss"

@@ -196,5 +196,9 @@ def test_a_row_for_every_position() -> None:
 
 
 def test_two_contexts_on_one_unet_are_refused(backbone: DiffusionBackbone) -> None:
-    with blended(backbone.unet, [[]]), pytest.raises(ValueError, match="already has concepts"), blended(backbone.unet, [[]]):
+    with (
+        blended(backbone.unet, [[]]),
+        pytest.raises(ValueError, match="already has concepts"),
+        blended(backbone.unet, [[]]),
+    ):
         pass

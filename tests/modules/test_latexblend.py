@@ -37,13 +37,24 @@ def data(photos: Path, **options) -> ConceptData:
 def module(tmp_path: Path, kind: str = "sd", **options) -> LaTexBlend:
     backbone = DiffusionBackbone(MAKERS[kind](tmp_path), kind)
     settings = {"learning_rate": 1e-2, "modifier_learning_rate": 1e-2, "seed": 3}
-    return LaTexBlend(backbone, "dog", str(tmp_path / "cache"), str(tmp_path / "bank.safetensors"), **(settings | options))
+    return LaTexBlend(
+        backbone, "dog", str(tmp_path / "cache"), str(tmp_path / "bank.safetensors"), **(settings | options)
+    )
 
 
 def trainer(steps: int, folder: Path, **options) -> L.Trainer:
-    settings = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    settings = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     return L.Trainer(
-        accelerator="cpu", max_steps=steps, default_root_dir=folder, use_distributed_sampler=False, **(settings | options)
+        accelerator="cpu",
+        max_steps=steps,
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+        **(settings | options),
     )
 
 
@@ -136,7 +147,9 @@ def test_stopping_and_going_on_equals_never_stopping_bit_for_bit(tmp_path: Path,
     for name, parameter in whole.state_dict().items():
         assert torch.equal(parameter, second.state_dict()[name]), name
     for ours, theirs in zip(
-        once.optimizers[0].state_dict()["state"].values(), resumed.optimizers[0].state_dict()["state"].values(), strict=True
+        once.optimizers[0].state_dict()["state"].values(),
+        resumed.optimizers[0].state_dict()["state"].values(),
+        strict=True,
     ):
         assert all(torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])) for key in ours)
     trained = sum(p.numel() * 4 for p in whole.parameters())
@@ -190,7 +203,9 @@ def test_an_sdxl_bank_is_as_small_as_the_arithmetic_says(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "other"])
 def test_a_damaged_bank_is_refused_in_a_sentence(tmp_path: Path, damage: str) -> None:
-    path = ConceptBank({"k.a": torch.ones(2, 8), "v.a": torch.ones(2, 8)}, {"class_noun": "dog"}).save(tmp_path / "b.safetensors")
+    path = ConceptBank({"k.a": torch.ones(2, 8), "v.a": torch.ones(2, 8)}, {"class_noun": "dog"}).save(
+        tmp_path / "b.safetensors"
+    )
     content = path.read_bytes()
     match damage:
         case "cut":

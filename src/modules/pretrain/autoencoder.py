@@ -11,6 +11,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from src.data.world.linear_code import PATCH, LinearCode
 from src.modules.diffusion import per_sample_mse, step_generator
 
 LOG_VARIANCE = -6.0
@@ -117,8 +118,6 @@ class AutoencoderPretraining(L.LightningModule):
 
 
 def _code_convolution(path: str) -> nn.Conv2d:
-    from src.data.world.linear_code import PATCH, LinearCode
-
     code = LinearCode.load(path)
     kernels = torch.from_numpy(code.components / code.scales[:, None]).view(-1, 3, PATCH, PATCH)
     convolution = nn.Conv2d(3, len(kernels), PATCH, stride=PATCH)

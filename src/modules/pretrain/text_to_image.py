@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
@@ -116,18 +116,30 @@ class TextToImagePretraining(L.LightningModule):
         self.ema.optimization_step = checkpoint["ema"]["step"]
 
     def export(self) -> dict[str, str]:
-        """Write the averaged weights in the folder layout of a Stable Diffusion pipeline, half precision."""
-        parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
-        self.ema.store(parameters)
-        self.ema.copy_to(parameters)
+        """Write the averaged weights as a Stable Diffusion pipeline, half precision, with the autoencoder beside them.
+
+        Raises:
+            ValueError: If the autoencoder has not been trained yet.
+        """
         root = Path(self.hparams.export_dir)
-        for name, model in {"unet": self.unet, "text_encoder": self.text_encoder}.items():
-            model.half().save_pretrained(root / name)
-            model.float()
-        self.ema.restore(parameters)
-        self.tokenizer.save_pretrained(root / "tokenizer")
-        self.scheduler.save_pretrained(root / "scheduler")
-        return {"text-to-image model": str(root)}
+        if not (root / "vae" / "config.json").exists():
+            raise ValueError(
+                f"{root}/vae is missing: run python train.py +experiment=world/sd_vae, then this with resume=true"
+            )
+        self.ema.copy_to([*self.unet.parameters(), *self.text_encoder.parameters()])
+        self.unet.set_default_attn_processor()
+        pipeline = StableDiffusionPipeline(
+            vae=AutoencoderKL.from_pretrained(root / "vae"),
+            text_encoder=self.text_encoder.half(),
+            tokenizer=self.tokenizer,
+            unet=self.unet.half(),
+            scheduler=DDIMScheduler(**SCHEDULER, steps_offset=1),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(root)
+        return {"text-to-image pipeline": str(root)}
 
 
 def _text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel:

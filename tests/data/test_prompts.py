@@ -1,0 +1,69 @@
+"""Markup in prompts: which words become the concept's rows."""
+
+from pathlib import Path
+
+import pytest
+
+from src.data.prompts import TEMPLATES, parse_prompt
+from src.modules.text import concept_positions, concept_span, tokenize
+from tests.tiny import tokenizer
+
+NOUNS = {"rex": "dog", "fido": "dog", "mittens": "cat", "my.cup": "coffee cup"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "plain", "phrases"),
+    [
+        ("a <rex>", "a dog", [("a", "dog")]),
+        ("a <rex> next to a <fido>", "a dog next to a dog", [("a", "dog"), ("a", "dog")]),
+        ("<rex> on the grass", "a dog on the grass", [("a", "dog")]),
+        ("a red striped <rex>", "a red striped dog", [("a", "dog")]),
+        ("the <mittens> and my <rex>", "the cat and my dog", [("the", "cat"), ("my", "dog")]),
+        ("a car, <rex>", "a car, a dog", [("a", "dog")]),
+        ("a <my.cup> at night", "a coffee cup at night", [("a", "coffee cup")]),
+        ("A <rex>", "A dog", [("A", "dog")]),
+        ("no concept here", "no concept here", []),
+    ],
+)
+def test_the_nearest_determiner_takes_the_modifier(prompt: str, plain: str, phrases: list) -> None:
+    marked = parse_prompt(prompt, NOUNS)
+    assert marked.plain == plain
+    assert [(plain[slice(*m.article)], plain[slice(*m.noun)]) for m in marked.mentions] == phrases
+
+
+def test_unknown_names_are_said_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean <mittens>"):
+        parse_prompt("a <mitens>", NOUNS)
+    with pytest.raises(ValueError, match="add bank.whale=PATH"):
+        parse_prompt("a <whale>", {})
+
+
+def test_positions_are_those_of_the_words(tmp_path: Path) -> None:
+    words = tokenizer(tmp_path)
+    marked, rows = concept_positions(words, "a photo of a red <rex> next to a <mittens>", NOUNS)
+    tokens = words.convert_ids_to_tokens(words(marked.plain).input_ids)
+    assert [(name, [tokens[at] for at in positions]) for name, positions in rows] == [
+        ("rex", ["a</w>", "dog</w>"]),
+        ("mittens", ["a</w>", "cat</w>"]),
+    ]
+    assert rows[0][1] == [4, 6] and rows[1][1] == [9, 10]
+
+
+@pytest.mark.parametrize("noun", ["dog", "coffee cup", "zebra"])
+def test_every_template_ends_with_the_concept(tmp_path: Path, noun: str) -> None:
+    words = tokenizer(tmp_path)
+    for template in TEMPLATES:
+        prompt, span = concept_span(words, template, noun)
+        ids = words(prompt).input_ids
+        assert span.stop == len(ids) - 1
+        assert words.decode(ids[span]).strip() == f"a {noun}"
+
+
+def test_a_prompt_that_is_too_long_is_not_cut(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="62 tokens, but the text encoder takes 32"):
+        tokenize(tokenizer(tmp_path), ["a dog " * 30])
+
+
+def test_an_empty_noun_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="class_noun=dog"):
+        concept_span(tokenizer(tmp_path), TEMPLATES[0], " ")
