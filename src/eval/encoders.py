@@ -59,11 +59,11 @@ class Preprocessing:
         """Float32 ``(3, crop, crop)``."""
         image = image.convert("RGB")
         # The longer side is cut, not rounded, as torchvision does.
-        size = tuple(int(self.resize * side / min(image.size)) for side in image.size)
-        image = image.resize(size, Image.Resampling.BICUBIC)
-        left, top = (round((side - self.crop) / 2) for side in size)
+        width, height = (int(self.resize * side / min(image.size)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (round((side - self.crop) / 2) for side in (width, height))
         pixels = np.asarray(image.crop((left, top, left + self.crop, top + self.crop)), dtype=np.float32) / 255
-        normalised = (pixels - np.float32(self.mean)) / np.float32(self.std)
+        normalised = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
 
     def __str__(self) -> str:

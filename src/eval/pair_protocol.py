@@ -149,9 +149,10 @@ def layout(prompt: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def crop(image: Image.Image, box: tuple[float, ...]) -> Image.Image:
     """A part of the image, padded to a square: the encoder's centre crop would cut off its ends."""
     width, height = image.size
-    part = image.crop(
-        tuple(round(share * side) for share, side in zip(box, (width, height, width, height), strict=True))
+    left, top, right, bottom = (
+        round(share * side) for share, side in zip(box, (width, height, width, height), strict=True)
     )
+    part = image.crop((left, top, right, bottom))
     return ImageOps.pad(part, (max(part.size),) * 2, color=GREY)
 
 

@@ -140,7 +140,7 @@ class LaTexBlend(L.LightningModule):
             text = _join(text, self.class_text.rows([0] * number))
             generators = [*generators, *generators]
         concept, pooled = self.concept_text(concept_at)
-        if self.hparams.faithful and text.pooled_prompt_embeds is not None:
+        if self.hparams.faithful and pooled is not None and text.pooled_prompt_embeds is not None:
             text.pooled_prompt_embeds = torch.cat([pooled, text.pooled_prompt_embeds[number:]])
         transform = self._transform(concept, concept_at, base_at)
         if not self.hparams.base_flow:

@@ -58,7 +58,7 @@ class ContrastivePretraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        # The BPE trainer breaks ties as it pleases: a resumed run must keep the vocabulary that it started with.
+        # Embeddings go with the vocabulary that they were trained with: a resumed run keeps the one in its folder.
         if not (Path(export_dir) / "vocab.json").exists():
             write_clip_tokenizer(export_dir)
         self.tokenizer = CLIPTokenizer.from_pretrained(export_dir, model_max_length=MAX_TOKENS)
@@ -105,7 +105,7 @@ class ContrastivePretraining(L.LightningModule):
         """AdamW with warm-up and cosine decay."""
         matrices = [parameter for parameter in self.clip.parameters() if parameter.ndim > 1]
         vectors = [parameter for parameter in self.clip.parameters() if parameter.ndim <= 1]
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
         learning_rate, weight_decay = self.hparams.learning_rate, self.hparams.weight_decay
         optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
         steps = self.trainer.max_steps

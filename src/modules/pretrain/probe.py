@@ -49,7 +49,8 @@ class ProbeTraining(L.LightningModule):
         generator = step_generator(self.hparams.seed, int(batch["step"]), self.global_rank)
         pixel_values = soften(batch["pixel_values"], generator)
         logits = self.model(pixel_values.contiguous(memory_format=torch.channels_last)).float().split(self.sizes, -1)
-        loss = sum(F.cross_entropy(one, labels) for one, labels in zip(logits, batch["labels"].T, strict=True))
+        losses = [F.cross_entropy(one, labels) for one, labels in zip(logits, batch["labels"].T, strict=True)]
+        loss = torch.stack(losses).sum()
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -6,7 +6,7 @@ import lightning as L
 import timm
 import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
-from lightly.loss import DINOLoss, KoLeoLoss
+from lightly.loss import DINOLoss
 from lightly.models.modules.heads import DINOProjectionHead
 from lightly.models.utils import update_momentum
 from lightly.utils.scheduler import cosine_schedule
@@ -35,8 +35,6 @@ class SelfDistillation(L.LightningModule):
         momentum: Of the teacher at the start; rises to ``final_momentum`` along a cosine.
         final_momentum: At the end.
         teacher_temperature: Constant.
-        koleo_weight: Of DINOv2's term (Oquab et al., 2023) that keeps nearest neighbours in a batch apart; without it
-            the embeddings tell kinds of things apart, and hardly individuals.
         learning_rate: Peak; linear warm-up, cosine decay over ``max_steps``.
         weight_decay: Constant.
         seed: Of initial weights and crops.
@@ -54,7 +52,6 @@ class SelfDistillation(L.LightningModule):
         momentum: float = 0.95,
         final_momentum: float = 0.998,
         teacher_temperature: float = 0.04,
-        koleo_weight: float = 0.2,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.04,
         seed: int = 0,
@@ -66,7 +63,6 @@ class SelfDistillation(L.LightningModule):
         self.teacher = _Encoder(architecture, model_args, head_dim, prototypes).requires_grad_(False)
         self.teacher.load_state_dict(self.student.state_dict())
         self.loss = DINOLoss(prototypes, teacher_temp=teacher_temperature)
-        self.koleo = KoLeoLoss()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Cross-entropy between the teacher's view of one frame and the student's view of the other."""
@@ -77,15 +73,13 @@ class SelfDistillation(L.LightningModule):
         views = views.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             teacher_out = self.teacher(views).float().chunk(2)
-        features = self.student.backbone(views)
-        student_out = self.student.head(features).float().chunk(2)
+        student_out = self.student(views).float().chunk(2)
         with torch.autocast(self.device.type, enabled=False):
             loss = self.loss(list(teacher_out), list(student_out))
-            crowding = sum(self.koleo(view) for view in features.float().chunk(2)) / 2
         momentum = cosine_schedule(step, self.trainer.max_steps, self.hparams.momentum, self.hparams.final_momentum)
-        self.log_dict({"train/loss": loss, "train/koleo": crowding, "train/momentum": momentum}, prog_bar=True)
+        self.log_dict({"train/loss": loss, "train/momentum": momentum}, prog_bar=True)
         self.momentum = momentum
-        return loss + self.hparams.koleo_weight * crowding
+        return loss
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Let the teacher follow."""

@@ -36,9 +36,12 @@ class TextToImagePretraining(L.LightningModule):
         latent_channels: Of the code.
         text_width: Width of the text encoder.
         text_layers: Its depth.
-        learning_rate: Peak; linear warm-up, cosine decay over ``max_steps``.
+        learning_rate: Peak of the UNet; linear warm-up, cosine decay over ``max_steps``.
+        text_learning_rate: Peak of the text encoder. At the UNet's rate it collapses: it keeps the background, which
+            most pixels show, and no longer tells colours and nouns apart.
         caption_dropout: Share of empty captions, for classifier-free guidance.
         ema_decay: Of the weights that are exported.
+        init_from: Pipeline folder whose UNet to start from; None for random weights.
         seed: Of noise, timesteps and dropout.
     """
 
@@ -50,8 +53,10 @@ class TextToImagePretraining(L.LightningModule):
         text_width: int = 128,
         text_layers: int = 3,
         learning_rate: float = 1.5e-3,
+        text_learning_rate: float = 3e-4,
         caption_dropout: float = 0.1,
         ema_decay: float = 0.9995,
+        init_from: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -63,6 +68,8 @@ class TextToImagePretraining(L.LightningModule):
         torch.manual_seed(seed)
         self.text_encoder = _text_encoder(self.tokenizer, text_width, text_layers)
         self.unet = _unet(block_out_channels, latent_channels, text_width)
+        if init_from:
+            self.unet = UNet2DConditionModel.from_pretrained(init_from, subfolder="unet", torch_dtype=torch.float32)
         # Scaled-dot-product kernels for small heads in bfloat16 are slow on CPUs: twice the step time.
         self.unet.set_attn_processor(AttnProcessor())
         self.scheduler = DDPMScheduler(**SCHEDULER)
@@ -93,7 +100,11 @@ class TextToImagePretraining(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up and cosine decay."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.learning_rate, weight_decay=1e-2)
+        groups = [
+            {"params": self.unet.parameters(), "lr": self.hparams.learning_rate},
+            {"params": self.text_encoder.parameters(), "lr": self.hparams.text_learning_rate},
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=1e-2)
         steps = self.trainer.max_steps
         schedule = get_cosine_schedule_with_warmup(optimizer, min(500, steps // 10), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
