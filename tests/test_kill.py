@@ -15,7 +15,13 @@ from safetensors.torch import load_file
 from tests.tiny import tiny_sd
 
 ROOT = Path(__file__).parents[1]
-TRAIN = ["data.num_class_images=2", "data.num_views=4", "data.batch_size=1", "~callbacks.samples", "trainer.max_steps=60"]
+TRAIN = [
+    "data.num_class_images=2",
+    "data.num_views=4",
+    "data.batch_size=1",
+    "~callbacks.samples",
+    "trainer.max_steps=60",
+]
 
 
 @pytest.fixture
@@ -51,7 +57,9 @@ def test_training_goes_on_where_it_was_killed(pipeline: Path) -> None:
     killed_once([*train, "name=killed"], lambda: list(folder.glob("outputs/train/killed/*/checkpoints/last.ckpt")))
     assert not list(folder.glob("outputs/train/killed/*/exports/*"))
     subprocess.run([*train, "name=killed", "resume=true"], cwd=ROOT, check=True, capture_output=True)
-    banks = [load_file(next(folder.glob(f"outputs/train/{name}/*/exports/rex.safetensors"))) for name in ("whole", "killed")]
+    banks = [
+        load_file(next(folder.glob(f"outputs/train/{name}/*/exports/rex.safetensors"))) for name in ("whole", "killed")
+    ]
     assert all((banks[0][key] == banks[1][key]).all() for key in banks[0])
     assert len(list(folder.glob("outputs/train/killed/*/logs/version_*"))) == 2
     assert (next(folder.glob("outputs/train/killed/*")) / "report.html").exists()

@@ -86,7 +86,7 @@ class WorldQuality:
         self.num_attribute_samples, self.num_subjects, self.num_views = num_attribute_samples, num_subjects, num_views
         self.seed = seed
 
-    def run(self, generator: Generator, run_dir: str) -> dict[str, Any]:
+    def run(self, generator: Generator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
         """Measure, then write ``metrics.json``, ``table.md``, ``per_image.csv``, ``report.html`` and ``samples.png``.
 
         Returns:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from src.data.concept import ConceptData
+from src.data.disk import free_disk_or_raise
 from src.data.prompts import FIXED_TEMPLATE, TEMPLATES
 from src.data.request import Request
 from src.modules.backbone import Conditioning, DiffusionBackbone, cross_attention_projections
@@ -104,9 +105,17 @@ class LaTexBlend(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Draw class images, encode every view and the fixed prompts, once."""
-        self.backbone.to(self.device)
         data: ConceptData = self.trainer.datamodule
         self.resolution = data.resolution
+        if 2 * data.resolution < self.backbone.resolution:
+            raise ValueError(
+                f"data.resolution is {data.resolution}, but {self.backbone.name} draws {self.backbone.resolution} pixels; "
+                "start from the experiment of your backbone, such as +experiment=concept_sdxl"
+            )
+        # Two checkpoints of the weights and AdamW's two moments, in float32.
+        trained = sum(parameter.numel() for parameter in self.parameters())
+        free_disk_or_raise(self.trainer.default_root_dir, 2 * 3 * 4 * trained)
+        self.backbone.to(self.device)
         cache = self.hparams.cache_dir
         self.instance = encoded_views(self.backbone, data.instance_views(), cache)
         self.prior = None

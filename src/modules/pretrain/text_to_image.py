@@ -41,7 +41,7 @@ class TextToImagePretraining(L.LightningModule):
             most pixels show, and no longer tells colours and nouns apart.
         caption_dropout: Share of empty captions, for classifier-free guidance.
         ema_decay: Of the weights that are exported.
-        init_from: Pipeline folder whose UNet to start from; None for random weights.
+        init_from: Pipeline folder whose text encoder and UNet to start from; None for random weights.
         seed: Of noise, timesteps and dropout.
     """
 
@@ -70,6 +70,9 @@ class TextToImagePretraining(L.LightningModule):
         self.unet = _unet(block_out_channels, latent_channels, text_width)
         if init_from:
             self.unet = UNet2DConditionModel.from_pretrained(init_from, subfolder="unet", torch_dtype=torch.float32)
+            self.text_encoder = CLIPTextModel.from_pretrained(
+                init_from, subfolder="text_encoder", dtype=torch.float32, attn_implementation="eager"
+            )
         # Scaled-dot-product kernels for small heads in bfloat16 are slow on CPUs: twice the step time.
         self.unet.set_attn_processor(AttnProcessor())
         self.scheduler = DDPMScheduler(**SCHEDULER)
