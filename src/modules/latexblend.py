@@ -109,8 +109,8 @@ class LaTexBlend(L.LightningModule):
         self.resolution = data.resolution
         if 2 * data.resolution < self.backbone.resolution:
             raise ValueError(
-                f"data.resolution is {data.resolution}, but {self.backbone.name} draws {self.backbone.resolution} pixels; "
-                "start from the experiment of your backbone, such as +experiment=concept_sdxl"
+                f"data.resolution is {data.resolution}, but {self.backbone.name} draws images of "
+                f"{self.backbone.resolution} pixels; start from its experiment, such as +experiment=concept_sdxl"
             )
         # Two checkpoints of the weights and AdamW's two moments, in float32.
         trained = sum(parameter.numel() for parameter in self.parameters())
