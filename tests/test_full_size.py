@@ -15,7 +15,7 @@ from src.data.concept import ConceptData, Zoom
 from src.data.request import Request
 from src.modules.backbone import DiffusionBackbone
 from src.modules.latexblend import LaTexBlend
-from tests.tiny import tokenizer
+from tests.tiny import SDXL_UNET, tokenizer
 
 
 def text_config(width: int, layers: int, heads: int, act: str) -> CLIPTextConfig:
@@ -38,19 +38,7 @@ def text_config(width: int, layers: int, heads: int, act: str) -> CLIPTextConfig
 def sdxl(folder: Path) -> StableDiffusionXLPipeline:
     words = tokenizer(folder / "words")
     words.model_max_length = 77
-    unet = UNet2DConditionModel(
-        sample_size=128,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(320, 640, 1280),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    )
+    unet = UNet2DConditionModel(**SDXL_UNET)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,

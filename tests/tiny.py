@@ -63,6 +63,22 @@ UNET = {
 }
 
 
+SDXL_UNET = {
+    "sample_size": 128,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+"""The real one."""
+
+
 def tiny_sd(folder: Path, prediction_type: str = "epsilon") -> StableDiffusionPipeline:
     torch.manual_seed(0)
     words = tokenizer(folder / "words")

@@ -14,7 +14,7 @@ from src.modules.backbone import DiffusionBackbone, cross_attention_projections
 from src.modules.concept_bank import ConceptBank
 from src.modules.diffusion import step_generator
 from src.modules.latexblend import LaTexBlend
-from tests.tiny import tiny_sd, tiny_sdxl
+from tests.tiny import SDXL_UNET, tiny_sd, tiny_sdxl
 
 MAKERS = {"sd": tiny_sd, "sdxl": tiny_sdxl}
 
@@ -180,19 +180,7 @@ def test_a_bank_is_what_the_trained_projections_say(tmp_path: Path, photos: Path
 def test_an_sdxl_bank_is_as_small_as_the_arithmetic_says(tmp_path: Path) -> None:
     """70 layers, 10 x 640 + 60 x 1280 wide, keys and values, two tokens, two bytes: 665,600 bytes and a header."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=128,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(320, 640, 1280),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
+        unet = UNet2DConditionModel(**SDXL_UNET)
     projections = cross_attention_projections(unet)
     assert len(projections) == 140
     assert sum(linear.weight.numel() for linear in projections.values()) == 340_787_200

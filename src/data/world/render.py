@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from src.data.world.scenes import Placed, Scene
-from src.data.world.vocabulary import COLORS, HELD_OUT_STYLES, SHAPES, STYLES, Look, Part
+from src.data.world.shapes import SHAPES, Part
+from src.data.world.vocabulary import COLORS, HELD_OUT_STYLES, STYLES, Look
 
 SUPERSAMPLING = 2
 DARK, LIGHT = (28, 26, 32), (252, 250, 244)
