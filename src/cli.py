@@ -1,6 +1,5 @@
 """What the entry points share: run folders, and errors as one sentence."""
 
-import logging
 import os
 import sys
 import warnings
@@ -47,8 +46,8 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
     @wraps(main)
     def run(*args: Any) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        for category in (UserWarning, FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module="lightning")
         sys.argv[1:] = [_with_plus(argument) for argument in sys.argv[1:]]
         wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
         # Without it, Hydra prints its own text and exits before we see the error.

@@ -64,10 +64,11 @@ class DiffusionBackbone:
         # bfloat16 loads through float16, so that the hash of the weights does not depend on the working precision.
         loaded = torch.float16 if dtype == "bfloat16" else DTYPES[dtype]
         pipeline = DiffusionPipeline.from_pretrained(
-            path, torch_dtype=loaded, local_files_only=local_files_only, use_safetensors=True
+            path, dtype=loaded, local_files_only=local_files_only, use_safetensors=True
         )
         backbone = cls(pipeline, Path(path).name if looks_local else path)
-        pipeline.to(DTYPES[dtype])
+        if DTYPES[dtype] != loaded:
+            pipeline.to(DTYPES[dtype])
         return backbone
 
     @property

@@ -69,7 +69,7 @@ class TextToImagePretraining(L.LightningModule):
         self.text_encoder = _text_encoder(self.tokenizer, text_width, text_layers)
         self.unet = _unet(block_out_channels, latent_channels, text_width)
         if init_from:
-            self.unet = UNet2DConditionModel.from_pretrained(init_from, subfolder="unet", torch_dtype=torch.float32)
+            self.unet = UNet2DConditionModel.from_pretrained(init_from, subfolder="unet", dtype=torch.float32)
             self.text_encoder = CLIPTextModel.from_pretrained(
                 init_from, subfolder="text_encoder", dtype=torch.float32, attn_implementation="eager"
             )
