@@ -97,7 +97,7 @@ def test_a_training_ends_with_a_page(tmp_path):
     (tmp_path / "samples").mkdir()
     for name in ("step-000000", "step-000003", "references"):
         noise(8).save(tmp_path / "samples" / f"{name}.png")
-    logger = CSVLogger(tmp_path, name="", version="", flush_logs_every_n_steps=1000)
+    logger = CSVLogger(tmp_path, name="logs", flush_logs_every_n_steps=1000)
     trainer = L.Trainer(
         max_steps=4, log_every_n_steps=1, logger=logger, callbacks=[RunReport(str(tmp_path))], accelerator="cpu",
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,
