@@ -131,4 +131,9 @@ def test_the_committed_probe_reads_renders():
     probe = Probe(committed("probe"))
     scenes = [attribute_scene(VALIDATION_START + index) for index in range(100)]
     answers = probe.read([render(scene) for scene in scenes])
-    assert sum(answer in scene.caption for answer, scene in zip(answers["color"], scenes, strict=True)) >= 95
+    right = {
+        name: sum(answer in scene.caption for answer, scene in zip(answers[name], scenes, strict=True))
+        for name in ("object", "color", "pattern")
+    }
+    # What it misreads on renders stands in the quality table as the ceiling of what it can say about samples.
+    assert right["object"] >= 95 and right["pattern"] >= 85 and right["color"] >= 75
