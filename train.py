@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=instantiate(cfg.logger), _convert_="all")
     console.print(f"run folder: {cfg.paths.run_dir}", highlight=False)
     checkpoint = f"{cfg.paths.run_dir}/checkpoints/last.ckpt" if cfg.resume else None
-    trainer.fit(module, data, ckpt_path=checkpoint)
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         made = {name: Path(cfg.paths.run_dir) / name for name in ("samples", "report.html")}
         paths = {name: path for name, path in made.items() if path.exists()}

@@ -94,10 +94,6 @@ class LaTexBlend(L.LightningModule):
         torch.manual_seed(seed)
         self.delta = ConceptDelta(self.projections, vectors, rank)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Keep the dictionary of frozen projections out of the module tree."""
-        object.__setattr__(self, name, value) if name == "projections" else super().__setattr__(name, value)
-
     @property
     def backbone(self) -> DiffusionBackbone:
         """The frozen model."""
@@ -187,12 +183,8 @@ class LaTexBlend(L.LightningModule):
         ids = [tokenize(tokenizer, prompts) for tokenizer in self.backbone.tokenizers]
         with self.backbone.modifier_embedded(list(self.delta.modifier), positions):
             text = self.backbone.encode_ids(ids)
-        return (
-            text.prompt_embeds[[unique.index(index) for index in template_indices]],
-            None
-            if text.pooled_prompt_embeds is None
-            else text.pooled_prompt_embeds[[unique.index(index) for index in template_indices]],
-        )
+        each = text.rows([unique.index(index) for index in template_indices])
+        return each.prompt_embeds, each.pooled_prompt_embeds
 
     def _transform(self, concept: Tensor, concept_at: list[int], base_at: list[int]):
         """How a layer's keys or values change: concept rows for instances, the trained projection for the rest."""
