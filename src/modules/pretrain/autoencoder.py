@@ -3,22 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_cosine_schedule_with_warmup
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from src.data.world.linear_code import PATCH, LinearCode
 from src.modules.diffusion import per_sample_mse, step_generator
+from src.modules.pretrain.averaged import AveragedModule
 
 LOG_VARIANCE = -6.0
 """Of the posterior: a deviation of 0.05 on latents of unit variance."""
 
 
-class AutoencoderPretraining(L.LightningModule):
+class AutoencoderPretraining(AveragedModule):
     """The latent space is fixed in advance, so that the diffusion model can be trained at the same time.
 
     Encoder: regression on the linear code's latents. Decoder: from those latents plus a little noise to the image; it
@@ -60,7 +59,7 @@ class AutoencoderPretraining(L.LightningModule):
             mid_block_add_attention=False,
             scaling_factor=1.0,
         )
-        self.ema = EMAModel(self.vae.parameters(), decay=ema_decay)
+        self.follow(list(self.vae.parameters()), ema_decay)
 
     def setup(self, stage: str) -> None:
         """Read the code as one strided convolution."""
@@ -96,19 +95,6 @@ class AutoencoderPretraining(L.LightningModule):
         steps = self.trainer.max_steps
         schedule = get_cosine_schedule_with_warmup(optimizer, min(200, steps // 10), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Follow the weights."""
-        self.ema.step(self.vae.parameters())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the averaged weights."""
-        checkpoint["ema"] = {"shadow": self.ema.shadow_params, "step": self.ema.optimization_step}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the averaged weights; the code is a constant and not in the checkpoint's way."""
-        self.ema.shadow_params = checkpoint["ema"]["shadow"]
-        self.ema.optimization_step = checkpoint["ema"]["step"]
 
     def export(self) -> dict[str, str]:
         """Write the averaged weights as ``vae`` of a Stable Diffusion pipeline."""

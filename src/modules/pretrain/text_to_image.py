@@ -3,17 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.optimization import get_cosine_schedule_with_warmup
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from src.data.world.words import write_clip_tokenizer
 from src.modules.diffusion import diffusion_target, draw_noise, per_sample_mse, step_generator
+from src.modules.pretrain.averaged import AveragedModule
 
 SCHEDULER = {
     "beta_schedule": "scaled_linear",
@@ -27,7 +26,7 @@ SCHEDULER = {
 MAX_TOKENS = 40
 
 
-class TextToImagePretraining(L.LightningModule):
+class TextToImagePretraining(AveragedModule):
     """A CLIPTextModel and a UNet2DConditionModel learn caption -> scene together.
 
     Args:
@@ -76,7 +75,7 @@ class TextToImagePretraining(L.LightningModule):
         # Scaled-dot-product kernels for small heads in bfloat16 are slow on CPUs: twice the step time.
         self.unet.set_attn_processor(AttnProcessor())
         self.scheduler = DDPMScheduler(**SCHEDULER)
-        self.ema = EMAModel([*self.unet.parameters(), *self.text_encoder.parameters()], decay=ema_decay)
+        self.follow([*self.unet.parameters(), *self.text_encoder.parameters()], ema_decay)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean velocity error of one batch."""
@@ -111,23 +110,6 @@ class TextToImagePretraining(L.LightningModule):
         steps = self.trainer.max_steps
         schedule = get_cosine_schedule_with_warmup(optimizer, min(500, steps // 10), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Follow the weights."""
-        self.ema.step([*self.unet.parameters(), *self.text_encoder.parameters()])
-
-    def on_fit_start(self) -> None:
-        """Bring the averaged weights to the device."""
-        self.ema.to(self.device)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the averaged weights and the step of the average."""
-        checkpoint["ema"] = {"shadow": self.ema.shadow_params, "step": self.ema.optimization_step}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the averaged weights."""
-        self.ema.shadow_params = checkpoint["ema"]["shadow"]
-        self.ema.optimization_step = checkpoint["ema"]["step"]
 
     def export(self) -> dict[str, str]:
         """Write the averaged weights as a Stable Diffusion pipeline, half precision, with the autoencoder beside them.
