@@ -1,31 +1,58 @@
-"""Score something: ``python eval.py bank.rex=PATH references.rex=FOLDER``."""
+"""Score something: ``python eval.py bank.rex=PATH``, or compare arms: ``python eval.py sweep=NAME``."""
 
 from pathlib import Path
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
-from src.cli import console, friendly
+from src.cli import console, current_sweep, friendly, point
 
 
 @friendly
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
+@point
 def main(cfg: DictConfig) -> None:
-    """Compose, build, generate and score, show the table."""
-    from rich.markdown import Markdown
+    """Score; in a sweep, compare what is there so far."""
+    sweep = current_sweep()
+    try:
+        score(cfg)
+    finally:
+        if sweep and any(sweep.glob("*/metrics.json")):
+            from src.eval.comparison import compare_points
 
+            compare_points(sweep, cfg.comparison.title, cfg.comparison.published, cfg.seed)
+            show(sweep)
+
+
+def score(cfg: DictConfig) -> None:
+    """Compose, build, generate and score, show the table."""
     # Seconds of imports, which a mistyped key need not wait for.
+    from src.data.whole_file import write_text
+    from src.eval.dry_run import measured_plan
     from src.eval.scored_concept import scored_concepts
 
-    run_dir = Path(cfg.paths.run_dir)
-    concepts = scored_concepts(cfg.bank, cfg.references)
     protocol = instantiate(cfg.protocol, _convert_="all")
+    if cfg.get("suite"):
+        with open_dict(cfg):
+            cfg.bank = {**instantiate(cfg.suite, _convert_="all").banks(), **cfg.bank}
+    concepts = scored_concepts(cfg.bank, cfg.references)
     generator = instantiate(cfg.generator, _convert_="all")
-    protocol.run(generator=generator, concepts=concepts, run_dir=str(run_dir))
-    table = Markdown((run_dir / "table.md").read_text())
-    console.print(table, width=None if console.is_terminal else 110)
-    for path in sorted(path for path in run_dir.iterdir() if path.is_file()):
+    run_dir = Path(cfg.paths.run_dir)
+    if cfg.dry_run:
+        plan = measured_plan(generator, protocol.requests(concepts), cfg.paths.images_dir)
+        write_text(run_dir / "table.md", plan.markdown())
+    else:
+        protocol.run(generator=generator, concepts=concepts, run_dir=str(run_dir))
+    show(run_dir)
+
+
+def show(folder: Path) -> None:
+    """Print the table, in full where nobody watches, and what else was made."""
+    from rich.markdown import Markdown
+
+    console.print(Markdown((folder / "table.md").read_text()), width=None if console.is_terminal else 110)
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
         console.print(path, highlight=False)
 
 

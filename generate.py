@@ -6,16 +6,18 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
-from src.cli import console, friendly
+from src.cli import console, friendly, point
 
 
 @friendly
 @hydra.main(version_base="1.3", config_path="conf", config_name="generate")
+@point
 def main(cfg: DictConfig) -> None:
     """Compose, build, draw what is missing, show where it is."""
     # Seconds of imports, which a mistyped key need not wait for.
     from src.data.disk import free_disk_or_raise
     from src.data.request import Request
+    from src.eval.dry_run import measured_plan
     from src.eval.manifest import draw_missing, write_grid
 
     if not cfg.prompt:
@@ -31,6 +33,9 @@ def main(cfg: DictConfig) -> None:
     free_disk_or_raise(folder, 2 * 3 * 2**20 * len(prompts) * cfg.num_images)
     generator = instantiate(cfg.generator, _convert_="all")
     requests = [Request(prompt, cfg.seed + number) for prompt in prompts for number in range(cfg.num_images)]
+    if cfg.dry_run:
+        console.print(measured_plan(generator, requests, folder).plain(), highlight=False)
+        return
     paths = draw_missing(generator, requests, folder)
     write_grid(paths, requests, cfg.num_images, folder / "grid.png")
     console.print(f"{len(paths)} images: {folder}", highlight=False)

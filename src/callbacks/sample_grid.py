@@ -5,12 +5,15 @@ from pathlib import Path
 
 import lightning as L
 
+from src.callbacks.trackers import log_samples
 from src.data.pictures import image_grid, save_png_atomic
 from src.data.request import Request
 
 
 class SampleGrid(L.Callback):
     """Grids at the start, every ``every_n_steps`` steps and at the end, as ``<folder>/step-000500.png``.
+
+    Loggers that take images get each one with its prompt, seed and step.
 
     The module offers ``sample(requests) -> images``. The datamodule's ``photos``, where it has them, are drawn once as
     ``references.png``.
@@ -42,10 +45,13 @@ class SampleGrid(L.Callback):
         self._draw(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
-        """During and after."""
-        step = trainer.global_step
-        if step == trainer.max_steps or (self.every_n_steps and step % self.every_n_steps == 0):
+        """During."""
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After, also where another callback stopped the training early."""
+        self._draw(trainer, pl_module)
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         path = self.folder / f"step-{trainer.global_step:06d}.png"
@@ -55,3 +61,4 @@ class SampleGrid(L.Callback):
         captions = [f"{request.prompt} | seed {request.seed}" for request in self.requests]
         metadata = {"step": str(trainer.global_step), "requests": "\n".join(captions)}
         save_png_atomic(image_grid(images, self.columns, captions), path, metadata)
+        log_samples(trainer.loggers, self.requests, images, trainer.global_step)

@@ -85,6 +85,7 @@ class ConceptData(L.LightningDataModule):
         zoom: The augmentation; None to use the photos as they are.
         class_dir: Folder of other members of the class, or None to let the backbone draw them.
         num_class_images: How many.
+        num_val: Validation draws, the same ones every time; 0 for no validation.
         seed: Of views and order.
 
     Raises:
@@ -101,6 +102,7 @@ class ConceptData(L.LightningDataModule):
         zoom: Zoom | None = None,
         class_dir: str | None = None,
         num_class_images: int = 100,
+        num_val: int = 16,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -112,7 +114,7 @@ class ConceptData(L.LightningDataModule):
         self.class_photos = load_folder(class_dir)[:num_class_images] if class_dir else None
         self.instance_dir, self.class_noun, self.resolution = instance_dir, class_noun, resolution
         self.batch_size, self.num_views, self.zoom = batch_size, num_views, zoom
-        self.num_class_images, self.seed = num_class_images, seed
+        self.num_class_images, self.num_val, self.seed = num_class_images, num_val, seed
 
     def instance_views(self) -> list[View]:
         """All views of the subject; the photos take turns."""
@@ -143,6 +145,13 @@ class ConceptData(L.LightningDataModule):
             trainer.world_size,
         )
         return DataLoader(_Draws(), batch_sampler=sampler, collate_fn=_stack)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Numbers of draws: the module turns each into a view, a template, noise and a timestep of its own."""
+        if not self.num_val:
+            return []
+        # Every loader draws a seed when it starts; from a generator of its own, the training's random state stays.
+        return DataLoader(range(self.num_val), self.batch_size, generator=torch.Generator())  # type: ignore[arg-type]
 
     def _plain(self, image: Image.Image) -> View:
         side = min(image.size)

@@ -1,11 +1,12 @@
 """Pictures that we write: grids of samples, and PNG files that are either whole or not there."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
+
+from src.data.whole_file import whole_file
 
 GAP = 4
 FONT_SIZE = 10
@@ -52,17 +53,11 @@ def save_png_atomic(image: Image.Image, path: str | Path, metadata: dict[str, st
         path: Target; its folder is made if need be.
         metadata: Text chunks by keyword, read back as ``Image.open(path).text``.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     chunks = PngInfo()
     for key, value in (metadata or {}).items():
         chunks.add_text(key, value)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial:
         image.save(partial, format="PNG", pnginfo=chunks)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

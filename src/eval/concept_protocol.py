@@ -1,20 +1,23 @@
 """Scores concepts on a prompt list, between the plain class noun (control) and the references themselves (ceiling)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from src.data.images import load_image
 from src.data.pictures import image_grid
 from src.data.request import Request
-from src.eval.concept_summary import SCORES, Row, as_json, concept_table, overall_table, summarise
-from src.eval.encoders import ImageEncoder, TextImageEncoder
-from src.eval.manifest import IdentifiedGenerator, drawn
-from src.eval.results import provenance, write_results
+from src.data.whole_file import write_text
+from src.eval.concept_summary import ARMS, SCORES, Row, as_json, concept_table, overall_table, summarise
+from src.eval.manifest import IdentifiedGenerator, draw_missing, manifest_lines
+from src.eval.profile import Profile
+from src.eval.results import Table, provenance, write_results
 from src.eval.scored_concept import ScoredConcept
-from src.eval.scores import clip_t, pair_mean, within_set
+from src.eval.scores import within_set
+from src.eval.tables import per_group, write_rows
 
 CELL = 160
 SHOWN_SEEDS = 2
@@ -29,53 +32,73 @@ class ConceptProtocol:
     Args:
         prompts: Templates with one ``{}``, such as ``a {} on the grass``.
         num_seeds: Images per prompt and concept.
-        clip: Encoder of CLIP-T and CLIP-I.
-        dino: Encoder of DINO.
-        profile: Name of the pair of encoders, which stands with every number.
+        profile: Encoders and scale of the scores; its name stands with every number.
+        images_dir: Where the images go; what it holds is not drawn again.
         seed: Of the first image of each prompt, and of the bootstrap.
 
     Raises:
-        ValueError: If a template has not exactly one slot, or there is nothing to score.
+        ValueError: If a template has not exactly one slot, there is nothing to score, or the profile asks for another
+            text or other pairs.
     """
 
     def __init__(
         self,
         prompts: Sequence[str],
         num_seeds: int,
-        clip: TextImageEncoder,
-        dino: ImageEncoder,
-        profile: str,
+        profile: Profile,
+        images_dir: str,
         seed: int = 0,
     ) -> None:
+        profile.require(["class_noun"], ["all"])
         for prompt in prompts:
             if prompt.count("{}") != 1:
                 raise ValueError(f"the prompt {prompt!r} needs one {{}}, where the concept stands: 'a {{}} at night'")
         if not prompts or num_seeds < 1:
             raise ValueError(f"need at least one prompt and one seed, got {len(prompts)} and {num_seeds}")
         self.prompts, self.num_seeds, self.seed = list(prompts), num_seeds, seed
-        self.clip, self.dino, self.profile = clip, dino, profile
+        self.profile, self.images_dir = profile, Path(images_dir)
+
+    def requests(self, concepts: Sequence[ScoredConcept]) -> list[Request]:
+        """Everything to draw: concept by concept, both arms, prompt by prompt, seed by seed."""
+        return [
+            Request(prompt.replace("{}", word), seed)
+            for concept in concepts
+            for word in _words(concept).values()
+            for prompt, seed in self._places()
+        ]
 
     def run(self, generator: IdentifiedGenerator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
-        """Generate, score, write ``metrics.json``, ``per_image.csv``, ``table.md``, ``report.html`` and grids.
+        """Generate, score, write ``metrics.json``, tables per image, prompt and concept, ``report.html`` and grids.
 
         Raises:
             ValueError: If there is no concept, or one has fewer than two references.
         """
         _check(concepts)
+        # Before anything is drawn: it needs the weights, which may not be there.
+        profile = self.profile.identity()
+        requests = self.requests(concepts)
+        paths = draw_missing(generator, requests, self.images_dir)
+        write_text(Path(run_dir) / "images.jsonl", manifest_lines(requests, paths))
         rows: list[Row] = []
         grids = {}
-        for concept in concepts:
-            images = self._generate(generator, concept, Path(run_dir) / "images")
-            scored = [row for arm, made in images.items() for row in self._score(concept, arm, made)]
-            rows += [*scored, *self._ceiling(concept)]
-            grids[f"grid_{concept.name}"] = self._grid(concept, images)
+        for concept, files in zip(concepts, batched(paths, 2 * len(self._places())), strict=True):
+            arms = dict(zip(ARMS, batched(files, len(self._places())), strict=False))
+            rows += [row for arm, made in arms.items() for row in self._score(concept, arm, made)]
+            rows += self._ceiling(concept)
+            grids[f"grid_{concept.name}"] = self._grid(concept, arms)
+        metrics, tables = self._results(rows, concepts)
+        metrics |= {"generator": generator.identity(), **profile, **provenance()}
+        for name in ("prompt", "concept"):
+            write_rows(per_group(rows, ("arm", name), SCORES), Path(run_dir) / f"per_{name}")
+        write_results(run_dir, "Concepts on a prompt list", metrics, tables, rows, grids)
+        return metrics
+
+    def _results(self, rows: list[Row], concepts: Sequence[ScoredConcept]) -> tuple[dict[str, Any], list[Table]]:
+        """What metrics.json and table.md hold, but for where it comes from."""
         overall = summarise(rows, self.seed)
         each = {c.name: summarise([row for row in rows if row["concept"] == c.name], self.seed) for c in concepts}
         metrics = {
             "protocol": "concept",
-            "profile": self.profile,
-            "encoders": {"clip": self.clip.identity, "dino": self.dino.identity},
-            "generator": generator.identity(),
             "prompts": self.prompts,
             "num_seeds": self.num_seeds,
             "seed": self.seed,
@@ -84,44 +107,41 @@ class ConceptProtocol:
                 c.name: {"class_noun": c.class_noun, "num_references": len(c.references), **as_json(each[c.name])}
                 for c in concepts
             },
-            **provenance(),
+            "compared": {
+                "rows": {"arm": "concept"},
+                "factors": ["prompt", "concept"],
+                "scores": list(SCORES),
+                "harmonic": ["clip_t", "dino"],
+            },
         }
-        tables = [overall_table(overall, self.profile, len(concepts)), concept_table(each, self.profile)]
-        write_results(run_dir, "Concepts on a prompt list", metrics, tables, rows, grids)
-        return metrics
-
-    def _generate(
-        self, generator: IdentifiedGenerator, concept: ScoredConcept, folder: Path
-    ) -> dict[str, list[Image.Image]]:
-        """Both arms, prompt by prompt, seed by seed."""
-        images = {}
-        for arm, word in _words(concept).items():
-            requests = [Request(prompt.replace("{}", word), seed) for prompt, seed in self._places()]
-            images[arm] = drawn(generator, requests, folder)
-        return images
+        return metrics, [
+            overall_table(overall, self.profile.name, len(concepts)),
+            concept_table(each, self.profile.name),
+        ]
 
     def _places(self) -> list[tuple[str, int]]:
         return [(prompt, self.seed + seed) for prompt in self.prompts for seed in range(self.num_seeds)]
 
-    def _score(self, concept: ScoredConcept, arm: str, images: list[Image.Image]) -> list[Row]:
-        places = self._places()
-        embedded = self.clip.encode_images(images)
+    def _score(self, concept: ScoredConcept, arm: str, files: Sequence[Path]) -> list[Row]:
+        places, images = self._places(), [load_image(path) for path in files]
+        clip, dino = self.profile.clip, self.profile.dino
+        embedded = clip.encode_images(images)
         plain = [prompt.replace("{}", concept.class_noun) for prompt, _ in places]
         scores = {
-            "clip_t": clip_t(embedded, self.clip.encode_texts(plain)),
-            "clip_i": pair_mean(embedded, self.clip.encode_images(concept.references)),
-            "dino": pair_mean(self.dino.encode_images(images), self.dino.encode_images(concept.references)),
+            "clip_t": self.profile.text_score(embedded, clip.encode_texts(plain)),
+            "clip_i": self.profile.image_score(embedded, clip.encode_images(concept.references)),
+            "dino": self.profile.image_score(dino.encode_images(images), dino.encode_images(concept.references)),
         }
-        return _rows(concept.name, arm, places, scores)
+        return _rows(concept.name, arm, places, scores, [path.name for path in files])
 
     def _ceiling(self, concept: ScoredConcept) -> list[Row]:
         """References against each other; they answer no prompt, so CLIP-T has no ceiling."""
         places = [("", index) for index in range(len(concept.references))]
-        encoders = {"clip_i": self.clip, "dino": self.dino}
+        encoders = {"clip_i": self.profile.clip, "dino": self.profile.dino}
         scores = {key: within_set(encoder.encode_images(concept.references)) for key, encoder in encoders.items()}
-        return _rows(concept.name, "ceiling", places, scores)
+        return _rows(concept.name, "ceiling", places, scores, [""] * len(places))
 
-    def _grid(self, concept: ScoredConcept, images: dict[str, list[Image.Image]]) -> Image.Image:
+    def _grid(self, concept: ScoredConcept, files: Mapping[str, Sequence[Path]]) -> Image.Image:
         """One line per prompt: a reference, then control, then concept."""
         shown = min(self.num_seeds, SHOWN_SEEDS)
         cells, captions = [], []
@@ -130,22 +150,29 @@ class ConceptProtocol:
             cells.append(concept.references[index % len(concept.references)])
             captions.append(f"reference of {concept.name}")
             for arm, word in _words(concept).items():
-                cells += images[arm][first : first + shown]
+                cells += [load_image(path) for path in files[arm][first : first + shown]]
                 captions += [prompt.replace("{}", word)] * shown
         return image_grid([ImageOps.contain(cell, (CELL, CELL)) for cell in cells], 1 + 2 * shown, captions)
 
 
 def _words(concept: ScoredConcept) -> dict[str, str]:
-    """What stands in the slot of a prompt, by arm."""
+    """What stands in the slot of a prompt, by arm, in the order of ``ARMS``."""
     return {"control": concept.class_noun, "concept": f"<{concept.name}>"}
 
 
-def _rows(name: str, arm: str, places: list[tuple[str, int]], scores: dict[str, Tensor]) -> list[Row]:
+def _rows(
+    name: str, arm: str, places: list[tuple[str, int]], scores: dict[str, Tensor], files: Sequence[str]
+) -> list[Row]:
     return [
-        {"concept": name, "arm": arm, "prompt": prompt, "seed": seed}
+        {"concept": name, "arm": arm, "prompt": prompt, "seed": seed, "file": files[index]}
         | {key: float(scores[key][index]) if key in scores else "" for key in SCORES}
         for index, (prompt, seed) in enumerate(places)
     ]
+
+
+def batched(items: Sequence[Path], size: int) -> list[Sequence[Path]]:
+    """Consecutive parts of ``size`` items (``itertools.batched`` needs Python 3.12)."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _check(concepts: Sequence[ScoredConcept]) -> None:

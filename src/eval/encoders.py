@@ -1,78 +1,23 @@
-"""Images and texts to unit embeddings. One preprocessing path, and an identity that goes with every number."""
+"""CLIP and DINO models by a library's name or by a local folder; a wrong name is refused before anything is loaded."""
 
-import hashlib
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import open_clip
 import timm
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-BATCH = 64
-LOCAL = "local-dir:"
+from src.eval.network_encoder import LOCAL, NetworkEncoder, quiet
+from src.eval.preprocessing import Preprocessing
+from src.eval.read_ahead import BATCH
 
 
-class ImageEncoder(Protocol):
-    """What a protocol needs to compare images."""
-
-    @property
-    def identity(self) -> str:
-        """Name, weights and preprocessing in one line: equal identities give comparable numbers."""
-
-    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit embeddings, float32 ``(N, D)`` on the CPU."""
-
-
-class TextImageEncoder(ImageEncoder, Protocol):
-    """An image encoder whose space also holds texts."""
-
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings, float32 ``(N, D)`` on the CPU."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """PIL image to network input; Pillow filters when it shrinks, so that nothing aliases.
-
-    Attributes:
-        resize: Length of the shorter side after the bicubic resize.
-        crop: Side of the square taken from the centre.
-        mean: Per channel, of values in [0, 1].
-        std: Per channel.
-    """
-
-    resize: int
-    crop: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Float32 ``(3, crop, crop)``."""
-        image = image.convert("RGB")
-        # The longer side is cut, not rounded, as torchvision does.
-        width, height = (int(self.resize * side / min(image.size)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (round((side - self.crop) / 2) for side in (width, height))
-        pixels = np.asarray(image.crop((left, top, left + self.crop, top + self.crop)), dtype=np.float32) / 255
-        normalised = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
-
-    def __str__(self) -> str:
-        """Everything that could change a number."""
-        mean, std = (",".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
-        return f"rgb, shorter side {self.resize} bicubic (pil), centre {self.crop}, mean {mean}, std {std}"
-
-
-class OpenClipEncoder:
+class OpenClipEncoder(NetworkEncoder):
     """Any open_clip model, by its name there or as ``local-dir:FOLDER``.
 
     Args:
@@ -81,89 +26,86 @@ class OpenClipEncoder:
         device: Where it runs.
 
     Raises:
-        ValueError: If there are no weights, or their activation is not the model's.
+        ValueError: If there is no such model, it has no such weights, or their activation is not the model's.
     """
 
     def __init__(self, model: str, pretrained: str | None = None, device: str = "cpu") -> None:
         _check_folder(model, "open_clip_config.json")
         if ":" not in model:
+            _check_known(model, open_clip.list_models(), "open_clip")
             _check_weights(model, pretrained)
-        with _errors_only():
-            self.model = open_clip.create_model(
-                model, pretrained=pretrained, device=device, require_pretrained=True, weights_only=True
-            ).eval()
-            self.tokenizer = open_clip.get_tokenizer(model)
-        self.name = f"open_clip {model}" + (f" {pretrained}" if pretrained else "")
-        config = self.model.visual.preprocess_cfg
-        side = config["size"] if isinstance(config["size"], int) else config["size"][0]
-        self.preprocessing = Preprocessing(side, side, tuple(config["mean"]), tuple(config["std"]))
+        super().__init__(f"open_clip {model}" + (f" {pretrained}" if pretrained else ""), device)
+        self.source, self.pretrained = model, pretrained
+
+    def load(self) -> nn.Module:
+        """The network with its weights."""
+        return open_clip.create_model(
+            self.source, pretrained=self.pretrained, require_pretrained=True, weights_only=True
+        )
 
     @cached_property
-    def identity(self) -> str:
-        """Name, hash of the weights, preprocessing."""
-        return _identity(self.name, self.model, self.preprocessing)
+    def tokenizer(self) -> Any:
+        """Texts to tokens."""
+        with quiet():
+            return open_clip.get_tokenizer(self.source)
 
-    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit embeddings, float32 ``(N, D)`` on the CPU."""
-        return _encode(self.model.encode_image, self.model, images, self.preprocessing)
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """That of the network's training."""
+        config = self.model.visual.preprocess_cfg
+        side = config["size"] if isinstance(config["size"], int) else config["size"][0]
+        return Preprocessing(side, side, tuple(config["mean"]), tuple(config["std"]))
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """Image embeddings ``(N, D)``."""
+        return self.model.encode_image(pixel_values)
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings, float32 ``(N, D)`` on the CPU; each text is encoded once."""
-        unique = list(dict.fromkeys(texts))
-        device = next(self.model.parameters()).device
-        chunks = [self.model.encode_text(self.tokenizer(chunk).to(device)) for chunk in _chunks(unique)]
-        features = normalize(torch.cat(chunks).float(), dim=-1).cpu()
-        return features[[unique.index(text) for text in texts]]
+        places = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+        unique = list(places)
+        chunks = (unique[start : start + BATCH] for start in range(0, len(unique), BATCH))
+        features = torch.cat([self.model.encode_text(self.tokenizer(chunk).to(self.device)) for chunk in chunks])
+        return normalize(features.float(), dim=-1).cpu()[[places[text] for text in texts]]
 
 
-class TimmEncoder:
+class TimmEncoder(NetworkEncoder):
     """Pooled features of any timm model, by its name there or as ``local-dir:FOLDER``.
 
     Args:
         model: Such as ``local-dir:world/dino`` or ``vit_small_patch16_224.dino``.
         resize: Shorter side before the centre crop; by default the crop itself. timm's own margin is not used: for the
             DINO models it is not that of their authors.
+        crop: Side that a vision transformer sees, where it is not the one of timm: DINOv2 has 518 there, 224 in papers.
         device: Where it runs.
+
+    Raises:
+        ValueError: If there is no such model.
     """
 
-    def __init__(self, model: str, resize: int | None = None, device: str = "cpu") -> None:
+    def __init__(self, model: str, resize: int | None = None, crop: int | None = None, device: str = "cpu") -> None:
         _check_folder(model, "config.json")
-        self.name = f"timm {model}"
-        self.model = timm.create_model(model, pretrained=True, num_classes=0).eval().to(device)
-        config = self.model.pretrained_cfg
-        side = config["input_size"][-1]
-        self.preprocessing = Preprocessing(resize or side, side, tuple(config["mean"]), tuple(config["std"]))
+        if ":" not in model:
+            _check_known(model, timm.list_models(pretrained=True), "timm")
+        super().__init__(f"timm {model}", device)
+        self.source, self.resize, self.crop = model, resize, crop
+
+    def load(self) -> nn.Module:
+        """The network with its weights and without its classifier."""
+        size = {} if self.crop is None else {"img_size": self.crop}
+        return timm.create_model(self.source, pretrained=True, num_classes=0, **size)
 
     @cached_property
-    def identity(self) -> str:
-        """Name, hash of the weights, preprocessing."""
-        return _identity(self.name, self.model, self.preprocessing)
+    def preprocessing(self) -> Preprocessing:
+        """That of the network's training, but for the sides."""
+        config = self.model.pretrained_cfg
+        side = self.crop or config["input_size"][-1]
+        return Preprocessing(self.resize or side, side, tuple(config["mean"]), tuple(config["std"]))
 
-    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit embeddings, float32 ``(N, D)`` on the CPU."""
-        return _encode(self.model, self.model, images, self.preprocessing)
-
-
-@torch.inference_mode()
-def _encode(function: Any, model: nn.Module, images: Sequence[Image.Image], preprocessing: Preprocessing) -> Tensor:
-    if not images:
-        raise ValueError("there are no images to encode")
-    device = next(model.parameters()).device
-    inputs = (torch.stack([preprocessing(image) for image in chunk]) for chunk in _chunks(images))
-    return torch.cat([normalize(function(batch.to(device)).float(), dim=-1).cpu() for batch in inputs])
-
-
-def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
-
-
-def _identity(name: str, model: nn.Module, preprocessing: Preprocessing) -> str:
-    digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return f"{name}, weights {digest.hexdigest()[:16]}, {preprocessing}"
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """Pooled features ``(N, D)``: for DINO the class token after the last norm."""
+        return self.model(pixel_values)
 
 
 def _check_folder(model: str, config: str) -> None:
@@ -172,22 +114,20 @@ def _check_folder(model: str, config: str) -> None:
         raise ValueError(f"the encoder {model} needs the file {folder / config}, which does not exist")
 
 
+def _check_known(model: str, known: Sequence[str], library: str) -> None:
+    if model not in known:
+        close = get_close_matches(model, known, n=1)
+        advice = f"did you mean model={close[0]}?" if close else f"a folder is written model={LOCAL}FOLDER"
+        raise ValueError(f"{library} has no pretrained model {model!r}; {advice}")
+
+
 def _check_weights(model: str, pretrained: str | None) -> None:
     """Before a download: open_clip itself only warns of a wrong activation, and every score would be off."""
+    tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained is None:
         raise ValueError(f"open_clip's {model} needs weights: set pretrained, e.g. pretrained=openai")
+    if pretrained not in tags and not Path(pretrained).is_file():
+        raise ValueError(f"open_clip has no weights {pretrained!r} of {model}; choose one of: {', '.join(tags)}")
     trained = (open_clip.get_pretrained_cfg(model, pretrained) or {}).get("quick_gelu", False)
     if trained and not (open_clip.get_model_config(model) or {}).get("quick_gelu", False):
         raise ValueError(f"the weights {pretrained} of {model} need QuickGELU; use model={model}-quickgelu")
-
-
-@contextmanager
-def _errors_only() -> Iterator[None]:
-    """open_clip tells the root logger all that it tries; hide it unless something is wrong."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -10,9 +10,9 @@ from typing import Protocol
 from PIL import Image
 from rich.progress import track
 
-from src.data.images import load_image
 from src.data.pictures import image_grid, save_png_atomic
 from src.data.request import Request
+from src.data.turns import take_turns
 
 
 class IdentifiedGenerator(Protocol):
@@ -20,8 +20,8 @@ class IdentifiedGenerator(Protocol):
 
     batch_size: int
 
-    def identity(self) -> dict[str, str]:
-        """Settings and hashes of weights: equal identities draw equal images."""
+    def identity(self, prompt: str | None = None) -> dict[str, str]:
+        """Settings and hashes of weights, of everything or of what ``prompt`` needs: equal ones draw equal images."""
 
     def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
         """One image per request."""
@@ -34,27 +34,53 @@ def request_path(folder: Path, request: Request, identity: dict[str, str]) -> Pa
     return folder / f"{words}_s{request.seed:04d}_{hashlib.sha256(record.encode()).hexdigest()[:10]}.png"
 
 
+def request_paths(generator: IdentifiedGenerator, requests: Sequence[Request], folder: str | Path) -> list[Path]:
+    """Where each request is, or will be, in ``folder``."""
+    identities = {prompt: generator.identity(prompt) for prompt in {request.prompt for request in requests}}
+    return [request_path(Path(folder), request, identities[request.prompt]) for request in requests]
+
+
 def draw_missing(generator: IdentifiedGenerator, requests: Sequence[Request], folder: str | Path) -> list[Path]:
-    """Draw what ``folder`` does not hold yet; a run that was killed goes on where it stopped.
+    """Draw what ``folder`` does not hold yet.
+
+    A run that was killed goes on where it stopped; several processes share the work. Batches are cut from the whole
+    list, so that what is drawn anew stands in the batch that it stood in: not even rounding differs.
 
     Returns:
         One path per request, in order. The request stands in the PNG's text chunks.
     """
-    identity = generator.identity()
-    paths = [request_path(Path(folder), request, identity) for request in requests]
-    missing = [(request, path) for request, path in zip(requests, paths, strict=True) if not path.exists()]
-    starts = range(0, len(missing), generator.batch_size)
-    for start in track(starts, f"drawing {len(missing)} images", disable=not missing):
-        batch = missing[start : start + generator.batch_size]
+    paths = request_paths(generator, requests, folder)
+    drawable = list(dict.fromkeys(zip(requests, paths, strict=True)))
+    size = generator.batch_size
+    batches = [drawable[start : start + size] for start in range(0, len(drawable), size)]
+    number = sum(not _is_drawn(batch) for batch in batches)
+    turns = take_turns(batches, _lock_path, _is_drawn)
+    for batch in track(turns, f"drawing {len(drawable)} images", total=number, disable=not number):
         images = generator.sample([request for request, _ in batch])
         for (request, path), image in zip(batch, images, strict=True):
-            save_png_atomic(image, path, {"prompt": request.prompt, "seed": str(request.seed), **identity})
+            if not path.exists():
+                record = {"prompt": request.prompt, "seed": str(request.seed), **generator.identity(request.prompt)}
+                save_png_atomic(image, path, record)
     return paths
 
 
-def drawn(generator: IdentifiedGenerator, requests: Sequence[Request], folder: str | Path) -> list[Image.Image]:
-    """The images of ``draw_missing``, read back."""
-    return [load_image(path) for path in draw_missing(generator, requests, folder)]
+def manifest_lines(requests: Sequence[Request], paths: Sequence[Path]) -> str:
+    """JSON lines, one per request in order: file name, sha256 of the file, prompt, seed."""
+    lines = [
+        {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        | {"prompt": request.prompt, "seed": request.seed}
+        for request, path in zip(requests, paths, strict=True)
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def _is_drawn(batch: Sequence[tuple[Request, Path]]) -> bool:
+    return all(path.exists() for _, path in batch)
+
+
+def _lock_path(batch: Sequence[tuple[Request, Path]]) -> Path:
+    names = " ".join(path.name for _, path in batch)
+    return batch[0][1].parent / ".locks" / f"{hashlib.sha256(names.encode()).hexdigest()[:16]}.lock"
 
 
 def write_grid(paths: Sequence[Path], requests: Sequence[Request], columns: int, target: str | Path) -> None:

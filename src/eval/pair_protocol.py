@@ -9,15 +9,16 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from src.data.images import load_image
 from src.data.pictures import image_grid
 from src.data.request import Request
 from src.eval.concept_protocol import CELL
 from src.eval.concept_summary import Row, as_json
-from src.eval.encoders import ImageEncoder, TextImageEncoder
-from src.eval.manifest import IdentifiedGenerator, drawn
+from src.eval.manifest import IdentifiedGenerator, draw_missing
+from src.eval.profile import Profile
 from src.eval.results import Table, provenance, write_results
 from src.eval.scored_concept import ScoredConcept
-from src.eval.scores import clip_t, pair_mean, within_set
+from src.eval.scores import pair_mean, within_set
 from src.eval.statistics import bootstrap_mean
 
 LEFT, RIGHT, TOP, BOTTOM = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)
@@ -40,29 +41,37 @@ class PairProtocol:
     Args:
         prompts: Templates with ``{first}`` and ``{second}`` and one of ``LAYOUTS``.
         num_seeds: Images per prompt and ordered pair.
-        clip: Encoder of CLIP-T, on the whole image.
-        dino: Encoder of identity, on the crops.
-        profile: Name of the pair of encoders.
+        profile: Its CLIP gives CLIP-T on the whole image, its DINO identity on the crops.
+        images_dir: Where the images go; what it holds is not drawn again.
         seed: Of the first image of each prompt, and of the bootstrap.
 
     Raises:
-        ValueError: If a template lacks a slot or a relation.
+        ValueError: If a template lacks a slot or a relation, or the profile asks for another text or other pairs.
     """
 
     def __init__(
         self,
         prompts: Sequence[str],
         num_seeds: int,
-        clip: TextImageEncoder,
-        dino: ImageEncoder,
-        profile: str,
+        profile: Profile,
+        images_dir: str,
         seed: int = 0,
     ) -> None:
+        profile.require(["class_noun"], ["all"])
         if not prompts or num_seeds < 1:
             raise ValueError(f"need at least one prompt and one seed, got {len(prompts)} and {num_seeds}")
         self.layouts = {prompt: layout(prompt) for prompt in prompts}
         self.num_seeds, self.seed = num_seeds, seed
-        self.clip, self.dino, self.profile = clip, dino, profile
+        self.profile, self.images_dir = profile, Path(images_dir)
+
+    def requests(self, concepts: Sequence[ScoredConcept]) -> list[Request]:
+        """Everything to draw: pair by pair, both arms, prompt by prompt, seed by seed."""
+        return [
+            request
+            for pair in permutations(concepts, 2)
+            for arm in ("control", "concept")
+            for request in self._requests(pair, arm)
+        ]
 
     def run(self, generator: IdentifiedGenerator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
         """Generate, score, write ``metrics.json``, ``per_image.csv``, ``table.md``, ``report.html`` and grids.
@@ -72,30 +81,34 @@ class PairProtocol:
         """
         if len(concepts) < 2:
             raise ValueError(f"a pair needs two concepts, got {len(concepts)}; add bank.NAME=PATH for each")
-        references = {concept.name: self.dino.encode_images(concept.references) for concept in concepts}
+        # Before anything is drawn: it needs the weights, which may not be there.
+        profile = self.profile.identity()
+        references = {concept.name: self.profile.dino.encode_images(concept.references) for concept in concepts}
         rows: list[Row] = []
         grids = {}
         for pair in permutations(concepts, 2):
             for arm in ("control", "concept"):
-                images = self._generate(generator, pair, arm, Path(run_dir) / "images")
-                rows += self._score(pair, arm, images, references)
+                files = draw_missing(generator, self._requests(pair, arm), self.images_dir)
+                images = [load_image(path) for path in files]
+                scored = self._score(pair, arm, images, references)
+                rows += [row | {"file": path.name} for row, path in zip(scored, files, strict=True)]
                 cells = [ImageOps.contain(image, (CELL, CELL)) for image in images]
                 grids[f"grid_{_name(pair)}_{arm}"] = image_grid(cells, self.num_seeds)
         summary = {arm: self._summary([row for row in rows if row["arm"] == arm]) for arm in ("control", "concept")}
         ceiling = _ceiling(references)
         metrics = {
             "protocol": "pairs",
-            "profile": self.profile,
-            "encoders": {"clip": self.clip.identity, "dino": self.dino.identity},
+            **profile,
             "generator": generator.identity(),
             "prompts": list(self.layouts),
             "num_seeds": self.num_seeds,
             "seed": self.seed,
             "overall": as_json(summary) | {"ceiling": {"identity_margin": ceiling}},
+            "compared": {"rows": {"arm": "concept"}, "factors": ["prompt", "pair"], "scores": list(SCORES)},
             **provenance(),
         }
         lines = [[arm, *(str(values[score]) for score in SCORES)] for arm, values in summary.items()]
-        title = f"Two concepts in one image, mean [95% interval], profile {self.profile}"
+        title = f"Two concepts in one image, mean [95% interval], profile {self.profile.name}"
         table = Table(title, ["", *SCORES], [*lines, ["ceiling", f"{ceiling:.3f}", "", ""]])
         write_results(run_dir, "Two concepts in one image", metrics, [table], rows, grids)
         return metrics
@@ -103,21 +116,21 @@ class PairProtocol:
     def _places(self) -> list[tuple[str, int]]:
         return [(prompt, self.seed + seed) for prompt in self.layouts for seed in range(self.num_seeds)]
 
-    def _generate(self, generator: IdentifiedGenerator, pair: Pair, arm: str, folder: Path) -> list[Image.Image]:
+    def _requests(self, pair: Pair, arm: str) -> list[Request]:
         first, second = (c.class_noun if arm == "control" else f"<{c.name}>" for c in pair)
-        requests = [Request(prompt.format(first=first, second=second), seed) for prompt, seed in self._places()]
-        return drawn(generator, requests, folder)
+        return [Request(prompt.format(first=first, second=second), seed) for prompt, seed in self._places()]
 
     def _score(self, pair: Pair, arm: str, images: list[Image.Image], references: dict[str, Tensor]) -> list[Row]:
         places = self._places()
         first, second = (references[concept.name] for concept in pair)
         crops = [[crop(im, self.layouts[p][at]) for im, (p, _) in zip(images, places, strict=True)] for at in (0, 1)]
-        left, right = (self.dino.encode_images(side) for side in crops)
+        left, right = (self.profile.dino.encode_images(side) for side in crops)
         margins = torch.stack(
             [pair_mean(left, first) - pair_mean(left, second), pair_mean(right, second) - pair_mean(right, first)]
         )
         plain = [p.format(first=pair[0].class_noun, second=pair[1].class_noun) for p, _ in places]
-        texts = clip_t(self.clip.encode_images(images), self.clip.encode_texts(plain))
+        clip = self.profile.clip
+        texts = self.profile.text_score(clip.encode_images(images), clip.encode_texts(plain))
         return [
             {"pair": _name(pair), "arm": arm, "prompt": prompt, "seed": seed}
             | {"first_margin": float(margins[0, index]), "second_margin": float(margins[1, index])}

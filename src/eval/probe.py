@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from src.data.world.attributes import ATTRIBUTES
-from src.eval.encoders import LOCAL, Preprocessing
+from src.eval.network_encoder import LOCAL
+from src.eval.preprocessing import Preprocessing
 
 BATCH = 64
 

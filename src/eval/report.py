@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 from PIL import Image
+
+from src.data.whole_file import write_text
 
 MAX_BYTES = 9_000_000
 """Of all pictures together, as base64 text."""
@@ -90,14 +91,7 @@ class Report:
 
     def write(self, path: str | Path) -> None:
         """Write the page, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(self.html(), encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_text(path, self.html())
 
 
 def _heading(text: str) -> str:

@@ -1,9 +1,6 @@
 """What a protocol leaves in the run folder: metrics.json, per_image.csv, table.md, picture grids, report.html."""
 
-import csv
-import io
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -16,7 +13,9 @@ from typing import Any
 from PIL import Image
 
 from src.data.pictures import save_png_atomic
+from src.data.whole_file import write_text
 from src.eval.report import Report
+from src.eval.tables import write_rows
 
 PACKAGES = ("torch", "open_clip_torch", "timm", "diffusers", "pillow", "numpy")
 
@@ -33,6 +32,12 @@ class Table:
         """A pipe table under its title."""
         lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
         return f"### {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+    def plain(self) -> str:
+        """Cells in columns, for a terminal."""
+        widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in self.rows)
+        return "\n".join(line.rstrip() for line in (self.title, *lines))
 
 
 def provenance() -> dict[str, Any]:
@@ -59,7 +64,7 @@ def write_results(
         title: Of ``report.html``.
         metrics: Content of ``metrics.json``.
         tables: Content of ``table.md``.
-        rows: Lines of ``per_image.csv``, all with the keys of the first.
+        rows: Lines of ``per_image.csv`` and ``per_image.parquet``, all with the keys of the first.
         grids: File stem to picture.
     """
     folder = Path(run_dir)
@@ -74,30 +79,10 @@ def write_results(
     )
     report.add_config(provenance(), "Provenance")
     report.write(folder / "report.html")
-    write_atomic(folder / "per_image.csv", _csv(rows))
-    write_atomic(folder / "table.md", "\n".join(table.markdown() for table in tables))
+    write_rows(rows, folder / "per_image")
+    write_text(folder / "table.md", "\n".join(table.markdown() for table in tables))
     # Last: where metrics.json is, everything is.
-    write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-
-
-def write_atomic(path: str | Path, text: str) -> None:
-    """Write a text file that is either whole or not there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
 def _git_commit() -> str:

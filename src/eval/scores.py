@@ -1,15 +1,18 @@
 """Scores of unit embeddings. Pure functions: one number per image, so that statistics come later."""
 
-import torch
 from torch import Tensor
 
 
-def clip_t(images: Tensor, texts: Tensor) -> Tensor:
-    """Cosine of each image with its own text, raw (neither scaled nor clamped).
+def clip_t(images: Tensor, texts: Tensor, scale: float = 1.0, clamp: bool = False) -> Tensor:
+    """Cosine of each image with its own text, by default raw (neither scaled nor clamped).
+
+    CLIPScore (arXiv 2104.08718) has ``scale=2.5`` and ``clamp=True``: 0.75 there is 0.30 here.
 
     Args:
         images: Unit embeddings ``(N, D)``.
         texts: Unit embeddings ``(N, D)``, or ``(1, D)`` for one text to all.
+        scale: Factor.
+        clamp: Whether a negative cosine counts as 0, image by image and not in the mean.
 
     Returns:
         Shape ``(N,)``.
@@ -19,7 +22,26 @@ def clip_t(images: Tensor, texts: Tensor) -> Tensor:
     """
     if len(texts) not in (1, len(images)):
         raise ValueError(f"{len(images)} images need as many texts, or one, got {len(texts)}")
-    return (images * texts).sum(-1)
+    cosines = (images * texts).sum(-1)
+    return scale * (cosines.clamp(min=0) if clamp else cosines)
+
+
+def own_reference(generated: Tensor, references: Tensor) -> Tensor:
+    """Cosine of each generated image with its own reference.
+
+    Args:
+        generated: Unit embeddings ``(N, D)``.
+        references: Unit embeddings ``(N, D)``, or ``(1, D)`` for one reference to all.
+
+    Returns:
+        Shape ``(N,)``.
+
+    Raises:
+        ValueError: If the numbers do not fit.
+    """
+    if len(references) not in (1, len(generated)):
+        raise ValueError(f"{len(generated)} images need as many references, or one, got {len(references)}")
+    return (generated * references).sum(-1)
 
 
 def pair_mean(generated: Tensor, references: Tensor) -> Tensor:
@@ -55,7 +77,16 @@ def within_set(embeddings: Tensor) -> Tensor:
     return ((embeddings @ embeddings.sum(0)) - (embeddings**2).sum(-1)) / (number - 1)
 
 
-def harmonic(first: Tensor, second: Tensor) -> Tensor:
-    """Harmonic mean ``2ab / (a + b)``, element by element; 0 where either is not positive."""
-    positive = (first > 0) & (second > 0)
-    return torch.where(positive, 2 * first * second / (first + second).where(positive, torch.ones_like(first)), 0.0)
+def diversity(embeddings: Tensor) -> Tensor:
+    """One minus the mean cosine of each image with all the others of its set; higher is more varied.
+
+    Args:
+        embeddings: Unit embeddings ``(M, D)``, ``M`` at least 2.
+
+    Returns:
+        Shape ``(M,)``.
+
+    Raises:
+        ValueError: If there is only one image.
+    """
+    return 1 - within_set(embeddings)

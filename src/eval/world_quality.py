@@ -13,7 +13,7 @@ from src.data.world.attributes import ATTRIBUTES, attribute_words
 from src.data.world.dataset import VALIDATION_START
 from src.data.world.render import render
 from src.data.world.scenes import Scene, attribute_scene, full_caption, sample_scene, subject_scene
-from src.eval.encoders import ImageEncoder, TextImageEncoder
+from src.eval.network_encoder import ImageEncoder, TextImageEncoder
 from src.eval.probe import Probe
 from src.eval.results import Table, provenance, write_results
 from src.eval.statistics import bootstrap_mean

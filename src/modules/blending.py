@@ -142,10 +142,12 @@ class ConceptGenerator:
                 )
         return marked.plain, placements
 
-    def identity(self) -> dict[str, str]:
-        """Everything that an image depends on beside prompt and seed."""
+    def identity(self, prompt: str | None = None) -> dict[str, str]:
+        """What an image depends on beside text and seed; of the banks only those that ``prompt`` mentions, if given."""
         settings = (self.num_inference_steps, self.guidance_scale, self.blending_start, self.bind, self.resolution)
         banks = {f"bank.{name}": bank.metadata.get("sha256", "") for name, bank in self.banks.items()}
+        if prompt is not None:
+            banks = {key: value for key, value in banks.items() if f"<{key.removeprefix('bank.')}>" in prompt}
         return {
             "backbone": f"{self.backbone.name} {self.backbone.cross_attention_hash} {self.backbone.dtype}",
             "settings": " ".join(map(str, settings)),

@@ -1,7 +1,6 @@
 """One concept in one file: the key and value rows of "V* noun" in every cross-attention layer."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from src.data.whole_file import whole_file
 
 FORMAT = "atelier-concept-bank-1"
 
@@ -39,13 +40,11 @@ class ConceptBank:
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write atomically; ``S * sum(D) * 2`` numbers and a header."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Contiguous copies: a view would drag its whole storage into the file.
         tensors = {name: row.detach().to("cpu", dtype).contiguous().clone() for name, row in self.rows.items()}
         metadata = {**self.metadata, "format": FORMAT, "sha256": _digest(tensors)}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        save_file(tensors, partial, metadata=metadata)
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata=metadata)
         return path
 
     @classmethod

@@ -1,7 +1,6 @@
 """Latents of images, encoded once: kept on disk under the hash of what they were made from."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from src.data.concept import View
+from src.data.whole_file import whole_file
 from src.modules.backbone import DiffusionBackbone
 
 
@@ -31,9 +31,8 @@ def encoded_views(backbone: DiffusionBackbone, views: Sequence[View], cache_dir:
         chunks.append(backbone.encode_images(pixel_values).cpu())
     latents = torch.cat(chunks).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file({"latents": latents}, partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        save_file({"latents": latents}, partial)
     return latents, masks
 
 

@@ -132,9 +132,19 @@ class LaTexBlend(L.LightningModule):
         self.log_dict({"train/loss": loss, "train/instance_loss": instance.mean()}, prog_bar=True)
         return loss
 
+    def validation_step(self, draws: Tensor, batch_idx: int) -> None:
+        """The same loss on fixed views, templates, noise and timesteps, which no training step has."""
+        generators = [step_generator(self.hparams.seed, draw, rank=-1) for draw in draws.tolist()]
+        instance, prior = self._losses(draws, generators)
+        losses = {"val/loss": instance + self.hparams.prior_loss_weight * prior, "val/instance_loss": instance}
+        means = {name: each.mean() for name, each in losses.items()}
+        self.log_dict(means, batch_size=len(generators), prog_bar=True)
+
     def _losses(self, index: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Per-sample losses of the instance images and of as many prior images, each shape ``(B,)``."""
         number = len(generators)
+        # The latents of all views stay on the CPU, and so must what picks from them.
+        index = index.cpu()
         flows = [torch.randint(len(self.prompts), (2,), generator=g).tolist() for g in generators]
         concept_at, base_at = [flow[0] for flow in flows], [flow[1] for flow in flows]
         latents, mask = (part[index % len(part)].to(self.device) for part in self.instance)

@@ -14,6 +14,7 @@ from src.data.world.render import render
 from src.data.world.scenes import subject_scene
 from src.data.world.words import write_clip_tokenizer
 from src.eval.encoders import OpenClipEncoder, TimmEncoder
+from src.eval.profile import Profile
 from src.eval.scored_concept import ScoredConcept
 
 SIZE, TOKENS = 32, 24
@@ -60,6 +61,11 @@ def dino(dino_folder):
 
 
 @pytest.fixture(scope="session")
+def profile(clip, dino):
+    return Profile("tiny", clip, dino, text="class_noun", pairing="all")
+
+
+@pytest.fixture(scope="session")
 def pictures():
     return [render(subject_scene(0, view, "dog")) for view in range(5)]
 
@@ -80,7 +86,7 @@ class DrawnSubjects:
     def __init__(self):
         self.requests = []
 
-    def identity(self):
+    def identity(self, prompt=None):
         return {"draws": "subjects"}
 
     def sample(self, requests):

@@ -17,8 +17,8 @@ PAIR_PROMPTS = ["a {first} left of a {second} on the grass", "a {first} right of
 
 
 @pytest.fixture
-def protocol(clip, dino):
-    return ConceptProtocol(PROMPTS, 2, clip, dino, "tiny")
+def protocol(profile):
+    return ConceptProtocol(PROMPTS, 2, profile)
 
 
 def cosines(first, second):
@@ -80,13 +80,13 @@ def test_a_repeated_run_draws_nothing_and_gives_the_same_numbers(protocol, gener
     assert len(generator.requests) == number == 2 * 2 * 6
 
 
-def test_pairs_are_scored_on_their_own_halves(generator, concepts, clip, dino, tmp_path):
+def test_pairs_are_scored_on_their_own_halves(generator, concepts, profile, tmp_path):
     class SideBySide:
         """Draws the two subjects where the prompt puts them."""
 
         batch_size = 4
 
-        def identity(self):
+        def identity(self, prompt=None):
             return {"draws": "pairs"}
 
         def sample(self, requests):
@@ -104,8 +104,9 @@ def test_pairs_are_scored_on_their_own_halves(generator, concepts, clip, dino, t
             canvas.paste(right, (64, 0))
             return canvas
 
-    protocol = PairProtocol(PAIR_PROMPTS, 1, clip, dino, "tiny")
+    protocol = PairProtocol(PAIR_PROMPTS, 1, profile)
     metrics = protocol.run(generator=SideBySide(), concepts=concepts, run_dir=str(tmp_path))
+    dino = profile.dino
     own = [dino.encode_images(concept.references) for concept in concepts]
     crops = [dino.encode_images(concept.references[:1]) for concept in concepts]
     margins = [cosines(crops[i], own[i]).mean() - cosines(crops[i], own[1 - i]).mean() for i in (0, 1)]
@@ -124,15 +125,15 @@ def test_layouts_come_from_the_relation():
     assert crop(Image.new("RGB", (64, 64)), LEFT).size == (64, 64)
 
 
-def test_what_cannot_be_scored_is_refused(protocol, generator, concepts, clip, dino, tmp_path):
+def test_what_cannot_be_scored_is_refused(protocol, generator, concepts, profile, tmp_path):
     with pytest.raises(ValueError, match="needs one {}, where"):
-        ConceptProtocol(["a dog"], 1, clip, dino, "tiny")
+        ConceptProtocol(["a dog"], 1, profile)
     with pytest.raises(ValueError, match="no concept to score"):
         protocol.run(generator, [], str(tmp_path))
     with pytest.raises(ValueError, match="rex has one reference"):
         protocol.run(generator, [ScoredConcept("rex", "dog", concepts[0].references[:1])], str(tmp_path))
     with pytest.raises(ValueError, match="needs two concepts"):
-        PairProtocol(PAIR_PROMPTS, 1, clip, dino, "tiny").run(generator, concepts[:1], str(tmp_path))
+        PairProtocol(PAIR_PROMPTS, 1, profile).run(generator, concepts[:1], str(tmp_path))
 
 
 def test_concepts_are_read_from_banks(tmp_path, pictures):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from src.eval.scores import clip_t, harmonic, pair_mean, within_set
+from src.eval.scores import clip_t, diversity, own_reference, pair_mean, within_set
 
 
 @pytest.fixture
@@ -42,6 +42,22 @@ def test_within_set_is_the_mean_over_pairs(embeddings):
         within_set(embeddings[:1])
 
 
-def test_harmonic_mean():
-    first, second = torch.tensor([0.334, 0.5, 0.0]), torch.tensor([0.630, 0.5, 0.7])
-    np.testing.assert_allclose(harmonic(first, second), [2 * 0.334 * 0.630 / 0.964, 0.5, 0.0], rtol=1e-6)
+def test_clip_score_is_scaled_and_clamped_image_by_image():
+    images, texts = torch.eye(2, dtype=torch.float64), torch.tensor([[0.3, 0.0], [0.0, -0.2]], dtype=torch.float64)
+    np.testing.assert_allclose(clip_t(images, texts), [0.3, -0.2])
+    np.testing.assert_allclose(clip_t(images, texts, scale=2.5, clamp=True), [0.75, 0.0])
+    np.testing.assert_allclose(clip_t(images, texts, scale=100), [30, -20])
+
+
+def test_own_reference_is_the_cosine_of_each_with_its_own(embeddings):
+    generated, references = embeddings[:4].numpy(), embeddings[4:8].numpy()
+    np.testing.assert_allclose(own_reference(embeddings[:4], embeddings[4:8]), np.diag(generated @ references.T))
+    np.testing.assert_allclose(own_reference(embeddings[:4], embeddings[4:5]), generated @ references[0])
+    with pytest.raises(ValueError, match="4 images need as many references, or one, got 3"):
+        own_reference(embeddings[:4], embeddings[4:7])
+
+
+def test_diversity_is_what_is_missing_to_one(embeddings):
+    every = embeddings.numpy() @ embeddings.numpy().T
+    np.testing.assert_allclose(diversity(embeddings).mean(), 1 - every[np.triu_indices(9, 1)].mean())
+    assert float(diversity(embeddings[:1].repeat(3, 1)).abs().max()) < 1e-12

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from src.eval.statistics import bootstrap_mean, bootstrap_ratio
+from src.eval.statistics import bootstrap_mean, bootstrap_ratio, replicate_weights, student_quantile
 
 
 def covered(draw, trials=100):
@@ -36,6 +36,37 @@ def test_clusters_are_covered_and_ignoring_them_is_not():
 def test_crossed_factors_are_covered_and_one_factor_is_not_enough():
     assert covered(lambda rng: crossed(rng, True)) >= 0.89
     assert covered(lambda rng: crossed(rng, False)) < 0.85
+
+
+def test_replicates_of_a_mean_vary_as_much_as_the_mean_does():
+    values, clusters = np.array([0.0, 1.0, 3.0, 7.0]), np.repeat(range(4), 5)
+    weights = replicate_weights([clusters], 20, np.random.default_rng(0), 20_000)
+    means = weights @ values[clusters] / weights.sum(1)
+    assert means.var() == pytest.approx(values.var(ddof=1) / 4, rel=0.03)
+
+
+def test_student_quantiles_are_those_of_the_tables():
+    table = {1: 12.706, 2: 4.303, 5: 2.571, 9: 2.262, 24: 2.064, 10_000: 1.960}
+    assert {degrees: round(student_quantile(degrees), 3) for degrees in table} == table
+    assert student_quantile(6) < student_quantile(5.5) < student_quantile(5)
+
+
+def test_few_levels_widen_the_interval_of_the_factor_that_matters():
+    prompts, subjects = (axis.ravel() for axis in np.mgrid[:40, :6])
+    effects = np.array([-1.5, -0.8, -0.1, 0.2, 0.8, 1.4])
+    small = 1e-3 * np.random.default_rng(0).normal(size=240)
+    width = 2 * effects.std(ddof=1) / math.sqrt(6)
+    of_subjects = bootstrap_mean(effects[subjects] + small, [prompts, subjects])
+    assert of_subjects.high - of_subjects.low == pytest.approx(2.571 * width, rel=0.1)
+    of_prompts = bootstrap_mean(np.sin(prompts) + small, [prompts, subjects])
+    width = 2 * np.sin(np.arange(40)).std(ddof=1) / math.sqrt(40)
+    assert of_prompts.high - of_prompts.low == pytest.approx(2.023 * width, rel=0.1)
+
+
+def test_values_that_do_not_vary_have_no_width():
+    interval = bootstrap_mean([0.5] * 4, ["aabb", "abab"])
+    assert (interval.mean, interval.low, interval.high) == (0.5, 0.5, 0.5)
+    assert bootstrap_mean([0.5]).low == 0.5
 
 
 def test_mean_is_exact_and_the_seed_decides():

@@ -157,6 +157,36 @@ def test_stopping_and_going_on_equals_never_stopping_bit_for_bit(tmp_path: Path,
     assert torch.load(checkpoint, weights_only=True)["state_dict"].keys() == whole.state_dict().keys()
 
 
+def test_validation_leaves_losses_weights_and_random_state_alone(tmp_path: Path, photos: Path) -> None:
+    class Losses(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: dict, *args) -> None:
+            trace.append(outputs["loss"].item())
+
+    ends = []
+    for num_val in (0, 3):
+        trace: list[float] = []
+        learner = module(tmp_path)
+        run = trainer(4, tmp_path, callbacks=[Losses()], val_check_interval=2, check_val_every_n_epoch=None)
+        run.fit(learner, data(photos, num_val=num_val))
+        ends.append((trace, torch.get_rng_state().tolist(), [p.tolist() for p in learner.parameters()]))
+    assert ends[0] == ends[1] and len(ends[0][0]) == 4
+    assert run.callback_metrics["val/loss"] > 0
+
+
+def test_the_validation_loss_depends_on_the_weights_alone(tmp_path: Path, photos: Path) -> None:
+    learner, source = module(tmp_path), data(photos, num_val=3)
+
+    def validate() -> float:
+        return trainer(0, tmp_path).validate(learner, source, verbose=False)[0]["val/loss"]
+
+    first = validate()
+    torch.rand(5)
+    assert validate() == first
+    trainer(2, tmp_path).fit(learner, source)
+    assert validate() != first
+    assert not any(p.grad is not None and p.grad.any() for p in learner.parameters())
+
+
 def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path, photos: Path) -> None:
     learner, run = module(tmp_path), trainer(1, tmp_path)
     run.fit(learner, data(photos))

@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import lightning as L
 import numpy as np
 import open_clip
 import pytest
 import timm
 import torch
+from torch.nn import functional as F
 
 from src.data.step_sampling import Draw
 from src.data.world.attributes import ATTRIBUTES, AttributeData, attribute_words
@@ -27,8 +30,9 @@ def contrastive(folder, vision="resnet"):
     return ContrastivePretraining(str(folder / "clip"), VISION[vision], text, embed_dim=8)
 
 
-def distillation(folder):
-    return SelfDistillation(str(folder / "dino"), **RESNET, head_dim=16, prototypes=8, view_size=32)
+def distillation(folder, contrast_weight=1.0):
+    sizes = {"head_dim": 16, "prototypes": 8, "view_size": 32}
+    return SelfDistillation(str(folder / "dino"), **RESNET, **sizes, contrast_weight=contrast_weight)
 
 
 def pairs(folder):
@@ -100,6 +104,45 @@ def test_the_teacher_follows_the_student_without_gradients(tmp_path):
     moved = [name for name, weight in module.teacher.named_parameters() if not torch.equal(weight, start[name])]
     assert moved
     assert all(weight.grad is None for weight in module.teacher.parameters())
+
+
+def test_without_weight_the_contrast_changes_nothing(tmp_path):
+    data = frames(tmp_path)
+    data.prepare_data()
+    data.setup("fit")
+    batch = data.train.__getitems__([Draw(index, 0, index) for index in range(4)])
+    with_it, without = distillation(tmp_path, 2.0), distillation(tmp_path, 0.0)
+    logged = {}
+    for module in (with_it, without):
+        module.trainer = SimpleNamespace(max_steps=2)
+        module.log_dict = lambda values, **_: logged.update(values)
+        loss = module.training_step(batch, 0)
+        expected = logged["train/distillation"] + module.hparams.contrast_weight * logged["train/contrast"]
+        torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(loss, logged["train/distillation"], rtol=0, atol=0)
+
+
+def test_the_contrast_asks_for_the_partner_and_ignores_length_and_order(tmp_path):
+    contrast = distillation(tmp_path).contrast
+    first, second = (torch.randn(6, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert contrast(first, first) < contrast(first, second)
+    assert contrast(first, first) < contrast(first, first.roll(1, 0))
+    torch.testing.assert_close(contrast(first, second), contrast(3 * second, first))
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(contrast(first, second), contrast(first[order], second[order]))
+
+
+def test_the_contrast_draws_partners_together_and_pushes_others_apart(tmp_path):
+    contrast = distillation(tmp_path).contrast
+    first, second = (torch.randn(6, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    first.requires_grad_(True)
+    contrast(first, second).backward()
+    with torch.no_grad():
+        stepped = first - 0.1 * first.grad
+        before, after = (F.normalize(rows, dim=-1) @ F.normalize(second, dim=-1).T for rows in (first, stepped))
+    change, own = after - before, torch.eye(6, dtype=torch.bool)
+    assert (change[own] > 0).all()
+    assert change[~own].mean() < 0
 
 
 @pytest.mark.parametrize(("build", "data"), [(contrastive, pairs), (distillation, frames)])

@@ -10,7 +10,7 @@ from numpy.lib.format import open_memmap
 from rich.progress import track
 
 from src.data.world.render import render
-from src.data.world.scenes import Scene, attribute_scene, frame_scene, sample_scene
+from src.data.world.scenes import Scene, attribute_scene, frame_scene, mixed_scene, sample_scene
 
 VALIDATION_START = 10_000_000
 """First scene seed that no training set reaches; validation scenes count up from here."""
@@ -18,6 +18,7 @@ VALIDATION_START = 10_000_000
 SAMPLERS: dict[str, Callable[[int], Scene]] = {
     "scenes": sample_scene,
     "attributes": attribute_scene,
+    "mixed": mixed_scene,
     "frames": frame_scene,
 }
 CHUNK = 2000

@@ -6,9 +6,10 @@
 import argparse
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
+
+from src.data.whole_file import write_text
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -45,9 +46,7 @@ def write_manifest(folder: str | Path) -> Path:
         raise ValueError(f"{folder} holds no files to list")
     _check_sizes(folder, {name: int(entry["bytes"]) for name, entry in files.items()})
     path = Path(folder) / NAME
-    partial = path.with_name(f".{NAME}.partial")
-    partial.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
     return path
 
 

@@ -76,6 +76,11 @@ def attribute_scene(seed: int) -> Scene:
     return Scene(_place([look], None, False, rng), background, "photo", caption, None, seed)
 
 
+def mixed_scene(seed: int) -> Scene:
+    """Even seeds: a photo whose caption says everything; odd seeds: any training scene."""
+    return attribute_scene(seed // 2) if seed % 2 == 0 else sample_scene(seed // 2)
+
+
 def subject_scene(index: int, view: int, noun: str | None = None, background: str | None = None) -> Scene:
     """The ``view``-th photo of a held-out subject: another place, position, size and direction each time."""
     rng = np.random.default_rng([index, view, 3])

@@ -1,4 +1,4 @@
-"""Pretrains the world's DINO encoder: self-distillation without labels and without text (Caron et al., 2021)."""
+"""Pretrains the world's DINO encoder without labels and without text: self-distillation and a contrast of clips."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import lightning as L
 import timm
 import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
-from lightly.loss import DINOLoss
+from lightly.loss import DINOLoss, NTXentLoss
 from lightly.models.modules.heads import DINOProjectionHead
 from lightly.models.utils import update_momentum
 from lightly.utils.scheduler import cosine_schedule
@@ -18,11 +18,16 @@ from src.modules.pretrain.timm_folder import save_timm_folder
 
 
 class SelfDistillation(L.LightningModule):
-    """A student predicts what its slowly following teacher says about another view of the same thing.
+    """A student predicts what its slowly following teacher says about another view of the same thing (DINO, 2021).
 
     Which two views belong together is the data module's choice: two crops of one image, or two frames of one clip
     (temporal coherence: what stays while everything else changes is the individual). Colours are identity in this
     world, so views differ in crop, direction and lighting, never in hue.
+
+    DINO's loss alone sorts a batch by its main colours and forgets shapes and markings. ``contrast_weight`` adds
+    SimCLR's loss (2020): each view must tell its partner from all other views of the batch. It acts on the backbone's
+    features themselves, without a projection in between, because the two frames of a clip differ in nothing that the
+    features should keep. With it the encoder is no longer DINO's alone; 0 gives that back.
 
     Args:
         export_dir: Folder that receives the teacher (``local-dir:`` of ``timm.create_model``).
@@ -35,6 +40,8 @@ class SelfDistillation(L.LightningModule):
         momentum: Of the teacher at the start; rises to ``final_momentum`` along a cosine.
         final_momentum: At the end.
         teacher_temperature: Constant.
+        contrast_weight: Of the contrast between clips; DINO's loss has weight 1.
+        contrast_temperature: Constant; the negatives are those of the own rank's batch.
         learning_rate: Peak; linear warm-up, cosine decay over ``max_steps``.
         weight_decay: Constant.
         seed: Of initial weights and crops.
@@ -52,6 +59,8 @@ class SelfDistillation(L.LightningModule):
         momentum: float = 0.95,
         final_momentum: float = 0.998,
         teacher_temperature: float = 0.04,
+        contrast_weight: float = 0.0,
+        contrast_temperature: float = 0.1,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.04,
         seed: int = 0,
@@ -63,23 +72,32 @@ class SelfDistillation(L.LightningModule):
         self.teacher = _Encoder(architecture, model_args, head_dim, prototypes).requires_grad_(False)
         self.teacher.load_state_dict(self.student.state_dict())
         self.loss = DINOLoss(prototypes, teacher_temp=teacher_temperature)
+        self.contrast = NTXentLoss(contrast_temperature)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Cross-entropy between the teacher's view of one frame and the student's view of the other."""
+        """Cross-entropy between the teacher's view of one frame and the student's of the other, and the contrast."""
         step = int(batch["step"])
+        views = self._views(batch, step)
+        with torch.no_grad():
+            teacher_out = self.teacher(views).float().chunk(2)
+        features = self.student.backbone(views)
+        student_out = self.student.head(features).float().chunk(2)
+        with torch.autocast(self.device.type, enabled=False):
+            distillation = self.loss(list(teacher_out), list(student_out))
+            contrast = self.contrast(*features.float().chunk(2))
+        loss = distillation + self.hparams.contrast_weight * contrast
+        momentum = cosine_schedule(step, self.trainer.max_steps, self.hparams.momentum, self.hparams.final_momentum)
+        self.log_dict({"train/loss": loss, "train/momentum": momentum}, prog_bar=True)
+        self.log_dict({"train/distillation": distillation, "train/contrast": contrast})
+        self.momentum = momentum
+        return loss
+
+    def _views(self, batch: dict[str, Any], step: int) -> Tensor:
+        """Views of all first frames, then of all second ones, ``(2 B, 3, view_size, view_size)``."""
         generator = step_generator(self.hparams.seed, step, self.global_rank)
         crops = (self.hparams.min_crop, self.hparams.view_size)
         views = torch.cat([random_view(batch[name], *crops, generator) for name in ("first", "second")])
-        views = views.contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            teacher_out = self.teacher(views).float().chunk(2)
-        student_out = self.student(views).float().chunk(2)
-        with torch.autocast(self.device.type, enabled=False):
-            loss = self.loss(list(teacher_out), list(student_out))
-        momentum = cosine_schedule(step, self.trainer.max_steps, self.hparams.momentum, self.hparams.final_momentum)
-        self.log_dict({"train/loss": loss, "train/momentum": momentum}, prog_bar=True)
-        self.momentum = momentum
-        return loss
+        return views.contiguous(memory_format=torch.channels_last)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Let the teacher follow."""

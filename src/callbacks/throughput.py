@@ -1,0 +1,88 @@
+"""How fast a training runs, how much memory it takes, and how long it still needs."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+GIGABYTE = 10**9
+
+
+class Throughput(L.Callback):
+    """Logs ``perf/it_s``, ``perf/samples_s``, ``perf/peak_memory_gb`` and ``perf/hours_left`` of any training.
+
+    Rates are of the wall clock between two logged steps, so validation, sampling and checkpoints slow them: that is
+    what the remaining time depends on. The first step, which pays for every warm-up, is not counted. Memory is what
+    the first process has allocated on its GPU at most, or, without one, its largest resident set; in 10^9 bytes.
+    """
+
+    def __init__(self) -> None:
+        self.started: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the training before."""
+        self.started = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, and log as often as Lightning logs losses."""
+        if self.started is None:
+            self._restart(trainer.global_step)
+            return
+        self.samples += samples_in(batch) * trainer.world_size
+        steps = trainer.global_step - self.first_step
+        if steps and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._log(trainer, pl_module, steps)
+            self._restart(trainer.global_step)
+
+    def _restart(self, step: int) -> None:
+        self.started, self.first_step, self.samples = time.perf_counter(), step, 0
+
+    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, steps: int) -> None:
+        assert self.started is not None
+        seconds = time.perf_counter() - self.started
+        metrics = {
+            "perf/it_s": steps / seconds,
+            "perf/samples_s": self.samples / seconds,
+            "perf/peak_memory_gb": peak_memory(pl_module.device) / GIGABYTE,
+        }
+        if trainer.max_steps > 0:
+            metrics["perf/hours_left"] = (trainer.max_steps - trainer.global_step) * seconds / steps / 3600
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def samples_in(batch: Any) -> int:
+    """Size of a batch of any structure: the longest first dimension in it."""
+    return max(_lengths(batch), default=0)
+
+
+def _lengths(batch: Any) -> Iterator[int]:
+    if isinstance(batch, Tensor):
+        yield len(batch) if batch.ndim else 1
+    elif isinstance(batch, Mapping):
+        for part in batch.values():
+            yield from _lengths(part)
+    elif isinstance(batch, tuple):
+        for part in batch:
+            yield from _lengths(part)
+    elif isinstance(batch, Sequence) and not isinstance(batch, str):
+        # A list may hold one entry per sample, or, from torch's own collation, one tensor per field.
+        fields = [len(part) for part in batch if isinstance(part, Tensor) and part.ndim]
+        yield from fields or [len(batch)]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has allocated on a GPU at most; for the CPU its largest resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Not on Windows.
+    import resource
+
+    # Bytes on macOS, kibibytes elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,114 @@
+"""Banks that an evaluation needs, trained on the way: each once, kept under the hash of what it was trained from."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from src.cli import console
+from src.data.turns import take_turns
+from src.training import fit
+
+TRAINED_FROM = ("method", "data", "backbone", "trainer", "seed")
+"""Parts of a training's configuration that its bank depends on."""
+BESIDE = ("cache_dir", "export_path", "references", "sampling", "default_root_dir", "instance_dir", "class_dir")
+"""Keys in them that it does not depend on; folders of images count by their content."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """One bank to train."""
+
+    name: str
+    path: Path
+    overrides: tuple[str, ...]
+
+
+class Suite:
+    """Several subjects and the experiment that learns each of them.
+
+    Args:
+        experiment: Name of a file in ``conf/experiment``.
+        subjects: Concept name to what its training sets, such as ``class_noun`` and ``data.instance_dir``.
+        training: What every training sets beside, nested as in the configuration: the arm of an ablation.
+        cache_dir: Where banks are kept.
+
+    Raises:
+        ValueError: If there is no subject.
+    """
+
+    def __init__(
+        self,
+        experiment: str,
+        subjects: Mapping[str, Mapping[str, Any]],
+        cache_dir: str,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not subjects:
+            raise ValueError("the suite has no subject; give suite.subjects.NAME.class_noun=NOUN and its folder")
+        self.experiment, self.subjects, self.cache_dir = experiment, subjects, Path(cache_dir)
+        self.training = _overrides(training or {})
+
+    def banks(self) -> dict[str, str]:
+        """Concept name to bank file; what is missing is trained now, shared with other processes."""
+        banks = [self._bank(name, settings) for name, settings in self.subjects.items()]
+        missing = [bank.name for bank in banks if not bank.path.exists()]
+        for bank in take_turns(banks, lambda bank: bank.path.with_suffix(".lock"), lambda bank: bank.path.exists()):
+            console.print(f"training {bank.name}, {missing.index(bank.name) + 1} of {len(missing)} banks")
+            _train(bank)
+        return {bank.name: str(bank.path) for bank in banks}
+
+    def _bank(self, name: str, settings: Mapping[str, Any]) -> Bank:
+        overrides = (f"+experiment={self.experiment}", f"concept={name}", *_overrides(settings), *self.training)
+        digest = _digest(compose("train", overrides=[*overrides, "paths.run_dir=."]))
+        return Bank(name, self.cache_dir / f"{name}-{digest}.safetensors", overrides)
+
+
+def _train(bank: Bank) -> None:
+    """Train one bank; a training that was killed goes on from its last checkpoint."""
+    run_dir = bank.path.with_suffix("")
+    begun = (run_dir / "checkpoints" / "last.ckpt").exists()
+    # The sample grids would take as long as the training.
+    own = (f"paths.run_dir={run_dir}", f"resume={str(begun).lower()}", "~callbacks.samples")
+    made = fit(compose("train", overrides=[*bank.overrides, *own])).made
+    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    Path(made["concept bank"]).replace(bank.path)
+
+
+def _digest(cfg: DictConfig) -> str:
+    """Hash of a training's settings, the images it learns from and the weights of its backbone."""
+    settings = {part: _without_paths(OmegaConf.to_container(cfg[part], resolve=True)) for part in TRAINED_FROM[:-1]}
+    folders = [cfg.data.instance_dir, cfg.data.class_dir]
+    content = [_folder_digest(folder) for folder in folders if folder]
+    backbone = instantiate(cfg.backbone).cross_attention_hash
+    record = json.dumps([settings, cfg.seed, content, backbone], sort_keys=True)
+    return hashlib.sha256(record.encode()).hexdigest()[:12]
+
+
+def _without_paths(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    return {key: _without_paths(value) for key, value in node.items() if key not in BESIDE}
+
+
+def _folder_digest(folder: str) -> str:
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
+
+
+def _overrides(settings: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]:
+    """A nested mapping as Hydra overrides, so that a mistyped key is answered as on the command line."""
+    found: list[str] = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found += _overrides(value, f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key}={json.dumps(value) if not isinstance(value, str) else value}")
+    return tuple(found)

@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from src.eval.comparison import compare_points
+from src.eval.tables import write_rows
+
+PROMPTS, CONCEPTS, SEEDS = [f"prompt {n}" for n in range(8)], [f"subject {n}" for n in range(7)], [0, 1]
+PUBLISHED = [{"clip_t": 0.3, "dino": 0.6}, {"clip_t": 0.4, "dino": 0.7}]
+
+
+def write_point(sweep: Path, number: int, setting: str, gain: float, profile: str = "world") -> None:
+    """A point whose dino is ``gain`` above a baseline that varies with prompt, concept and seed."""
+    folder = sweep / str(number)
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["sweep=x", f"+method.{setting}"]))
+    rng, rows = np.random.default_rng(0), []
+    for prompt in PROMPTS:
+        for concept in CONCEPTS:
+            for seed in SEEDS:
+                row = {"concept": concept, "arm": "concept", "prompt": prompt, "seed": seed, "file": "one.png"}
+                text, image = 0.3 + 0.1 * rng.standard_normal(2)
+                rows.append(row | {"clip_t": text, "dino": image + gain + 0.01 * rng.standard_normal()})
+    control = rows[0] | {"arm": "control", "dino": 9.0}
+    write_rows([control, *rows], folder / "per_image")
+    compared = {"rows": {"arm": "concept"}, "factors": ["prompt", "concept"], "scores": ["clip_t", "dino"]}
+    compared["harmonic"] = ["clip_t", "dino"]
+    encoders = {"clip": "a", "dino": "b"}
+    metrics = {"profile": profile, "encoders": encoders, "rules": {}, "compared": compared}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "images" / "one.png")
+    write_point(tmp_path, 0, "base_flow=true", 0.2)
+    return tmp_path
+
+
+def test_differences_are_paired_and_signed(sweep: Path) -> None:
+    write_point(sweep, 1, "base_flow=false", 0.1)
+    compare_points(sweep, "Base flow", PUBLISHED)
+    record = json.loads((sweep / "comparison.json").read_text())
+    assert record["baseline"] == "method.base_flow=true"
+    dino = record["differences"]["method.base_flow=false dino"]
+    assert dino["interval"]["mean"] == pytest.approx(-0.1, abs=1e-6)
+    assert dino["interval"]["high"] < 0 and dino["adjusted_p"] < 0.05 and dino["wins"]["lost"] == 8
+    assert record["differences"]["method.base_flow=false clip_t"]["interval"]["mean"] == pytest.approx(0, abs=1e-9)
+    assert record["harmonic_differences"]["method.base_flow=false"]["high"] < 0
+    table = (sweep / "table.md").read_text()
+    assert "+0.100 | opposite" in table and "+0.100 | undecided" in table
+    page = (sweep / "report.html").read_text()
+    assert "Base flow" in page and "data:image/" in page and 'src="http' not in page
+    assert (sweep / "figure.png").stat().st_size > 1000
+
+
+def test_a_failed_point_is_named_and_left_out(sweep: Path) -> None:
+    write_point(sweep, 1, "base_flow=false", 0.1)
+    (sweep / "1" / "metrics.json").unlink()
+    (sweep / "1" / "error.txt").write_text("no room on the disk\n")
+    compare_points(sweep)
+    failed = json.loads((sweep / "comparison.json").read_text())["failed"]
+    assert failed == {"method.base_flow=false": "no room on the disk"}
+    assert "no room on the disk" in (sweep / "table.md").read_text()
+
+
+def test_points_of_two_profiles_are_not_compared(sweep: Path) -> None:
+    write_point(sweep, 1, "base_flow=false", 0.1, profile="dreambooth")
+    with pytest.raises(ValueError, match="profile"):
+        compare_points(sweep)
+
+
+def test_points_with_other_seeds_are_not_paired(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.SEEDS", [0, 2])
+    write_point(sweep, 1, "base_flow=false", 0.1)
+    with pytest.raises(ValueError, match="cannot be paired"):
+        compare_points(sweep)
+
+
+def test_a_sweep_without_a_finished_point_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no point of the sweep"):
+        compare_points(tmp_path)

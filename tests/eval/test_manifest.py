@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from src.data.request import Request
+from src.eval.dry_run import measured_plan
+from src.eval.manifest import draw_missing, manifest_lines, request_paths
+
+REQUESTS = [Request(f"a {noun}", seed) for noun in ("dog", "cat", "bird") for seed in range(3)]
+
+
+class Counting:
+    """Draws what depends on the whole batch, as rounding does; may stop in the middle."""
+
+    batch_size = 4
+
+    def __init__(self, fails_after: int = 10**6) -> None:
+        self.drawn, self.fails_after = [], fails_after
+
+    def identity(self, prompt: str | None = None) -> dict[str, str]:
+        return {"draws": "numbers"}
+
+    def sample(self, requests):
+        self.drawn += requests
+        batch = sum(len(request.prompt) * (request.seed + 1) for request in requests) % 256
+        for number, request in enumerate(requests):
+            if len(self.drawn) - len(requests) + number >= self.fails_after:
+                raise KeyboardInterrupt
+            yield Image.new("RGB", (8, 8), (batch, request.seed, 0))
+
+
+def manifest(folder: Path, generator: Counting) -> str:
+    return manifest_lines(REQUESTS, draw_missing(generator, REQUESTS, folder))
+
+
+def test_an_interrupted_run_ends_in_the_manifest_of_an_undisturbed_one(tmp_path: Path) -> None:
+    whole = manifest(tmp_path / "whole", Counting())
+    # An image of the middle batch is missing when the run stops.
+    with pytest.raises(KeyboardInterrupt):
+        manifest(tmp_path / "stopped", Counting(fails_after=6))
+    assert len(list((tmp_path / "stopped").glob("*.png"))) == 6
+    assert manifest(tmp_path / "stopped", Counting()) == whole
+    assert len(whole.splitlines()) == len(REQUESTS)
+    assert set(json.loads(whole.splitlines()[0])) == {"file", "sha256", "prompt", "seed"}
+
+
+def test_a_missing_image_is_drawn_again_in_its_own_batch(tmp_path: Path) -> None:
+    before = manifest(tmp_path, Counting())
+    request_paths(Counting(), REQUESTS, tmp_path)[5].unlink()
+    generator = Counting()
+    assert manifest(tmp_path, generator) == before
+    assert generator.drawn == REQUESTS[4:8]
+
+
+def test_equal_requests_are_drawn_once(tmp_path: Path) -> None:
+    generator = Counting()
+    paths = draw_missing(generator, [REQUESTS[0]] * 3, tmp_path)
+    assert len(set(paths)) == 1
+    assert generator.drawn == REQUESTS[:1]
+
+
+def test_a_dry_run_measures_two_batches_and_keeps_them(tmp_path: Path) -> None:
+    generator = Counting()
+    plan = dict(measured_plan(generator, REQUESTS, tmp_path).rows)
+    assert plan["images asked for"] == "9"
+    assert plan["drawn now, to measure"] == "8"
+    assert plan["left to draw"] == "1"
+    assert len(list(tmp_path.glob("*.png"))) == 8
+    assert float(plan["peak memory"].split()[0]) > 0

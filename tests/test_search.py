@@ -1,0 +1,98 @@
+"""The loop around trainings; the training itself is a formula here, so that the optimum is known."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from optuna.trial import TrialState
+
+from src import search
+from src.search import Search
+from src.training import Fitted
+
+CONFIG = {
+    "method": {"learning_rate": 1.0, "rank": 1},
+    "paths": {"run_dir": "."},
+    "resume": False,
+    "trainer": {"devices": 1},
+}
+SPACE = {"method.learning_rate": {"low": 0.01, "high": 1.0, "log": True}, "method.rank": [1, 2]}
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
+    """What was trained so far; the loss is least at a rate of 0.1, and every third training fails."""
+    calls: list[DictConfig] = []
+
+    def fit(cfg: DictConfig) -> Fitted:
+        calls.append(cfg)
+        if len(calls) % 3 == 0:
+            raise ValueError("no memory left")
+        return Fitted({}, {"val/loss": abs(cfg.method.learning_rate - 0.1) + cfg.method.rank})
+
+    monkeypatch.setattr(search, "fit", fit)
+    return calls
+
+
+def searching(folder: Path, num_trials: int) -> Search:
+    return Search(str(folder), num_trials, "val/loss", "minimize", SPACE)
+
+
+def states(folder: Path) -> list[TrialState]:
+    return [trial.state for trial in searching(folder, 1)._study().trials]
+
+
+def test_failed_trials_do_not_count_and_say_why(trained: list[DictConfig], tmp_path: Path) -> None:
+    found = searching(tmp_path, 6).run(OmegaConf.create(CONFIG))
+    assert states(tmp_path).count(TrialState.COMPLETE) == 6
+    assert states(tmp_path).count(TrialState.FAIL) == len(trained) - 6 == 2
+    assert "no memory left" in (tmp_path / "trial-002" / "error.txt").read_text()
+    finished = [cfg for number, cfg in enumerate(trained, 1) if number % 3]
+    best = min(finished, key=lambda cfg: abs(cfg.method.learning_rate - 0.1) + cfg.method.rank)
+    assert found["best trial"] == best.paths.run_dir
+    assert best.method.rank == 1
+
+
+def test_the_same_command_goes_on(trained: list[DictConfig], tmp_path: Path) -> None:
+    searching(tmp_path, 2).run(OmegaConf.create(CONFIG))
+    searching(tmp_path, 2).run(OmegaConf.create(CONFIG))
+    assert len(trained) == 2
+    searching(tmp_path, 4).run(OmegaConf.create(CONFIG))
+    assert states(tmp_path).count(TrialState.COMPLETE) == 4
+
+
+def test_what_a_killed_process_was_trying_is_tried_again(trained: list[DictConfig], tmp_path: Path) -> None:
+    one = searching(tmp_path, 1)
+    lost = one._study().ask(one.space)
+    one.run(OmegaConf.create(CONFIG))
+    assert trained[0].method.learning_rate == lost.params["method.learning_rate"]
+    assert states(tmp_path) == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_a_space_that_always_fails_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fit(cfg: DictConfig) -> Fitted:
+        raise ValueError("no")
+
+    monkeypatch.setattr(search, "fit", fit)
+    with pytest.raises(ValueError, match="all 4 trials failed"):
+        searching(tmp_path, 2).run(OmegaConf.create(CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [
+        ({"method.learnin_rate": [1, 2]}, "names method.learnin_rate"),
+        ({"method.learning_rate": 0.1}, "give a list of choices"),
+    ],
+)
+def test_a_wrong_space_is_said_before_training(
+    trained: list[DictConfig], tmp_path: Path, space: dict, sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Search(str(tmp_path), 1, "val/loss", "minimize", space).run(OmegaConf.create(CONFIG))
+    assert not trained
+
+
+def test_ranges_become_distributions(tmp_path: Path) -> None:
+    assert isinstance(searching(tmp_path, 1).space["method.learning_rate"], optuna.distributions.FloatDistribution)

@@ -1,0 +1,65 @@
+"""One ablation from nothing, killed in the middle and started again: banks, images, comparison."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_kill import killed_once
+from tests.tiny import tiny_sd
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> list[str]:
+    tiny_sd(tmp_path).save_pretrained(tmp_path / "sd")
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    training = ["data.num_class_images=2", "data.num_views=4", "data.batch_size=1", "trainer.max_steps=12"]
+    return [
+        *(sys.executable, "eval.py", "sweep=base_flow", f"paths.root={tmp_path}/outputs"),
+        *(f"paths.cache_dir={tmp_path}/cache", f"backbone.path={tmp_path}/sd"),
+        *(f"~suite.subjects.{name}" for name in ("mittens", "pip", "clover", "bolt", "herbie")),
+        *(f"training.{override}" for override in training),
+        *(f"training.backbone.path={tmp_path}/sd", f"training.paths.cache_dir={tmp_path}/cache"),
+        f"suite.subjects.rex.data.instance_dir={tmp_path}/photos",
+        *("protocol.prompts=['a {} on the grass','a {} at night','a photo of a {}']", "protocol.num_seeds=2"),
+        *("generator.num_inference_steps=2", "generator.batch_size=2"),
+    ]
+
+
+def test_a_killed_sweep_finishes_when_started_again(sweep: list[str], tmp_path: Path) -> None:
+    killed_once(sweep, lambda: len(list(tmp_path.glob("outputs/sweep/base_flow/*/images/*.png"))) >= 2)
+    banks = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/banks/*.safetensors")}
+    images = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/sweep/base_flow/*/images/*.png")}
+    assert len(banks) == 1 and images
+    ended = subprocess.run(sweep, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    (folder,) = tmp_path.glob("outputs/sweep/base_flow/*")
+    assert {path: path.stat().st_mtime_ns for path in {**banks, **images}} == {**banks, **images}
+    assert len(list(tmp_path.glob("cache/banks/*.safetensors"))) == 2
+    # Both arms share the control: 3 prompts x 2 seeds x (control + two banks).
+    assert len(list((folder / "images").glob("*.png"))) == 18
+    record = json.loads((folder / "comparison.json").read_text())
+    assert list(record["means"]) == ["training.method.base_flow=True", "training.method.base_flow=False"]
+    assert {path.name for path in folder.iterdir()} >= {"figure.png", "table.md", "report.html"}
+    again = subprocess.run(sweep, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert "training rex" not in again.stdout and "drawing" not in again.stdout
+
+
+def test_a_failing_point_stops_no_other(sweep: list[str], tmp_path: Path) -> None:
+    points = "hydra.sweeper.params.+training.method.base_flow='maybe,true'"
+    ended = subprocess.run([*sweep, points], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("error: ")
+    (folder,) = tmp_path.glob("outputs/sweep/base_flow/*")
+    assert (folder / "0" / "error.txt").exists() and (folder / "1" / "metrics.json").exists()
+    assert "Failed" in (folder / "table.md").read_text()
