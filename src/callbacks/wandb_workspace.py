@@ -6,6 +6,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from src.callbacks.wandb_host import has_api_key
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if options.dry_run else _save(workspace)
 
 
-def _save(workspace) -> int:
+def _save(workspace: Any) -> int:
     import wandb
 
     if not has_api_key(wandb.setup().settings.base_url):

@@ -58,6 +58,8 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
             patch.setenv(name, "to be replaced")
         patch.setenv("HOME", str(home))
         patch.setenv("NETRC", str(home / ".netrc"))
+        # A busy machine may take its time here; what is told to W&B stays as it is.
+        patch.setenv("WANDB_INIT_TIMEOUT", "300")
         notices: list[str] = []
         patch.setattr("src.callbacks.wandb_tracker.notice", notices.append)
         # Settings are read once per process.
