@@ -18,7 +18,8 @@ from src.training import fit
 
 TRAINED_FROM = ("method", "data", "backbone", "trainer", "seed")
 """Parts of a training's configuration that its bank depends on."""
-BESIDE = ("cache_dir", "export_path", "references", "sampling", "default_root_dir", "instance_dir", "class_dir")
+PLACES = ("cache_dir", "export_path", "references", "default_root_dir", "instance_dir", "class_dir")
+WATCHING = ("sampling", "num_val", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps")
 """Keys in them that it does not depend on; folders of images count by their content."""
 
 
@@ -95,7 +96,7 @@ def _digest(cfg: DictConfig) -> str:
 def _without_paths(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
-    return {key: _without_paths(value) for key, value in node.items() if key not in BESIDE}
+    return {key: _without_paths(value) for key, value in node.items() if key not in (*PLACES, *WATCHING)}
 
 
 def _folder_digest(folder: str) -> str:

@@ -75,7 +75,7 @@ def _labels(settings: Mapping[Path, list[str]]) -> dict[Path, str]:
     """What each point sets and not all of them set."""
     common = set.intersection(*map(set, settings.values())) if len(settings) > 1 else set()
     return {
-        path: ", ".join(one.lstrip("+") for one in told if one not in common) or path.name
+        path: ", ".join(one.lstrip("+") for one in told if one not in common and "sweep=" not in one) or path.name
         for path, told in settings.items()
     }
 
