@@ -56,10 +56,20 @@ def test_a_killed_sweep_finishes_when_started_again(sweep: list[str], tmp_path: 
 
 
 def test_a_failing_point_stops_no_other(sweep: list[str], tmp_path: Path) -> None:
-    points = "hydra.sweeper.params.+training.method.base_flow='maybe,true'"
-    ended = subprocess.run([*sweep, points], cwd=ROOT, capture_output=True, text=True)
+    own = ["suite=world" if argument.startswith("sweep=") else argument for argument in sweep]
+    points = ["-m", "training.method.templates=maybe,pool"]
+    ended = subprocess.run([*own[:2], *points, *own[2:]], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1].startswith("error: ")
-    (folder,) = tmp_path.glob("outputs/sweep/base_flow/*")
-    assert (folder / "0" / "error.txt").exists() and (folder / "1" / "metrics.json").exists()
-    assert "Failed" in (folder / "table.md").read_text()
+    assert ended.stderr.splitlines()[-1] == "error: method.templates is 'maybe'; choose pool or fixed"
+    (folder,) = tmp_path.glob("outputs/sweep/multirun/*")
+    assert "choose pool or fixed" in (folder / "0" / "error.txt").read_text()
+    assert (folder / "1" / "metrics.json").exists()
+    assert "choose pool or fixed" in (folder / "table.md").read_text()
+
+
+def test_several_ranks_in_a_sweep_are_refused(tmp_path: Path) -> None:
+    ranks = ["trainer.devices=2", f"paths.root={tmp_path}", "method.rank=4,8"]
+    command = [sys.executable, "train.py", "-m", "+experiment=concept_dog", *ranks]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "would start the whole sweep on every rank" in ended.stderr.splitlines()[-1]

@@ -45,7 +45,8 @@ def compare_points(
     differences = point_differences(points, seed)
     harmonics = {point.label: harmonic_difference(point, points[0], seed) for point in points[1:] if _pair(point)}
     tables = [means_table(points, means), difference_table(points, differences, harmonics, published or [])]
-    figure = comparison_figure(list(means), list(means.values()))
+    text, image = points[0].scores[0], points[0].scores[-1]
+    figure = comparison_figure(list(means), list(means.values()), (text, image) if text != image else None)
     save_png_atomic(figure, folder / "figure.png")
     comparison_page(folder, title, points, tables, figure, failures).write(folder / "report.html")
     failed = "".join(f"\nFailed: {label}: {sentence}\n" for label, sentence in failures.items())

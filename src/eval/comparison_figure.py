@@ -13,23 +13,26 @@ from src.eval.statistics import Interval
 INK, SOFT = "#2f6fde", "#9aa2ad"
 
 
-def comparison_figure(labels: Sequence[str], means: Sequence[Mapping[str, Interval]]) -> Image.Image:
-    """One panel per score, points from top to bottom; then the first score against the last, if there are two.
+def comparison_figure(
+    labels: Sequence[str], means: Sequence[Mapping[str, Interval]], frontier: tuple[str, str] | None = None
+) -> Image.Image:
+    """One panel per score, points from top to bottom; then one score against another.
 
     Args:
         labels: Of the points, the baseline first.
         means: By point, the interval of each score.
+        frontier: The scores across and up in the last panel; None for no such panel.
     """
     scores = list(means[0])
-    panels = len(scores) + (len(scores) > 1)
+    panels = len(scores) + (frontier is not None)
     # A Figure of its own: pyplot keeps global state and picks a display.
     figure = Figure(figsize=(1.5 + 2.6 * panels, 1.2 + 0.45 * max(len(labels), 3)), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for index, (panel, score) in enumerate(zip(axes, scores, strict=False)):
         _forest(panel, [by[score] for by in means], score)
         panel.set_yticks(range(len(labels)), labels if index == 0 else [""] * len(labels))
-    if len(scores) > 1:
-        _frontier(axes[-1], labels, means, scores[0], scores[-1])
+    if frontier is not None:
+        _frontier(axes[-1], labels, means, *frontier)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return Image.open(buffer).convert("RGB")

@@ -13,7 +13,7 @@ from src.eval.results import Table, provenance
 from src.eval.sweep_points import Point
 from src.eval.tables import disagreements, worst
 
-GRIDS, LINES, LISTED = 3, 10, 8
+GRIDS, SHOWN, LISTED = 3, 10, 8
 MIN_SIDE = 128
 
 
@@ -33,7 +33,7 @@ def comparison_page(
     for label, sentence in failures.items():
         report.add_text(sentence, f"Failed: {label}")
     for name, grid in prompt_grids(folder / "images", points).items():
-        report.add_image(grid, f"{name}: a line per prompt, a column per point, the same seed")
+        report.add_image(grid, f"{name}: a line per point, numbered as in the frontier; the same seed in every column")
     text, image = points[0].scores[0], points[0].scores[-1]
     columns = [*points[0].keys, *points[0].scores]
     for point in points:
@@ -47,15 +47,15 @@ def comparison_page(
 
 
 def prompt_grids(images: Path, points: Sequence[Point]) -> dict[str, Image.Image]:
-    """Prompts by points, of the first members of the last factor, with the first seed."""
+    """Points by prompts, of the first members of the last factor, with the first seed."""
     first = points[0]
     factor, seed = first.keys[-2], first.rows[0]["seed"]
     grids = {}
     for member in list(dict.fromkeys(row[factor] for row in first.rows))[:GRIDS]:
-        at = [i for i, row in enumerate(first.rows) if row[factor] == member and row["seed"] == seed][:LINES]
-        shown = [(point.rows[index], point.label) for index in at for point in points]
+        at = [i for i, row in enumerate(first.rows) if row[factor] == member and row["seed"] == seed][:SHOWN]
+        shown = [(point.rows[index], number) for number, point in enumerate(points, 1) for index in at]
         cells = [_enlarged(load_image(images / row["file"])) for row, _ in shown]
-        grids[member] = image_grid(cells, len(points), [f"{row['prompt']} | {label}" for row, label in shown])
+        grids[member] = image_grid(cells, len(at), [f"{number}. {row['prompt']}" for row, number in shown])
     return grids
 
 

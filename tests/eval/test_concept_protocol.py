@@ -9,7 +9,9 @@ from safetensors.numpy import save_file
 
 from src.data.request import Request
 from src.eval.concept_protocol import ConceptProtocol
+from src.eval.encoders import TimmEncoder
 from src.eval.pair_protocol import LEFT, RIGHT, PairProtocol, crop, layout
+from src.eval.profile import Profile
 from src.eval.scored_concept import ScoredConcept, scored_concepts
 
 PROMPTS = ["a {} on the grass", "a photo of a {} at night", "a {} in the snow"]
@@ -17,8 +19,13 @@ PAIR_PROMPTS = ["a {first} left of a {second} on the grass", "a {first} right of
 
 
 @pytest.fixture
-def protocol(profile):
-    return ConceptProtocol(PROMPTS, 2, profile)
+def protocol(profile, tmp_path):
+    return ConceptProtocol(PROMPTS, 2, profile, str(tmp_path / "images"))
+
+
+def rows(folder):
+    with (folder / "per_image.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def cosines(first, second):
@@ -60,11 +67,10 @@ def test_run_folder_holds_everything(protocol, generator, concepts, clip, dino, 
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert metrics["encoders"] == {"clip": clip.identity, "dino": dino.identity}
     assert metrics["profile"] == "tiny"
+    assert metrics["rules"]["pairing"] == "all"
     assert set(metrics["concepts"]) == {"rex", "tom"}
     assert {"command", "git_commit", "seed", "versions"} <= set(metrics)
-    with (tmp_path / "per_image.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * (6 + 6 + 3)
+    assert len(rows(tmp_path)) == 2 * (6 + 6 + 3)
     table = (tmp_path / "table.md").read_text()
     assert all(word in table for word in ("control", "concept", "ceiling", "DINO gap closed", "tiny"))
     assert (tmp_path / "grid_rex.png").exists()
@@ -78,6 +84,29 @@ def test_a_repeated_run_draws_nothing_and_gives_the_same_numbers(protocol, gener
     second = protocol.run(generator, concepts, str(tmp_path))
     assert first["overall"] == second["overall"]
     assert len(generator.requests) == number == 2 * 2 * 6
+
+
+def test_the_scale_of_a_profile_changes_clip_t_alone(protocol, profile, generator, concepts, tmp_path):
+    raw = protocol.run(generator, concepts, str(tmp_path / "raw"))["overall"]["concept"]
+    protocol.profile = Profile("scaled", profile.clip, profile.dino, "class_noun", "all", 2.5, True)
+    scaled = protocol.run(generator, concepts, str(tmp_path / "scaled"))["overall"]["concept"]
+    texts = [max(float(row["clip_t"]), 0) for row in rows(tmp_path / "raw") if row["arm"] == "concept"]
+    assert scaled["clip_t"]["mean"] == pytest.approx(2.5 * np.mean(texts), abs=1e-6)
+    assert (scaled["clip_i"], scaled["dino"]) == (raw["clip_i"], raw["dino"])
+
+
+def test_weights_that_are_missing_are_said_before_anything_is_drawn(
+    profile, generator, concepts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    absent = Profile("absent", profile.clip, TimmEncoder("vit_small_patch16_224.dino"), "class_noun", "all")
+    for protocol in (
+        ConceptProtocol(PROMPTS, 1, absent, str(tmp_path / "images")),
+        PairProtocol(PAIR_PROMPTS, 1, absent, str(tmp_path / "images")),
+    ):
+        with pytest.raises(ValueError, match="cannot load timm vit_small_patch16_224.dino"):
+            protocol.run(generator, concepts, str(tmp_path))
+    assert generator.requests == []
 
 
 def test_pairs_are_scored_on_their_own_halves(generator, concepts, profile, tmp_path):
@@ -104,7 +133,7 @@ def test_pairs_are_scored_on_their_own_halves(generator, concepts, profile, tmp_
             canvas.paste(right, (64, 0))
             return canvas
 
-    protocol = PairProtocol(PAIR_PROMPTS, 1, profile)
+    protocol = PairProtocol(PAIR_PROMPTS, 1, profile, str(tmp_path / "images"))
     metrics = protocol.run(generator=SideBySide(), concepts=concepts, run_dir=str(tmp_path))
     dino = profile.dino
     own = [dino.encode_images(concept.references) for concept in concepts]
@@ -127,13 +156,13 @@ def test_layouts_come_from_the_relation():
 
 def test_what_cannot_be_scored_is_refused(protocol, generator, concepts, profile, tmp_path):
     with pytest.raises(ValueError, match="needs one {}, where"):
-        ConceptProtocol(["a dog"], 1, profile)
+        ConceptProtocol(["a dog"], 1, profile, "images")
     with pytest.raises(ValueError, match="no concept to score"):
         protocol.run(generator, [], str(tmp_path))
     with pytest.raises(ValueError, match="rex has one reference"):
         protocol.run(generator, [ScoredConcept("rex", "dog", concepts[0].references[:1])], str(tmp_path))
     with pytest.raises(ValueError, match="needs two concepts"):
-        PairProtocol(PAIR_PROMPTS, 1, profile).run(generator, concepts[:1], str(tmp_path))
+        PairProtocol(PAIR_PROMPTS, 1, profile, str(tmp_path / "images")).run(generator, concepts[:1], str(tmp_path))
 
 
 def test_concepts_are_read_from_banks(tmp_path, pictures):
