@@ -6,7 +6,8 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
-from src.cli import console, current_sweep, friendly, point
+from src import cli
+from src.cli import current_sweep, friendly, point
 
 
 @friendly
@@ -51,9 +52,9 @@ def show(folder: Path) -> None:
     """Print the table, in full where nobody watches, and what else was made."""
     from rich.markdown import Markdown
 
-    console.print(Markdown((folder / "table.md").read_text()), width=None if console.is_terminal else 110)
+    cli.console.print(Markdown((folder / "table.md").read_text()), width=None if cli.console.is_terminal else 110)
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        console.print(path, highlight=False)
+        cli.console.print(path, highlight=False)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
-from src.cli import console, friendly, point
+from src import cli
+from src.cli import friendly, point
 
 
 @friendly
@@ -34,12 +35,12 @@ def main(cfg: DictConfig) -> None:
     generator = instantiate(cfg.generator, _convert_="all")
     requests = [Request(prompt, cfg.seed + number) for prompt in prompts for number in range(cfg.num_images)]
     if cfg.dry_run:
-        console.print(measured_plan(generator, requests, folder).plain(), highlight=False)
+        cli.console.print(measured_plan(generator, requests, folder).plain(), highlight=False)
         return
     paths = draw_missing(generator, requests, folder)
     write_grid(paths, requests, cfg.num_images, folder / "grid.png")
-    console.print(f"{len(paths)} images: {folder}", highlight=False)
-    console.print(f"grid: {folder / 'grid.png'}", highlight=False)
+    cli.console.print(f"{len(paths)} images: {folder}", highlight=False)
+    cli.console.print(f"grid: {folder / 'grid.png'}", highlight=False)
 
 
 if __name__ == "__main__":

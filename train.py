@@ -4,7 +4,8 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from src.cli import console, friendly, point
+from src import cli
+from src.cli import friendly, point
 from src.training import fit
 
 
@@ -13,10 +14,10 @@ from src.training import fit
 @point
 def main(cfg: DictConfig) -> None:
     """Compose, train, show what was made."""
-    console.print(f"run folder: {cfg.paths.run_dir}", highlight=False)
+    cli.console.print(f"run folder: {cfg.paths.run_dir}", highlight=False)
     search = instantiate(cfg.get("hpo"), _convert_="all")
     for what, path in (search.run(cfg) if search else fit(cfg).made).items():
-        console.print(f"{what}: {path}", highlight=False)
+        cli.console.print(f"{what}: {path}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -64,26 +64,31 @@ def point(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
 
     @wraps(main)
     def job(cfg: DictConfig) -> None:
-        sweep = current_sweep()
-        if sweep is None:
-            main(cfg)
-            return
-        run_dir = Path(HydraConfig.get().runtime.output_dir)
-        # Points share what they have in common, such as the images of the control.
-        cfg.paths.update({"run_dir": str(run_dir), "images_dir": str(sweep / "images")})
-        for name in ("error.txt", "metrics.json"):
-            (run_dir / name).unlink(missing_ok=True)
-        console.rule(f"point {HydraConfig.get().job.num}", style="dim")
-        try:
-            _refuse_several_processes(cfg)
-            main(cfg)
-        except Exception as error:
-            sentence = explain(error) or traceback.format_exc()
-            (run_dir / "error.txt").write_text(sentence + "\n")
-            console.print(f"this point failed: {sentence}", style="red", highlight=False)
-            raise
+        # A launcher with processes of its own sends this function to them by value, what it calls by name.
+        _run_point(main, cfg)
 
     return job
+
+
+def _run_point(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
+    sweep = current_sweep()
+    if sweep is None:
+        main(cfg)
+        return
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    # Points share what they have in common, such as the images of the control.
+    cfg.paths.update({"run_dir": str(run_dir), "images_dir": str(sweep / "images")})
+    for name in ("error.txt", "metrics.json"):
+        (run_dir / name).unlink(missing_ok=True)
+    console.rule(f"point {HydraConfig.get().job.num}", style="dim")
+    try:
+        _refuse_several_processes(cfg)
+        main(cfg)
+    except Exception as error:
+        sentence = explain(error) or traceback.format_exc()
+        (run_dir / "error.txt").write_text(sentence + "\n")
+        console.print(f"this point failed: {sentence}", style="red", highlight=False)
+        raise
 
 
 def _refuse_several_processes(cfg: DictConfig) -> None:
