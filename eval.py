@@ -29,6 +29,8 @@ def main(cfg: DictConfig) -> None:
 def score(cfg: DictConfig) -> None:
     """Compose, build, generate and score, show the table."""
     # Seconds of imports, which a mistyped key need not wait for.
+    from src.callbacks.tracked_results import log_results
+    from src.callbacks.trackers import log_config
     from src.data.whole_file import write_text
     from src.eval.dry_run import measured_plan
     from src.eval.scored_concept import scored_concepts
@@ -44,7 +46,11 @@ def score(cfg: DictConfig) -> None:
         plan = measured_plan(generator, protocol.requests(concepts), cfg.paths.images_dir)
         write_text(run_dir / "table.md", plan.markdown())
     else:
-        protocol.run(generator=generator, concepts=concepts, run_dir=str(run_dir))
+        loggers = list(instantiate(cfg.get("logger") or {}, _convert_="all").values())
+        log_config(loggers, cfg)
+        metrics = protocol.run(generator=generator, concepts=concepts, run_dir=str(run_dir))
+        photos = {concept.name: concept.references[0] for concept in concepts}
+        log_results(loggers, metrics, run_dir, Path(cfg.paths.images_dir), photos)
     show(run_dir)
 
 
