@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -11,12 +12,13 @@ from src.data.images import load_image
 from src.data.pictures import image_grid
 from src.data.request import Request
 from src.data.whole_file import write_text
-from src.eval.concept_summary import ARMS, SCORES, Row, as_json, concept_table, overall_table, summarise
+from src.eval.concept_summary import ARMS, GUARDS, SCORES, Row, as_json, concept_table, overall_table, summarise
+from src.eval.leakage import copies
 from src.eval.manifest import IdentifiedGenerator, draw_missing, manifest_lines
 from src.eval.profile import Profile
 from src.eval.results import Table, provenance, write_results
 from src.eval.scored_concept import ScoredConcept
-from src.eval.scores import within_set
+from src.eval.scores import diversity, within_set
 from src.eval.tables import per_group, write_rows
 
 CELL = 160
@@ -25,6 +27,9 @@ SHOWN_SEEDS = 2
 
 class ConceptProtocol:
     """CLIP-T, CLIP-I and DINO of each concept over prompts and seeds, as in DreamBooth (arXiv 2208.12242).
+
+    Beside them, in DINO's space: diversity between the seeds of a prompt, and the share of images that are nearer to a
+    reference than any two references are to each other.
 
     CLIP-T is taken with the plain prompt, class noun in place of the concept. The control shares prompts and seeds
     with the concept, so that differences are paired.
@@ -125,13 +130,17 @@ class ConceptProtocol:
     def _score(self, concept: ScoredConcept, arm: str, files: Sequence[Path]) -> list[Row]:
         places, images = self._places(), [load_image(path) for path in files]
         clip, dino = self.profile.clip, self.profile.dino
-        embedded = clip.encode_images(images)
+        embedded, identity = clip.encode_images(images), dino.encode_images(images)
+        references = dino.encode_images(concept.references)
         plain = [prompt.replace("{}", concept.class_noun) for prompt, _ in places]
         scores = {
             "clip_t": self.profile.text_score(embedded, clip.encode_texts(plain)),
             "clip_i": self.profile.image_score(embedded, clip.encode_images(concept.references)),
-            "dino": self.profile.image_score(dino.encode_images(images), dino.encode_images(concept.references)),
+            "dino": self.profile.image_score(identity, references),
+            "copied": copies(identity, references).above.double(),
         }
+        if self.num_seeds > 1:
+            scores["diversity"] = torch.cat([diversity(one_prompt) for one_prompt in identity.split(self.num_seeds)])
         return _rows(concept.name, arm, places, scores, [path.name for path in files])
 
     def _ceiling(self, concept: ScoredConcept) -> list[Row]:
@@ -165,7 +174,7 @@ def _rows(
 ) -> list[Row]:
     return [
         {"concept": name, "arm": arm, "prompt": prompt, "seed": seed, "file": files[index]}
-        | {key: float(scores[key][index]) if key in scores else "" for key in SCORES}
+        | {key: float(scores[key][index]) if key in scores else "" for key in (*SCORES, *GUARDS)}
         for index, (prompt, seed) in enumerate(places)
     ]
 

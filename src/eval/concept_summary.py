@@ -8,6 +8,8 @@ from src.eval.statistics import Interval, bootstrap_mean, bootstrap_ratio
 
 ARMS = ("control", "concept", "ceiling")
 SCORES = ("clip_t", "clip_i", "dino")
+GUARDS = ("diversity", "copied")
+"""What a high DINO may be bought with: samples of a prompt that are all alike, pictures that repeat a reference."""
 
 Row = dict[str, Any]
 """One image: concept, arm, prompt, seed and its scores; an empty text where a score does not apply."""
@@ -24,7 +26,7 @@ def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     for arm, members in by_arm.items():
         factors = ("concept",) if arm == "ceiling" else ("prompt", "concept")
         groups = [[row[factor] for row in members] for factor in factors]
-        scores = [score for score in SCORES if members[0][score] != ""]
+        scores = [score for score in (*SCORES, *GUARDS) if members[0][score] != ""]
         result[arm] = {score: bootstrap_mean([row[score] for row in members], groups, seed) for score in scores}
     control, concept = by_arm["control"], by_arm["concept"]
     groups = [[row[factor] for row in concept] for factor in ("prompt", "concept")]
@@ -44,11 +46,11 @@ def as_json(summary: dict[str, Any]) -> dict[str, Any]:
 
 def overall_table(summary: dict[str, Any], profile: str, number: int) -> Table:
     """Control, concept and ceiling over all concepts."""
-    rows = [[arm, *(str(summary[arm].get(score, "")) for score in SCORES)] for arm in ARMS]
-    rows.append(["DINO gap closed", "", "", str(summary["dino_gap_closed"])])
-    rows.append(["CLIP-T change", str(summary["clip_t_change"]), "", ""])
+    rows = [[arm, *(str(summary[arm].get(score, "")) for score in (*SCORES, *GUARDS))] for arm in ARMS]
+    rows.append(["DINO gap closed", "", "", str(summary["dino_gap_closed"]), "", ""])
+    rows.append(["CLIP-T change", str(summary["clip_t_change"]), "", "", "", ""])
     title = f"{number} concept{'s' if number > 1 else ''}, mean [95% interval], profile {profile}"
-    return Table(title, ["", *SCORES], rows)
+    return Table(title, ["", *SCORES, *GUARDS], rows)
 
 
 def concept_table(each: dict[str, dict[str, Any]], profile: str) -> Table:

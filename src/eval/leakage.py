@@ -38,9 +38,14 @@ class Copies:
     nearest: Tensor
 
     @property
+    def above(self) -> Tensor:
+        """Whether each image is above the ceiling, ``(N,)``."""
+        return self.nearest > self.ceiling
+
+    @property
     def share(self) -> float:
         """Of images above the ceiling."""
-        return float((self.nearest > self.ceiling).double().mean())
+        return float(self.above.double().mean())
 
     @property
     def worst(self) -> int:
