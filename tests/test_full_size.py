@@ -80,7 +80,7 @@ def test_sdxl_learns_and_draws_within_24_gib(tmp_path: Path) -> None:
         sampling={"num_inference_steps": 1, "resolution": 512},
     )
     assert sum(p.numel() for p in learner.delta.changes.parameters()) == 340_787_200
-    data = ConceptData(str(tmp_path / "photos"), "dog", 512, num_views=1, zoom=Zoom(0.6))
+    data = ConceptData(str(tmp_path / "photos"), "dog", 512, num_views=1, zoom=Zoom(0.6), num_val=0)
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=1,
