@@ -34,6 +34,9 @@ def comparison_page(
         report.add_text(sentence, f"Failed: {label}")
     for name, grid in prompt_grids(folder / "images", points).items():
         report.add_image(grid, f"{name}: a line per point, numbered as in the frontier; the same seed in every column")
+    for path in sorted(points[0].folder.glob("grid_*.png"))[:GRIDS]:
+        with Image.open(path) as grid:
+            report.add_image(grid, f"{path.stem} of {points[0].label}, beside its references")
     text, image = points[0].scores[0], points[0].scores[-1]
     columns = [*points[0].keys, *points[0].scores]
     for point in points:

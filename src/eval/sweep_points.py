@@ -17,11 +17,13 @@ class Point:
     """One finished point.
 
     Attributes:
+        folder: Where it left its results.
         label: What it sets that other points set otherwise.
         metrics: Content of its ``metrics.json``; ``compared`` says which rows, factors and scores are compared.
         rows: The images that are compared.
     """
 
+    folder: Path
     label: str
     metrics: dict[str, Any]
     rows: list[Row]
@@ -87,7 +89,7 @@ def _read(path: Path, label: str) -> Point:
     wanted = metrics["compared"]["rows"].items()
     rows = pq.read_table(path / "per_image.parquet").to_pylist()
     rows = [row for row in rows if all(row[key] == value for key, value in wanted)]
-    return Point(label, metrics, rows)
+    return Point(path, label, metrics, rows)
 
 
 def _places(point: Point) -> list[tuple[Any, ...]]:

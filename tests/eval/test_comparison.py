@@ -44,6 +44,7 @@ def sweep(tmp_path: Path) -> Path:
 
 def test_differences_are_paired_and_signed(sweep: Path) -> None:
     write_point(sweep, 1, "base_flow=false", 0.1)
+    Image.new("RGB", (8, 8)).save(sweep / "0" / "grid_rex.png")
     compare_points(sweep, "Base flow", PUBLISHED)
     record = json.loads((sweep / "comparison.json").read_text())
     assert record["baseline"] == "method.base_flow=true"
@@ -55,6 +56,7 @@ def test_differences_are_paired_and_signed(sweep: Path) -> None:
     table = (sweep / "table.md").read_text()
     assert "+0.100 | opposite" in table and "+0.100 | undecided" in table
     page = (sweep / "report.html").read_text()
+    assert "grid_rex of method.base_flow=true, beside its references" in page
     assert "Base flow" in page and "data:image/" in page and 'src="http' not in page
     assert (sweep / "figure.png").stat().st_size > 1000
 
