@@ -1,5 +1,6 @@
 """Hydra's and our own errors in one sentence: what came, what was expected, what to type."""
 
+import errno
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -31,6 +32,9 @@ def explain(error: Exception) -> str | None:
         return f"{error.full_key} is not set; add {error.full_key}=VALUE"
     if isinstance(error, InterpolationKeyError):
         return f"the configuration value {error.full_key} cannot be read: {str(error).splitlines()[0]}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" at {error.filename}" if error.filename else ""
+        return f"the disk is full{where}; make room and give the same command again: what is finished is kept"
     return str(error) if isinstance(error, ValueError | OSError) else None
 
 

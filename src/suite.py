@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,11 @@ class Suite:
         """Concept name to bank file; what is missing is trained now, shared with other processes."""
         banks = [self._bank(name, settings) for name, settings in self.subjects.items()]
         missing = [bank.name for bank in banks if not bank.path.exists()]
-        for bank in take_turns(banks, lambda bank: bank.path.with_suffix(".lock"), lambda bank: bank.path.exists()):
-            console.print(f"training {bank.name}, {missing.index(bank.name) + 1} of {len(missing)} banks")
-            _train(bank)
+        turns = take_turns(banks, lambda bank: bank.path.with_suffix(".lock"), lambda bank: bank.path.exists())
+        with closing(turns):
+            for bank in turns:
+                console.print(f"training {bank.name}, {missing.index(bank.name) + 1} of {len(missing)} banks")
+                _train(bank)
         return {bank.name: str(bank.path) for bank in banks}
 
     def _bank(self, name: str, settings: Mapping[str, Any]) -> Bank:

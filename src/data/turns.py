@@ -1,7 +1,7 @@
 """Several processes share one list of tasks: each task is done once, and one whose process dies is taken over."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,10 +14,11 @@ POLL_SECONDS = 0.2
 
 def take_turns(
     tasks: Sequence[Task], lock_path: Callable[[Task], Path], is_done: Callable[[Task], bool]
-) -> Iterator[Task]:
+) -> Generator[Task, None, None]:
     """Yield each task that is not done while holding its lock; skip what others hold, and wait for it at the end.
 
-    The operating system frees the lock of a process that dies, so nothing stays claimed.
+    The operating system frees the lock of a process that dies, so nothing stays claimed. A process that fails and lives
+    on must close this iterator (``contextlib.closing``), or it would wait for itself.
 
     Args:
         tasks: In the order of preference.

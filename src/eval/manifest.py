@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -54,13 +55,13 @@ def draw_missing(generator: IdentifiedGenerator, requests: Sequence[Request], fo
     size = generator.batch_size
     batches = [drawable[start : start + size] for start in range(0, len(drawable), size)]
     number = sum(not _is_drawn(batch) for batch in batches)
-    turns = take_turns(batches, _lock_path, _is_drawn)
-    for batch in track(turns, f"drawing {len(drawable)} images", total=number, disable=not number):
-        images = generator.sample([request for request, _ in batch])
-        for (request, path), image in zip(batch, images, strict=True):
-            if not path.exists():
-                record = {"prompt": request.prompt, "seed": str(request.seed), **generator.identity(request.prompt)}
-                save_png_atomic(image, path, record)
+    with closing(take_turns(batches, _lock_path, _is_drawn)) as turns:
+        for batch in track(turns, f"drawing {len(drawable)} images", total=number, disable=not number):
+            images = generator.sample([request for request, _ in batch])
+            for (request, path), image in zip(batch, images, strict=True):
+                if not path.exists():
+                    identity = generator.identity(request.prompt)
+                    save_png_atomic(image, path, {"prompt": request.prompt, "seed": str(request.seed), **identity})
     return paths
 
 

@@ -1,10 +1,13 @@
+import errno
 import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from src.data import whole_file
 from src.data.request import Request
+from src.error_sentences import explain
 from src.eval.dry_run import measured_plan
 from src.eval.manifest import draw_missing, manifest_lines, request_paths
 
@@ -69,3 +72,23 @@ def test_a_dry_run_measures_two_batches_and_keeps_them(tmp_path: Path) -> None:
     assert plan["left to draw"] == "1"
     assert len(list(tmp_path.glob("*.png"))) == 8
     assert float(plan["peak memory"].split()[0]) > 0
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = manifest(tmp_path / "whole", Counting())
+    replace, replaced = whole_file.os.replace, []
+
+    def full(source: Path, target: Path) -> None:
+        replaced.append(target)
+        if len(replaced) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_file.os, "replace", full)
+        with pytest.raises(OSError, match="No space left") as raised:
+            manifest(tmp_path / "full", Counting())
+    assert explain(raised.value).startswith("the disk is full at ")
+    assert len(list((tmp_path / "full").glob("*.png"))) == 5
+    assert not list((tmp_path / "full").glob(".*.partial"))
+    assert manifest(tmp_path / "full", Counting()) == whole
