@@ -38,7 +38,7 @@ def score(cfg: DictConfig) -> None:
     protocol = instantiate(cfg.protocol, _convert_="all")
     if cfg.get("suite"):
         with open_dict(cfg):
-            cfg.bank = {**instantiate(cfg.suite, _convert_="all").banks(), **cfg.bank}
+            cfg.bank = {**instantiate(cfg.suite, _convert_="all").banks(train=not cfg.dry_run), **cfg.bank}
     concepts = scored_concepts(cfg.bank, cfg.references)
     generator = instantiate(cfg.generator, _convert_="all")
     run_dir = Path(cfg.paths.run_dir)

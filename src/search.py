@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
@@ -17,7 +18,7 @@ from src.training import fit
 
 
 class Search:
-    """Trials share one journal file: the same command goes on, several processes share the work.
+    """Trials share one journal file: the same command goes on. One process at a time.
 
     Args:
         folder: Of the journal and of the trials' run folders.
@@ -29,12 +30,14 @@ class Search:
         seed: Of the sampler.
 
     Raises:
-        ValueError: If a range is not understood.
+        ValueError: If a range or the direction is not understood.
     """
 
     def __init__(
         self, folder: str, num_trials: int, monitor: str, direction: str, space: Mapping[str, Any], seed: int = 0
     ) -> None:
+        if direction not in ("minimize", "maximize"):
+            raise ValueError(f"hpo.direction is {direction!r}; choose minimize or maximize")
         self.folder, self.num_trials, self.monitor, self.direction = Path(folder), num_trials, monitor, direction
         self.space = {key: _distribution(key, values) for key, values in space.items()}
         self.seed = seed
@@ -46,13 +49,21 @@ class Search:
             cfg: Of one training; every trial changes a copy.
 
         Raises:
-            ValueError: If a key of the space is not in ``cfg``, or no trial finished.
+            ValueError: If a key of the space is not in ``cfg``, nothing logs ``monitor``, or no trial finished.
         """
         unknown = [key for key in self.space if OmegaConf.select(cfg, key) is None]
         if unknown:
             raise ValueError(f"hpo.space names {unknown[0]}, which this experiment does not have")
         if cfg.trainer.devices not in (1, "1"):
             raise ValueError("a search needs trainer.devices=1: every further rank would try values of its own")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                return self._search(cfg)
+        except Timeout:
+            raise ValueError(f"another process is searching in {self.folder}; wait for it, or set name=OTHER") from None
+
+    def _search(self, cfg: DictConfig) -> dict[str, str]:
         study = self._study()
         tries = 0
         # A space in which everything fails must end, too.
@@ -66,7 +77,6 @@ class Search:
     def _study(self) -> optuna.Study:
         """The journal's study; what a killed process left running is tried again."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.folder.mkdir(parents=True, exist_ok=True)
         storage = JournalStorage(JournalFileBackend(str(self.folder / "journal.log")))
         study = optuna.create_study(
             storage=storage,
@@ -90,7 +100,7 @@ class Search:
         console.rule(f"trial {trial.number}, {_finished(study)} of {self.num_trials} finished", style="dim")
         console.print(_told(trial.params), highlight=False)
         try:
-            value = fit(chosen).metric(self.monitor)
+            fitted = fit(chosen)
         except Exception as error:
             sentence = explain(error) or repr(error)
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -98,6 +108,8 @@ class Search:
             console.print(f"this trial failed: {sentence}", style="red", highlight=False)
             study.tell(trial, state=TrialState.FAIL)
             return
+        # Outside: a name that no training logs would fail every trial, one after the other.
+        value = fitted.metric(self.monitor)
         study.tell(trial, value)
         console.print(f"{self.monitor} {value:.4f}", highlight=False)
 

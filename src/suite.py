@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from src.cli import console
+from src.data.images import find_images
 from src.data.turns import take_turns
 from src.training import fit
 
-TRAINED_FROM = ("method", "data", "backbone", "trainer", "seed")
+TRAINED_FROM = ("method", "data", "backbone", "trainer")
 """Parts of a training's configuration that its bank depends on."""
 PLACES = ("cache_dir", "export_path", "references", "default_root_dir", "instance_dir", "class_dir")
 WATCHING = ("sampling", "num_val", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps")
@@ -58,10 +60,18 @@ class Suite:
         self.experiment, self.subjects, self.cache_dir = experiment, subjects, Path(cache_dir)
         self.training = _overrides(training or {})
 
-    def banks(self) -> dict[str, str]:
-        """Concept name to bank file; what is missing is trained now, shared with other processes."""
+    def banks(self, train: bool = True) -> dict[str, str]:
+        """Concept name to bank file; what is missing is trained now, shared with other processes.
+
+        Raises:
+            ValueError: If banks are missing and not to be trained, or a folder holds no images.
+        """
         banks = [self._bank(name, settings) for name, settings in self.subjects.items()]
         missing = [bank.name for bank in banks if not bank.path.exists()]
+        if missing and not train:
+            raise ValueError(
+                f"a dry run learns no bank, but these are missing: {', '.join(missing)}; leave dry_run out"
+            )
         turns = take_turns(banks, lambda bank: bank.path.with_suffix(".lock"), lambda bank: bank.path.exists())
         with closing(turns):
             for bank in turns:
@@ -88,12 +98,18 @@ def _train(bank: Bank) -> None:
 
 def _digest(cfg: DictConfig) -> str:
     """Hash of a training's settings, the images it learns from and the weights of its backbone."""
-    settings = {part: _without_paths(OmegaConf.to_container(cfg[part], resolve=True)) for part in TRAINED_FROM[:-1]}
+    settings = {part: _without_paths(OmegaConf.to_container(cfg[part], resolve=True)) for part in TRAINED_FROM}
     folders = [cfg.data.instance_dir, cfg.data.class_dir]
     content = [_folder_digest(folder) for folder in folders if folder]
-    backbone = instantiate(cfg.backbone).cross_attention_hash
+    backbone = _backbone_hash(json.dumps(OmegaConf.to_container(cfg.backbone, resolve=True)))
     record = json.dumps([settings, cfg.seed, content, backbone], sort_keys=True)
     return hashlib.sha256(record.encode()).hexdigest()[:12]
+
+
+@cache
+def _backbone_hash(settings: str) -> str:
+    """Of the backbone that these settings, as JSON, describe; loading it takes seconds to minutes."""
+    return instantiate(json.loads(settings)).cross_attention_hash
 
 
 def _without_paths(node: Any) -> Any:
@@ -103,7 +119,8 @@ def _without_paths(node: Any) -> Any:
 
 
 def _folder_digest(folder: str) -> str:
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    # Raises a sentence where there is none, before the first subject is trained.
+    files = find_images(folder)
     return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
 
 

@@ -9,6 +9,8 @@ import wandb_workspaces.workspaces as workspaces
 STEP = "trainer/global_step"
 KNOBS = ("method.learning_rate", "method.modifier_learning_rate", "method.rank", "trainer.max_steps", "seed")
 """Keys of the configuration that a sweep usually varies: the axes of its comparison."""
+TESTED = ("concept/dino", "concept/clip_i", "concept/clip_t", "dino_gap_closed")
+"""Of what ``src.callbacks.tracked_results`` logs."""
 SCORES = ("val/dino", "val/clip_t", "val/loss")
 
 
@@ -23,7 +25,10 @@ def dashboard(entity: str, project: str, knobs: Sequence[str] = KNOBS) -> worksp
     sections = {
         "train": [_lines("train/loss"), _lines("train/instance_loss"), _matching("learning rate", "^lr-")],
         "val": [_lines("val/loss"), _lines("val/dino"), _lines("val/clip_t")],
-        "test": [_bars(name) for name in ("test/dino", "test/clip_i", "test/clip_t", "test/harmonic")],
+        "test": [
+            _bars(name)
+            for name in ("test/concept/dino", "test/concept/clip_i", "test/concept/clip_t", "test/dino_gap_closed")
+        ],
         "perf": [_lines(f"perf/{name}") for name in ("it_s", "samples_s", "peak_memory_gb", "hours_left")],
         "samples": _samples(),
         "sweep": _sweep(knobs),

@@ -26,7 +26,7 @@ def test_the_specification_names_our_metrics_and_a_sweeps_settings() -> None:
     # What would be sent.
     text = workspace._to_model().model_dump_json(by_alias=True)
     assert json.loads(text)
-    for key in ("train/loss", "val/loss", "test/dino", "perf/hours_left", "samples/images", "samples/table"):
+    for key in ("train/loss", "val/loss", "test/concept/dino", "perf/hours_left", "samples/images", "samples/table"):
         assert json.dumps(key) in text
     assert "config:method.value.alpha" in text and "summary:val/dino" in text
     assert "trainer/global_step" in text
