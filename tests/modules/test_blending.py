@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from src.data.request import Request
@@ -173,6 +173,34 @@ def test_any_stock_pipeline_takes_concepts(tmp_path: Path) -> None:
         changed = draw()
     assert not np.array_equal(plain, changed)
     assert np.array_equal(plain, draw())
+
+
+def test_a_controlnet_pipeline_steers_concepts_too(tmp_path: Path) -> None:
+    backbone = DiffusionBackbone(tiny_sd(tmp_path), "sd")
+    torch.manual_seed(0)
+    controlnet = ControlNetModel.from_unet(backbone.unet, conditioning_channels=3)
+    for layer in [
+        *controlnet.controlnet_down_blocks,
+        controlnet.controlnet_mid_block,
+        controlnet.controlnet_cond_embedding.conv_out,
+    ]:
+        torch.nn.init.normal_(layer.weight, std=0.1)  # a fresh ControlNet is silent
+    components = {**backbone.pipeline.components, "controlnet": controlnet}
+    pipeline = StableDiffusionControlNetPipeline(**components, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw(scale: float) -> np.ndarray:
+        settings = {"num_inference_steps": 2, "controlnet_conditioning_scale": scale, "height": 64, "width": 64}
+        edges = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+        seeded = torch.Generator().manual_seed(0)
+        return pixels(pipeline("a dog", image=edges, generator=seeded, **settings).images)
+
+    plain = draw(0.0)
+    with blended(pipeline.unet, [[(bank(backbone, 0), [1, 2])]]):
+        concept, steered = draw(0.0), draw(1.0)
+    assert not np.array_equal(plain, concept)
+    assert not np.array_equal(concept, steered)
+    assert np.array_equal(plain, draw(0.0))
 
 
 def test_a_bank_of_another_backbone_is_refused(backbone: DiffusionBackbone) -> None:

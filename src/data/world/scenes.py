@@ -1,6 +1,6 @@
 """Scenes of the world and the grammar that captions them: everything is drawn from one integer seed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -40,12 +40,13 @@ class Scene:
     texture_seed: int = field(default=0, compare=False)
 
 
-def sample_scene(seed: int) -> Scene:
-    """Draw one training scene; the same seed always gives the same scene."""
+def sample_scene(seed: int, number: int | None = None) -> Scene:
+    """Draw one training scene, of ``number`` objects if that is given; the same seed always gives the same scene."""
     rng = np.random.default_rng([seed, 1])
     style = str(rng.choice(list(STYLES), p=[0.6, 0.08, 0.08, 0.08, 0.08, 0.08]))
     background = str(rng.choice(list(BACKGROUNDS)))
-    number = int(rng.choice([1, 2, 3, 4], p=[0.62, 0.26, 0.08, 0.04]))
+    drawn = int(rng.choice([1, 2, 3, 4], p=[0.62, 0.26, 0.08, 0.04]))
+    number = number or drawn
     looks = [training_look(rng) for _ in range(number)]
     relation = str(rng.choice(RELATIONS)) if number == 2 else None
     prefix = _prefix(style, rng)
@@ -77,8 +78,17 @@ def attribute_scene(seed: int) -> Scene:
 
 
 def mixed_scene(seed: int) -> Scene:
-    """Even seeds: a photo whose caption says everything; odd seeds: any training scene."""
-    return attribute_scene(seed // 2) if seed % 2 == 0 else sample_scene(seed // 2)
+    """Of eight scenes, three photos whose caption says everything, one whose caption says noun and place only, and
+    four training scenes, one of them with exactly two objects whose colours and patterns are all named.
+
+    The noun alone teaches shape; pairs teach which colour belongs to which object.
+    """
+    which = seed % 8
+    if which % 2 == 0:
+        scene = attribute_scene(seed // 2)
+        return replace(scene, caption=_noun_and_place(scene)) if which == 6 else scene
+    scene = sample_scene(seed // 2, 2 if which == 7 else None)
+    return replace(scene, caption=full_caption(scene)) if which == 7 else scene
 
 
 def subject_scene(index: int, view: int, noun: str | None = None, background: str | None = None) -> Scene:
@@ -96,6 +106,10 @@ def frame_scene(seed: int) -> Scene:
     rng = np.random.default_rng([seed, 5])
     background = str(rng.choice(list(BACKGROUNDS)))
     return Scene(_place([look], None, False, rng), background, "photo", f"a photo of a {look.noun}", None, seed)
+
+
+def _noun_and_place(scene: Scene) -> str:
+    return f"a {scene.objects[0].look.noun} {BACKGROUNDS[scene.background]}"
 
 
 def _describe(look: Look, rng: np.random.Generator) -> str:

@@ -1,0 +1,121 @@
+"""Keys and values of earlier scales, in buffers of their final size, and the attention that reads them.
+
+Shapes: O owners (rows with queries and keys of their own), M streams of an owner, H heads, L new tokens, D head width.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+class KeyValueCache:
+    """Self-attention of all blocks of a scale-wise model.
+
+    Streams of one owner attend with the same queries and keys and differ in their values (structural attention
+    correction): keys are kept once, and one attention map serves all of them.
+
+    Args:
+        num_blocks: Of the transformer.
+        capacity: Tokens of all scales; None if a scale sees itself only, and nothing has to be kept.
+    """
+
+    def __init__(self, num_blocks: int, capacity: int | None) -> None:
+        self.capacity, self.streams = capacity, 1
+        self.keys: list[Tensor | None] = [None] * num_blocks
+        self.values: list[Tensor | None] = [None] * num_blocks
+        self.lengths = [0] * num_blocks
+
+    def attend(
+        self, block: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float, first_stream: int = 0
+    ) -> Tensor:
+        """Attention of one block's new tokens to themselves and to all earlier scales.
+
+        Args:
+            block: Index of the block.
+            queries: ``(O, H, L, D)``; rows that own their history but share the queries and keys of this scale take
+                copies of them.
+            keys: ``(O, H, L, D)``.
+            values: ``(O * (M - first_stream), H, L, D)``, the streams of one owner beside each other.
+            scale: Of the dot products.
+            first_stream: Streams before this one are not wanted any more.
+
+        Returns:
+            ``(O * (M - first_stream), H, L, D)``.
+        """
+        if self.streams == 1 and len(values) > len(queries):
+            queries, keys = (t.repeat_interleave(len(values) // len(t), dim=0) for t in (queries, keys))
+        owners, heads, length, width = queries.shape
+        wanted = self.streams - first_stream
+        by_owner = values.view(owners, wanted, heads, length, width).permute(0, 2, 3, 1, 4)
+        all_keys, all_values = self._extended(block, keys, by_owner, first_stream)
+        side_by_side = all_values.flatten(3)
+        out = scaled_dot_product_attention(queries, all_keys, side_by_side, scale=scale)
+        return out.view(owners, heads, length, wanted, width).permute(0, 3, 1, 2, 4).flatten(0, 1)
+
+    def _extended(self, block: int, keys: Tensor, values: Tensor, first_stream: int) -> tuple[Tensor, Tensor]:
+        if self.capacity is None:
+            return keys, values
+        start, stop = self.lengths[block], self.lengths[block] + keys.shape[2]
+        kept_keys, kept_values = self.keys[block], self.values[block]
+        if kept_keys is None or kept_values is None:
+            owners, heads, _, width = keys.shape
+            kept_keys = keys.new_empty(owners, heads, self.capacity, width)
+            kept_values = values.new_empty(owners, heads, self.capacity, self.streams, width)
+            self.keys[block], self.values[block] = kept_keys, kept_values
+        kept_keys[:, :, start:stop] = keys
+        kept_values[:, :, start:stop, first_stream:] = values
+        self.lengths[block] = stop
+        return kept_keys[:, :, :stop], kept_values[:, :, :stop, first_stream:]
+
+    def fork(self, streams: int, shared: bool) -> None:
+        """Give every row ``streams`` copies of itself, beside each other.
+
+        Args:
+            streams: Copies of each row, itself included.
+            shared: Whether the copies go on with the keys of the first; otherwise each becomes an owner.
+        """
+        assert self.streams == 1, "a cache is forked once"
+        for block, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            if keys is None or values is None:
+                continue
+            if shared:
+                self.values[block] = _resized(values, values.shape[0], streams, self.lengths[block])
+            else:
+                self.keys[block] = keys.repeat_interleave(streams, dim=0)
+                self.values[block] = values.repeat_interleave(streams, dim=0)
+        self.streams = streams if shared else 1
+
+    def keep(self, owners: slice | Tensor) -> None:
+        """Forget all rows but these; indices of rows that are gone already are passed over."""
+
+        def kept(buffer: Tensor | None) -> Tensor | None:
+            if buffer is None or isinstance(owners, slice):
+                return buffer if buffer is None else buffer[owners]
+            return buffer[owners[owners < len(buffer)]]
+
+        self.keys, self.values = [kept(b) for b in self.keys], [kept(b) for b in self.values]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(t.nbytes for t in [*self.keys, *self.values] if t is not None)
+
+
+def _resized(values: Tensor, owners: int, streams: int, length: int) -> Tensor:
+    _, heads, capacity, _, width = values.shape
+    grown = values.new_empty(owners, heads, capacity, streams, width)
+    grown[:, :, :length] = values[:, :, :length]
+    return grown
+
+
+def rotate(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotary embedding on adjacent pairs: ``(a, b) -> (a cos - b sin, a sin + b cos)``.
+
+    Args:
+        states: Queries or keys ``(B, H, L, D)``.
+        cosines: ``(L, D / 2)``, float32.
+        sines: ``(L, D / 2)``, float32.
+    """
+    first, second = states.float().unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack([first * cosines - second * sines, first * sines + second * cosines], dim=-1)
+    return rotated.flatten(-2).to(states.dtype)

@@ -1,0 +1,58 @@
+"""Choosing codes from logits: guidance, truncation, and draws whose noise two paths can share."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""One for the whole batch, one for each image, or none: torch's own."""
+
+
+def guided(logits: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance on logits whose first half of rows is conditional: ``g l_c + (1 - g) l_u``."""
+    conditional, unconditional = logits.chunk(2)
+    return guidance_scale * conditional + (1 - guidance_scale) * unconditional
+
+
+def truncated(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+    """Logits of unlikely choices become minus infinity.
+
+    Args:
+        logits: ``(..., K)``.
+        top_k: Keep the k best, ties included; 0 keeps all.
+        top_p: Drop the least likely choices while their probabilities sum to at most ``1 - top_p``; 0 keeps all.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    if 0 < top_p < 1:
+        ascending, order = logits.sort(dim=-1)
+        unlikely = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+        unlikely[..., -1] = False
+        logits = logits.masked_fill(torch.zeros_like(unlikely).scatter(-1, order, unlikely), -torch.inf)
+    return logits
+
+
+def exponential_noise(images: int, shape: tuple[int, int], generators: Generators, like: Tensor) -> Tensor:
+    """Noise of one pass, ``(images, *shape)``: Exp(1), one number for each choice of each draw.
+
+    The choice is where probability over noise is largest, which is how ``torch.multinomial`` draws. Paths that share
+    the noise of their image differ in a draw only as often as their probabilities demand.
+
+    Raises:
+        ValueError: If there is not one generator for each image.
+    """
+    if generators is None or isinstance(generators, torch.Generator):
+        device = generators.device if generators is not None else like.device
+        noise = torch.empty(images, *shape, device=device).exponential_(generator=generators)
+        return noise.to(like.device)
+    if len(generators) != images:
+        raise ValueError(f"{len(generators)} generators were given for {images} images; give one, or one for each")
+    each = [torch.empty(shape, device=g.device).exponential_(generator=g).to(like.device) for g in generators]
+    return torch.stack(each)
+
+
+def draw(logits: Tensor, noise: Tensor) -> Tensor:
+    """Index of one choice for each draw, ``(..., K) -> (...)``, see ``exponential_noise``."""
+    return (logits.float().softmax(-1) / noise).argmax(-1)

@@ -1,0 +1,109 @@
+"""The style of references in a scale-wise generation: a hook for the pipelines (arXiv 2507.04482, Algorithm 1)."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from src.modules.principal_features import blended_features, singular_values
+from src.modules.scale_ar.generation import Generation
+
+_log = logging.getLogger(__name__)
+SMALL_GAP = 1e-3
+"""Relative gap of the two largest singular values below which the dominant direction is a matter of rounding."""
+
+
+class StyleBlending:
+    """Blends the principal features of styles into a generation and keeps its structure.
+
+    After ``blend_after`` scales every image is drawn once in each style: principal feature blending edits the running
+    sums. With structural attention correction the unedited path goes on beside them and lends them its queries and
+    keys; its own image is not drawn to the end.
+
+    Args:
+        style: Running sum of each image's styles after ``blend_after`` scales, ``(images, styles, C, H, W)``, or
+            ``(1, styles, C, H, W)`` for all images alike. None takes the second half of the batch as the styles of the
+            first: they are drawn along until then, and dropped.
+        weights: Of the singular directions, ``(C,)``; None blends nothing.
+        blend_after: Number of scales.
+        correct_from: First pass, counted from 0, with structural attention correction; None for none.
+        shared_noise: Whether all paths of an image draw with the same noise.
+    """
+
+    def __init__(
+        self,
+        style: Tensor | None,
+        weights: Tensor | None,
+        blend_after: int = 3,
+        correct_from: int | None = 3,
+        shared_noise: bool = True,
+    ) -> None:
+        self.style, self.weights = style, weights
+        self.blend_after, self.correct_from, self.shared_noise = blend_after, correct_from, shared_noise
+        self.spectra: dict[str, Tensor] = {}
+
+    def __call__(self, scale_index: int, generation: Generation) -> None:
+        """Act where it is time to."""
+        if scale_index == self.blend_after - 1:
+            self._blend(generation)
+        elif scale_index + 1 == self.correct_from:
+            generation.share_attention()
+        if scale_index == generation.model.num_scales - 1:
+            self._drop_content(generation)
+
+    def _blend(self, generation: Generation) -> None:
+        style = self._styles(generation)
+        styles = style.shape[1]
+        content = int(self.correct_from is not None)
+        if content + styles > 1:
+            generation.fork(content + styles, self.correct_from == self.blend_after, self.shared_noise)
+        if self.weights is None:
+            return
+        paths = generation.feature.unflatten(0, (generation.images, -1))
+        generated, wanted = (
+            paths[:, content:].flatten(0, 1),
+            style.expand(generation.images, *style.shape[1:]).flatten(0, 1),
+        )
+        self._record(generated=generated, style=wanted)
+        blended = blended_features(generated, wanted.to(generated), self.weights)
+        generation.feature = torch.cat([paths[:, :content], blended.unflatten(0, (-1, styles))], dim=1).flatten(0, 1)
+
+    def _styles(self, generation: Generation) -> Tensor:
+        if self.style is not None:
+            return self.style
+        number = generation.images // 2
+        style = generation.feature[number:, None]
+        generation.keep_images(number)
+        return style
+
+    def _drop_content(self, generation: Generation) -> None:
+        if self.correct_from is not None and len(generation.feature) == generation.paths:
+            generation.feature = generation.feature.unflatten(0, (generation.images, -1))[:, 1:].flatten(0, 1)
+
+    def _record(self, **features: Tensor) -> None:
+        self.spectra = {name: singular_values(feature) for name, feature in features.items()}
+        for name, values in self.spectra.items():
+            gap = float((1 - values[:, 1] / values[:, 0]).min())
+            if gap < SMALL_GAP:
+                _log.warning(
+                    "the two largest components of the %s feature are equal within %.1e: which one dominates is chance",
+                    name,
+                    gap,
+                )
+
+
+def check_steps(blend_after: int, correct_from: int | None, num_scales: int) -> None:
+    """Refuse passes outside the schedule.
+
+    Raises:
+        ValueError: If blending leaves no scale to draw, or the correction starts before it or after the last scale.
+    """
+    if not 1 <= blend_after < num_scales:
+        raise ValueError(
+            f"blend_after is {blend_after}; this model draws {num_scales} scales, so give 1 to {num_scales - 1}"
+        )
+    if correct_from is not None and not blend_after <= correct_from < num_scales:
+        raise ValueError(
+            f"correct_from is {correct_from}; give a pass from {blend_after}, the first after blending, to "
+            f"{num_scales - 1}, or null for no correction"
+        )
