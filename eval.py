@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
 from src import cli
-from src.cli import current_sweep, friendly, point
+from src.cli import Sweep, current_sweep, friendly, point
 
 
 @friendly
@@ -19,11 +19,18 @@ def main(cfg: DictConfig) -> None:
     try:
         score(cfg)
     finally:
-        if sweep and any(sweep.glob("*/metrics.json")):
-            from src.eval.comparison import compare_points
+        if sweep:
+            compare(cfg, sweep)
 
-            compare_points(sweep, cfg.comparison.title, cfg.comparison.published, cfg.seed)
-            show(sweep)
+
+def compare(cfg: DictConfig, sweep: Sweep) -> None:
+    """Put the points that this start of the sweep has finished side by side, show the table."""
+    from src.eval.comparison import compare_points
+    from src.eval.sweep_points import finished
+
+    if finished(sweep.folder, sweep.started):
+        compare_points(sweep.folder, cfg.comparison.title, cfg.comparison.published, cfg.seed, sweep.started)
+        show(sweep.folder)
 
 
 def score(cfg: DictConfig) -> None:
@@ -33,14 +40,18 @@ def score(cfg: DictConfig) -> None:
     from src.callbacks.trackers import log_config
     from src.data.whole_file import write_text
     from src.eval.dry_run import measured_plan
-    from src.eval.scored_concept import scored_concepts
+    from src.eval.scored_concept import bank_source, scored_concepts
 
     protocol = instantiate(cfg.protocol, _convert_="all")
-    if cfg.get("suite"):
+    suite = instantiate(cfg.get("suite"), _convert_="all")
+    sources = {**(suite.sources() if suite else {}), **{name: bank_source(path) for name, path in cfg.bank.items()}}
+    concepts = scored_concepts(sources, cfg.references)
+    # Before a suite trains for minutes or hours: what could not be scored in the end.
+    protocol.check(concepts)
+    if suite:
         with open_dict(cfg):
-            cfg.bank = {**instantiate(cfg.suite, _convert_="all").banks(train=not cfg.dry_run), **cfg.bank}
-    concepts = scored_concepts(cfg.bank, cfg.references)
-    generator = instantiate(cfg.generator, _convert_="all")
+            cfg.bank = {**suite.banks(train=not cfg.dry_run), **cfg.bank}
+    generator = instantiate(cfg.method, _convert_="all")
     run_dir = Path(cfg.paths.run_dir)
     if cfg.dry_run:
         plan = measured_plan(generator, protocol.requests(concepts), cfg.paths.images_dir)

@@ -1,4 +1,4 @@
-"""Draw prompts that may name concepts: ``python generate.py "prompt='a <rex> on the grass'" bank.rex=PATH``."""
+"""Draw prompts: ``python generate.py "prompt='a <rex> on the grass'" bank.rex=PATH``, or in a style, or with an LLM."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> None:
 
     if not cfg.prompt:
         raise ValueError("nothing to draw: give a prompt, such as \"prompt='a <rex> on the grass'\" bank.rex=PATH")
-    prompts = list(cfg.prompt) if isinstance(cfg.prompt, ListConfig) else [cfg.prompt]
+    prompts = listed(cfg.prompt)
     unused = [name for name in cfg.bank if not any(f"<{name}>" in prompt for prompt in prompts)]
     if unused:
         raise ValueError(
@@ -32,8 +32,9 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.output)
     # An image is at most what its raw pixels are: 3 MB a megapixel.
     free_disk_or_raise(folder, 2 * 3 * 2**20 * len(prompts) * cfg.num_images)
-    generator = instantiate(cfg.generator, _convert_="all")
-    requests = [Request(prompt, cfg.seed + number) for prompt in prompts for number in range(cfg.num_images)]
+    generator = instantiate(cfg.method, _convert_="all")
+    places = [(prompt, cfg.seed + number) for prompt in prompts for number in range(cfg.num_images)]
+    requests = [Request(*place, reference=reference) for reference in references(cfg) for place in places]
     if cfg.dry_run:
         cli.console.print(measured_plan(generator, requests, folder).plain(), highlight=False)
         return
@@ -41,6 +42,18 @@ def main(cfg: DictConfig) -> None:
     write_grid(paths, requests, cfg.num_images, folder / "grid.png")
     cli.console.print(f"{len(paths)} images: {folder}", highlight=False)
     cli.console.print(f"grid: {folder / 'grid.png'}", highlight=False)
+
+
+def references(cfg: DictConfig) -> list[str | None]:
+    """Styles to draw in, as of ``Request``; one None if there are none."""
+    from src.data.request import TEXT
+
+    return [*listed(cfg.style), *(TEXT + words for words in listed(cfg.style_prompt))] or [None]
+
+
+def listed(value: str | ListConfig | None) -> list[str]:
+    """One, several or none, as a list."""
+    return list(value) if isinstance(value, ListConfig) else [] if value is None else [value]
 
 
 if __name__ == "__main__":

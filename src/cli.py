@@ -1,59 +1,48 @@
-"""What the entry points share: run folders, and errors as one sentence."""
+"""What the entry points share: points of a sweep, and errors as one sentence."""
 
-import hashlib
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from datetime import datetime
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
+import src.run_folders  # noqa: F401  (registers the resolvers)
 from src.error_sentences import explain
 
 console = Console(soft_wrap=True)
 
 
-def run_dir(root: str, resume: bool = False) -> str:
-    """A new folder ``root/<date>_<time>``, or with ``resume`` the newest one that holds a checkpoint.
+class Sweep(NamedTuple):
+    """A sweep that is running.
 
-    Raises:
-        ValueError: If there is nothing to resume.
+    Attributes:
+        folder: Holds one folder per point.
+        started: Nanoseconds since the epoch; what points left before is of an earlier start.
     """
-    folder = Path(root)
-    if resume:
-        found = sorted(folder.glob("*/checkpoints/last.ckpt"), key=lambda path: path.parent.parent.name)
-        if not found:
-            raise ValueError(f"resume=true, but no {folder}/*/checkpoints/last.ckpt exists; start without resume=true")
-        return str(found[-1].parent.parent)
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    names = [stamp, *(f"{stamp}_{number}" for number in range(2, 1000))]
-    return str(next(folder / name for name in names if not (folder / name).exists()))
+
+    folder: Path
+    started: int
 
 
-def sweep_dir(root: str, name: str | None) -> str:
-    """``root/<name>/<hash of the command>``: the same command goes on with the same sweep."""
-    told = [word for word in sys.argv[1:] if word not in ("-m", "--multirun") and not word.startswith("sweep=")]
-    digest = hashlib.sha256(" ".join(sorted(told)).encode()).hexdigest()[:8]
-    return str(Path(root) / (name or "multirun") / (digest if told else "default"))
-
-
-OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
-# Cached: the points of a sweep see other arguments than the sweep itself.
-OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
-
-
-def current_sweep() -> Path | None:
-    """The folder of the sweep that this job is a point of, or None."""
+def current_sweep() -> Sweep | None:
+    """The sweep that this job is a point of, or None."""
     hydra = HydraConfig.get()
-    return Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
+    return _sweep_in(Path(hydra.sweep.dir)) if hydra.mode == RunMode.MULTIRUN else None
+
+
+@cache
+def _sweep_in(folder: Path) -> Sweep:
+    # Hydra writes this file once per start, by the clock that also dates the points. It is read once: another shell
+    # that joins the sweep writes it anew, and what we have finished stays finished.
+    return Sweep(folder, (folder / "multirun.yaml").stat().st_mtime_ns)
 
 
 def point(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
@@ -77,9 +66,11 @@ def _run_point(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
         return
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     # Points share what they have in common, such as the images of the control.
-    cfg.paths.update({"run_dir": str(run_dir), "images_dir": str(sweep / "images")})
-    for name in ("error.txt", "metrics.json"):
-        (run_dir / name).unlink(missing_ok=True)
+    cfg.paths.update({"run_dir": str(run_dir), "images_dir": str(sweep.folder / "images")})
+    if cfg.get("resume"):
+        # Points that a killed sweep had not come to start now.
+        cfg.resume = (run_dir / "checkpoints" / "last.ckpt").exists()
+    (run_dir / "error.txt").unlink(missing_ok=True)
     console.rule(f"point {HydraConfig.get().job.num}", style="dim")
     try:
         _refuse_several_processes(cfg)
@@ -87,6 +78,7 @@ def _run_point(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     except Exception as error:
         sentence = explain(error) or traceback.format_exc()
         (run_dir / "error.txt").write_text(sentence + "\n")
+        (run_dir / "metrics.json").unlink(missing_ok=True)
         console.print(f"this point failed: {sentence}", style="red", highlight=False)
         raise
 

@@ -13,13 +13,24 @@ from hydra.errors import (
     OverrideParseException,
 )
 from omegaconf import DictConfig
-from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 CONF = Path(__file__).parents[1] / "conf"
+EXTRAS = {"optuna": "hpo"}
+"""Package that is imported with a part of the configuration, to the extra that brings it."""
+LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+"""Hydra's launcher to the extra that brings it."""
 
 
 def explain(error: Exception) -> str | None:
     """Say what the user can do about an error, or None if it is not theirs."""
+    if extra := _missing_extra(error):
+        return extra
     if isinstance(error, InstantiationException):
         return _failed_part(error)
     if isinstance(error, MissingConfigException):
@@ -32,10 +43,23 @@ def explain(error: Exception) -> str | None:
         return f"{error.full_key} is not set; add {error.full_key}=VALUE"
     if isinstance(error, InterpolationKeyError):
         return f"the configuration value {error.full_key} cannot be read: {str(error).splitlines()[0]}"
+    if isinstance(error, InterpolationResolutionError):
+        # What a resolver of ours said, in OmegaConf's wrapping.
+        return str(error).splitlines()[0].removeprefix("ValueError raised while resolving interpolation: ")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
         return f"the disk is full{where}; make room and give the same command again: what is finished is kept"
     return str(error) if isinstance(error, ValueError | OSError) else None
+
+
+def _missing_extra(error: BaseException | None) -> str | None:
+    """How to install the optional package whose absence is the cause, however deep, of an error."""
+    while error is not None:
+        package = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ImportError) else ""
+        if package in EXTRAS:
+            return f"this needs the package {package}; type: pip install -e '.[{EXTRAS[package]}]'"
+        error = error.__cause__
+    return None
 
 
 def _failed_part(error: InstantiationException) -> str | None:
@@ -51,6 +75,9 @@ def _failed_part(error: InstantiationException) -> str | None:
 
 def _missing_file(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").partition("/")
+    launcher = LAUNCHERS.get(name.removeprefix("launcher/"))
+    if group == "hydra" and launcher:
+        return f"{group}/{name} needs a package; type: pip install -e '.[{launcher}]'"
     folder = CONF / group
     choices = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
     if not name or not choices:

@@ -27,7 +27,7 @@ class Search:
         direction: ``minimize`` or ``maximize``.
         space: Key of the training's configuration to its range: ``{low, high}`` with ``log`` or ``step`` if wanted,
             or a list of choices.
-        seed: Of the sampler.
+        seed: Of the sampler, together with the number of trials so far.
 
     Raises:
         ValueError: If a range or the direction is not understood.
@@ -83,8 +83,10 @@ class Search:
             study_name="search",
             direction=optuna.study.StudyDirection[self.direction.upper()],
             load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=self.seed),
         )
+        # The journal holds trials, not the sampler's random numbers: from the same seed, a search that goes on would
+        # suggest its first trials again.
+        study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.get_trials(deepcopy=False)))
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
             study.enqueue_trial(trial.params)

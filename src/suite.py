@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.cli import console
 from src.data.images import find_images
 from src.data.turns import take_turns
+from src.eval.scored_concept import ConceptSource
 from src.training import fit
 
 TRAINED_FROM = ("method", "data", "backbone", "trainer")
@@ -60,13 +61,19 @@ class Suite:
         self.experiment, self.subjects, self.cache_dir = experiment, subjects, Path(cache_dir)
         self.training = _overrides(training or {})
 
+    def sources(self) -> dict[str, ConceptSource]:
+        """What is known of each subject before its bank is trained."""
+        return {
+            name: ConceptSource(cfg.method.class_noun, cfg.method.references) for name, cfg in self._trainings.items()
+        }
+
     def banks(self, train: bool = True) -> dict[str, str]:
         """Concept name to bank file; what is missing is trained now, shared with other processes.
 
         Raises:
             ValueError: If banks are missing and not to be trained, or a folder holds no images.
         """
-        banks = [self._bank(name, settings) for name, settings in self.subjects.items()]
+        banks = [self._bank(name, cfg) for name, cfg in self._trainings.items()]
         missing = [bank.name for bank in banks if not bank.path.exists()]
         if missing and not train:
             raise ValueError(
@@ -79,10 +86,16 @@ class Suite:
                 _train(bank)
         return {bank.name: str(bank.path) for bank in banks}
 
-    def _bank(self, name: str, settings: Mapping[str, Any]) -> Bank:
-        overrides = (f"+experiment={self.experiment}", f"concept={name}", *_overrides(settings), *self.training)
-        digest = _digest(compose("train", overrides=[*overrides, "paths.run_dir=."]))
-        return Bank(name, self.cache_dir / f"{name}-{digest}.safetensors", overrides)
+    @cached_property
+    def _trainings(self) -> dict[str, DictConfig]:
+        """The whole configuration of each subject's training, but for its place."""
+        return {name: compose("train", overrides=[*self._settings(name), "paths.run_dir=."]) for name in self.subjects}
+
+    def _settings(self, name: str) -> tuple[str, ...]:
+        return (f"+experiment={self.experiment}", f"concept={name}", *_overrides(self.subjects[name]), *self.training)
+
+    def _bank(self, name: str, cfg: DictConfig) -> Bank:
+        return Bank(name, self.cache_dir / f"{name}-{_digest(cfg)}.safetensors", self._settings(name))
 
 
 def _train(bank: Bank) -> None:

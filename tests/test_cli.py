@@ -3,14 +3,17 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from src import cli
 from src.error_sentences import explain
+from src.run_folders import sweep_dir
 
 
 def run(root, *arguments, **environment):
@@ -64,6 +67,41 @@ def test_experiments_and_banks_need_no_plus(monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     cli.friendly(lambda: None)()
     assert sys.argv[1:] == ["+experiment=x", "++bank.rex=a", "++references.rex=b", "seed=1"]
+
+
+def test_the_same_command_goes_on_but_for_trainings_and_other_scripts(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x.py", "-m", "seed=1,2"])
+    first = sweep_dir(tmp_path, None, "eval")
+    Path(first).mkdir(parents=True)
+    assert sweep_dir(tmp_path, None, "eval") == first != sweep_dir(tmp_path, None, "generate")
+    begun = []
+    for _ in range(3):
+        begun.append(sweep_dir(tmp_path, None, "train", resume=False))
+        Path(begun[-1]).mkdir()
+    assert len({first, *begun}) == 4
+    monkeypatch.setattr(sys, "argv", ["x.py", "-m", "seed=1,2", "resume=true"])
+    assert sweep_dir(tmp_path, None, "train", resume=True) == begun[-1]
+    monkeypatch.setattr(sys, "argv", ["x.py", "-m", "seed=3,4", "resume=true"])
+    with pytest.raises(ValueError, match="start the same sweep without resume=true"):
+        sweep_dir(tmp_path, None, "train", resume=True)
+
+
+def test_what_a_resolver_says_is_not_wrapped(root):
+    cfg = OmegaConf.create({"where": "${run_dir:nowhere,true}"})
+    with pytest.raises(InterpolationResolutionError) as raised:
+        _ = cfg.where
+    assert explain(raised.value).startswith("resume=true, but no nowhere/*/checkpoints/last.ckpt exists; start")
+
+
+def test_a_launcher_that_is_not_installed_says_what_to_type(root):
+    # Hydra's own words depend on what is installed, so the error is made by hand.
+    missing = MissingConfigException("no", missing_cfg_file="hydra/launcher/submitit_slurm")
+    assert explain(missing) == "hydra/launcher/submitit_slurm needs a package; type: pip install -e '.[slurm]'"
+
+
+def test_both_recipes_of_the_self_supervised_encoder_set_every_key(root):
+    recipes = [OmegaConf.load(root / "conf" / "method" / f"{name}.yaml") for name in ("world_dino", "world_dino_vit")]
+    assert set(recipes[0]) == set(recipes[1])
 
 
 def test_banks_reach_the_configuration(root):

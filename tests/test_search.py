@@ -1,13 +1,18 @@
 """The loop around trainings; the training itself is a formula here, so that the optimum is known."""
 
+import sys
 from pathlib import Path
 
 import optuna
 import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
+import src
 from src import search
+from src.error_sentences import explain
 from src.search import Search
 from src.training import Fitted
 
@@ -60,6 +65,23 @@ def test_the_same_command_goes_on(trained: list[DictConfig], tmp_path: Path) -> 
     assert len(trained) == 2
     searching(tmp_path, 4).run(OmegaConf.create(CONFIG))
     assert states(tmp_path).count(TrialState.COMPLETE) == 4
+
+
+def test_a_search_that_goes_on_suggests_something_new(trained: list[DictConfig], tmp_path: Path) -> None:
+    for num_trials in (2, 4):
+        searching(tmp_path, num_trials).run(OmegaConf.create(CONFIG))
+    rates = [cfg.method.learning_rate for cfg in trained]
+    assert len(set(rates)) == len(rates) > 4
+
+
+def test_without_its_package_a_search_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    # None makes the import fail as it does where the package is absent.
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "src.search")
+    monkeypatch.delattr(src, "search")
+    with pytest.raises(InstantiationException) as raised:
+        instantiate({"_target_": "src.search.Search", "folder": "."})
+    assert explain(raised.value) == "this needs the package optuna; type: pip install -e '.[hpo]'"
 
 
 def test_what_a_killed_process_was_trying_is_tried_again(trained: list[DictConfig], tmp_path: Path) -> None:

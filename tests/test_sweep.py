@@ -1,6 +1,7 @@
 """One ablation from nothing, killed in the middle and started again: banks, images, comparison."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def sweep(tmp_path: Path) -> list[str]:
         *(f"training.backbone.path={tmp_path}/sd", f"training.paths.cache_dir={tmp_path}/cache"),
         f"suite.subjects.rex.data.instance_dir={tmp_path}/photos",
         *("protocol.prompts=['a {} on the grass','a {} at night','a photo of a {}']", "protocol.num_seeds=2"),
-        *("generator.num_inference_steps=2", "generator.batch_size=2"),
+        *("method.num_inference_steps=2", "method.batch_size=2"),
     ]
 
 
@@ -50,8 +51,11 @@ def test_a_killed_sweep_finishes_when_started_again(sweep: list[str], tmp_path: 
     record = json.loads((folder / "comparison.json").read_text())
     assert list(record["means"]) == ["training.method.base_flow=True", "training.method.base_flow=False"]
     assert {path.name for path in folder.iterdir()} >= {"figure.png", "table.md", "report.html"}
+    # A point that the sweep had before its file was shortened.
+    shutil.copytree(folder / "1", folder / "2")
     again = subprocess.run(sweep, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0
+    assert json.loads((folder / "comparison.json").read_text())["means"] == record["means"]
     assert "training rex" not in again.stdout and "drawing" not in again.stdout
 
 
@@ -67,9 +71,21 @@ def test_a_failing_point_stops_no_other(sweep: list[str], tmp_path: Path) -> Non
     assert "choose pool or fixed" in (folder / "table.md").read_text()
 
 
-def test_several_ranks_in_a_sweep_are_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_scored_is_said_before_a_bank_is_trained(sweep: list[str], tmp_path: Path) -> None:
+    (tmp_path / "photos" / "1.png").unlink()
+    single = ["suite=world" if argument.startswith("sweep=") else argument for argument in sweep]
+    ended = subprocess.run(single, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("error: rex has one reference image")
+    assert not (tmp_path / "cache" / "banks").exists()
+
+
+def test_trainings_of_a_second_start_overwrite_none_of_the_first(tmp_path: Path) -> None:
     ranks = ["trainer.devices=2", f"paths.root={tmp_path}", "method.rank=4,8"]
     command = [sys.executable, "train.py", "-m", "+experiment=concept_dog", *ranks]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert "would start the whole sweep on every rank" in ended.stderr.splitlines()[-1]
+    for number in (1, 2, 2):
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert ended.returncode == 1
+        assert "would start the whole sweep on every rank" in ended.stderr.splitlines()[-1]
+        assert len(list(tmp_path.glob("sweep/multirun/*/0/error.txt"))) == number
+        command = [*command, "resume=true"] if number == 2 else command

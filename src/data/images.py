@@ -2,10 +2,13 @@
 
 import hashlib
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MIN_SIDE = 16
@@ -45,16 +48,39 @@ def load_image(path: str | Path, min_side: int = MIN_SIDE) -> Image.Image:
     """
     if not Path(path).is_file():
         raise ValueError(f"there is no image file {path}")
+    return decode_image(path, str(path), min_side)
+
+
+def decode_image(file: str | Path | BinaryIO, name: str, min_side: int = MIN_SIDE) -> Image.Image:
+    """Read one image from a path or an open file, as ``load_image``; ``name`` is what errors call it."""
+    with _opened(file, name, min_side) as opened:
+        opened.load()
+        return _to_rgb(ImageOps.exif_transpose(opened), name)
+
+
+def image_size(file: str | Path | BinaryIO, name: str, min_side: int = MIN_SIDE) -> tuple[int, int]:
+    """Width and height of the upright image, from the header alone.
+
+    Raises:
+        ValueError: As ``load_image``, as far as a header tells.
+    """
+    with _opened(file, name, min_side) as opened:
+        turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return opened.size[::-1] if turned else opened.size
+
+
+@contextmanager
+def _opened(file: str | Path | BinaryIO, name: str, min_side: int) -> Iterator[Image.Image]:
+    """Open an image; whatever Pillow raises until the block ends becomes one sentence."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(file) as opened:
             # The size stands in the header: refuse before the pixels are decoded.
-            _check_size(path, opened.size, min_side)
-            opened.load()
-            return _to_rgb(ImageOps.exif_transpose(opened), path)
+            _check_size(name, opened.size, min_side)
+            yield opened
     except _RefusedError:
         raise
     except _UNREADABLE as error:
-        raise ValueError(f"cannot read the image {path}: {_reason(error)}") from error
+        raise ValueError(f"cannot read the image {name}: {_reason(error)}") from error
 
 
 def load_folder(folder: str | Path, min_side: int = MIN_SIDE) -> list[Image.Image]:

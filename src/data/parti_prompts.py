@@ -1,25 +1,13 @@
 """The 190 prompts on which style papers are compared, filtered from PartiPrompts (arXiv 2206.10789)."""
 
 import csv
-from dataclasses import dataclass
 from pathlib import Path
+
+from src.data.style_prompt import StylePrompt
 
 CHALLENGE = "Basic"
 LEFT_OUT = ("Abstract", "Arts", "People", "World Knowledge")
 COLUMNS = ("Prompt", "Category", "Challenge")
-
-
-@dataclass(frozen=True)
-class StylePrompt:
-    """A prompt without any style.
-
-    Attributes:
-        content: Such as ``a cat``.
-        category: The superclass in style prompts, such as ``Animals``.
-    """
-
-    content: str
-    category: str
 
 
 def style_prompts(tsv_path: str | Path) -> list[StylePrompt]:

@@ -1,4 +1,4 @@
-"""A sweep as a picture: every score by point with its interval, and the frontier between two of them."""
+"""A sweep as a picture: every score by point with its interval, and frontiers between two of them."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,25 +14,25 @@ INK, SOFT = "#2f6fde", "#9aa2ad"
 
 
 def comparison_figure(
-    labels: Sequence[str], means: Sequence[Mapping[str, Interval]], frontier: tuple[str, str] | None = None
+    labels: Sequence[str], means: Sequence[Mapping[str, Interval]], frontiers: Sequence[tuple[str, str]] = ()
 ) -> Image.Image:
-    """One panel per score, points from top to bottom; then one score against another.
+    """One panel per score, points from top to bottom; then one score against another, pair by pair.
 
     Args:
         labels: Of the points, the baseline first.
         means: By point, the interval of each score.
-        frontier: The scores across and up in the last panel; None for no such panel.
+        frontiers: The scores across and up in the last panels.
     """
     scores = list(means[0])
-    panels = len(scores) + (frontier is not None)
+    panels = len(scores) + len(frontiers)
     # A Figure of its own: pyplot keeps global state and picks a display.
     figure = Figure(figsize=(1.5 + 2.6 * panels, 1.2 + 0.45 * max(len(labels), 3)), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for index, (panel, score) in enumerate(zip(axes, scores, strict=False)):
         _forest(panel, [by[score] for by in means], score)
         panel.set_yticks(range(len(labels)), labels if index == 0 else [""] * len(labels))
-    if frontier is not None:
-        _frontier(axes[-1], labels, means, *frontier)
+    for panel, frontier in zip(axes[len(scores) :], frontiers, strict=True):
+        _frontier(panel, labels, means, *frontier)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return Image.open(buffer).convert("RGB")

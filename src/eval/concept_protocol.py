@@ -17,7 +17,7 @@ from src.eval.leakage import copies
 from src.eval.manifest import IdentifiedGenerator, draw_missing, manifest_lines
 from src.eval.profile import Profile
 from src.eval.results import Table, provenance, write_results
-from src.eval.scored_concept import ScoredConcept
+from src.eval.scored_concept import ScoredConcept, check_references
 from src.eval.scores import diversity, within_set
 from src.eval.tables import per_group, write_rows
 
@@ -72,27 +72,36 @@ class ConceptProtocol:
             for prompt, seed in self._places()
         ]
 
+    def check(self, concepts: Sequence[ScoredConcept]) -> None:
+        """Refuse what could not be scored, before anything is trained or drawn for it.
+
+        Raises:
+            ValueError: If there is no concept, one has fewer than two references, or an encoder's weights are missing.
+        """
+        if not concepts:
+            raise ValueError("there is no concept to score; add bank.NAME=PATH")
+        check_references(concepts)
+        self.profile.identity()
+
     def run(self, generator: IdentifiedGenerator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
         """Generate, score, write ``metrics.json``, tables per image, prompt and concept, ``report.html`` and grids.
 
         Raises:
-            ValueError: If there is no concept, or one has fewer than two references.
+            ValueError: As of ``check``.
         """
-        _check(concepts)
-        # Before anything is drawn: it needs the weights, which may not be there.
-        profile = self.profile.identity()
+        self.check(concepts)
         requests = self.requests(concepts)
         paths = draw_missing(generator, requests, self.images_dir)
         write_text(Path(run_dir) / "images.jsonl", manifest_lines(requests, paths))
         rows: list[Row] = []
         grids = {}
-        for concept, files in zip(concepts, batched(paths, 2 * len(self._places())), strict=True):
-            arms = dict(zip(ARMS, batched(files, len(self._places())), strict=False))
+        for concept, files in zip(concepts, _batched(paths, 2 * len(self._places())), strict=True):
+            arms = dict(zip(ARMS, _batched(files, len(self._places())), strict=False))
             rows += [row for arm, made in arms.items() for row in self._score(concept, arm, made)]
             rows += self._ceiling(concept)
             grids[f"grid_{concept.name}"] = self._grid(concept, arms)
         metrics, tables = self._results(rows, concepts)
-        metrics |= {"generator": generator.identity(), **profile, **provenance()}
+        metrics |= {"generator": generator.identity(), **self.profile.identity(), **provenance()}
         for name in ("prompt", "concept"):
             write_rows(per_group(rows, ("arm", name), SCORES), Path(run_dir) / f"per_{name}")
         write_results(run_dir, "Concepts on a prompt list", metrics, tables, rows, grids)
@@ -179,14 +188,6 @@ def _rows(
     ]
 
 
-def batched(items: Sequence[Path], size: int) -> list[Sequence[Path]]:
+def _batched(items: Sequence[Path], size: int) -> list[Sequence[Path]]:
     """Consecutive parts of ``size`` items (``itertools.batched`` needs Python 3.12)."""
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _check(concepts: Sequence[ScoredConcept]) -> None:
-    if not concepts:
-        raise ValueError("there is no concept to score; add bank.NAME=PATH")
-    for concept in concepts:
-        if len(concept.references) < 2:
-            raise ValueError(f"{concept.name} has one reference image; the ceiling compares at least two")

@@ -4,6 +4,9 @@ Published tables (arXiv 2507.04482) hold ``harmonic_of_means``. CLIP-T lives in 
 0.8, so that CLIP-T decides nearly alone; the two variants at the end put both on one range. They are ours.
 """
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,35 +17,35 @@ def harmonic(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(positive, 2 * first * second / (first + second).where(positive, torch.ones_like(first)), 0.0)
 
 
-def harmonic_of_means(first: Tensor, second: Tensor) -> Tensor:
+def harmonic_of_means(means: Mapping[str, np.ndarray]) -> np.ndarray:
     """Harmonic of the mean scores of a set of images: the order of the published tables.
 
     Args:
-        first: One score per image, ``(N,)``.
-        second: Another, ``(M,)``; it need not be of the same images.
+        means: Two scores by name, as a bootstrap gives them: the means of each replicate, ``(num,)``.
 
     Returns:
-        A scalar.
+        Shape ``(num,)``.
     """
-    return harmonic(first.mean(), second.mean())
+    first, second = (torch.from_numpy(values) for values in means.values())
+    return harmonic(first, second).numpy()
 
 
-def mean_of_harmonics(first: Tensor, second: Tensor) -> Tensor:
-    """Mean of the harmonic of each image; at most ``harmonic_of_means``, as the harmonic is concave.
+def harmonics_per_image(first: Sequence[float], second: Sequence[float]) -> np.ndarray:
+    """Harmonic of each image; of positive scores their mean is at most ``harmonic_of_means``, which is concave.
 
     Args:
         first: One score per image, ``(N,)``.
         second: Another of the same images, ``(N,)``.
 
     Returns:
-        A scalar.
+        Shape ``(N,)``.
 
     Raises:
         ValueError: If the numbers of scores differ.
     """
     if len(first) != len(second):
         raise ValueError(f"each image needs both scores, got {len(first)} and {len(second)}")
-    return harmonic(first, second).mean()
+    return harmonic(*(torch.tensor(scores, dtype=torch.float64) for scores in (first, second))).numpy()
 
 
 def min_max_harmonic(first: Tensor, second: Tensor) -> Tensor:

@@ -42,16 +42,6 @@ class Copies:
         """Whether each image is above the ceiling, ``(N,)``."""
         return self.nearest > self.ceiling
 
-    @property
-    def share(self) -> float:
-        """Of images above the ceiling."""
-        return float(self.above.double().mean())
-
-    @property
-    def worst(self) -> int:
-        """Which image is nearest to a reference."""
-        return int(self.nearest.argmax())
-
 
 def reference_leakage(generated: Tensor, baseline: Tensor, references: Tensor) -> Tensor:
     """How much nearer each image is to its reference than its baseline is, in a content space such as DINOv2.

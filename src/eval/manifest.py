@@ -12,8 +12,10 @@ from PIL import Image
 from rich.progress import track
 
 from src.data.pictures import image_grid, save_png_atomic
-from src.data.request import Request
+from src.data.request import Request, reference_key
 from src.data.turns import take_turns
+
+ONLY_WITH_REFERENCE = "reference."
 
 
 class IdentifiedGenerator(Protocol):
@@ -22,23 +24,54 @@ class IdentifiedGenerator(Protocol):
     batch_size: int
 
     def identity(self, prompt: str | None = None) -> dict[str, str]:
-        """Settings and hashes of weights, of everything or of what ``prompt`` needs: equal ones draw equal images."""
+        """Settings and hashes of weights, of everything or of what ``prompt`` needs: equal ones draw equal images.
+
+        Keys that start with ``reference.`` do not change a request without a reference, so that arms of a sweep share
+        their plain images.
+        """
 
     def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
         """One image per request."""
 
 
-def request_path(folder: Path, request: Request, identity: dict[str, str]) -> Path:
-    """``<words of the prompt>_s<seed>_<hash>.png``; the hash covers prompt, seed and the generator's identity."""
-    record = json.dumps([request.prompt, request.seed, sorted(identity.items())])
+def request_path(folder: Path, request: Request, drawn_with: dict[str, str]) -> Path:
+    """``<words of the prompt>_s<seed>_<hash>.png``; the hash covers prompt, seed and what it is drawn with."""
+    record = json.dumps([request.prompt, request.seed, sorted(drawn_with.items())])
     words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:40]
     return folder / f"{words}_s{request.seed:04d}_{hashlib.sha256(record.encode()).hexdigest()[:10]}.png"
 
 
 def request_paths(generator: IdentifiedGenerator, requests: Sequence[Request], folder: str | Path) -> list[Path]:
-    """Where each request is, or will be, in ``folder``."""
+    """Where each request is, or will be, in ``folder``.
+
+    Raises:
+        ValueError: If a reference cannot be read.
+    """
+    return _paths(folder, requests, _drawn_with(generator, requests))
+
+
+def _paths(folder: str | Path, requests: Sequence[Request], drawn_with: Sequence[dict[str, str]]) -> list[Path]:
+    return [request_path(Path(folder), request, one) for request, one in zip(requests, drawn_with, strict=True)]
+
+
+def _drawn_with(generator: IdentifiedGenerator, requests: Sequence[Request]) -> list[dict[str, str]]:
+    """The generator's identity for each request, with the key of the reference if there is one."""
     identities = {prompt: generator.identity(prompt) for prompt in {request.prompt for request in requests}}
-    return [request_path(Path(folder), request, identities[request.prompt]) for request in requests]
+    keys = _reference_keys(requests)
+
+    def one(request: Request) -> dict[str, str]:
+        identity = identities[request.prompt]
+        if request.reference is not None:
+            return identity | {"reference": keys[request.reference]}
+        return {key: value for key, value in identity.items() if not key.startswith(ONLY_WITH_REFERENCE)}
+
+    return [one(request) for request in requests]
+
+
+def _reference_keys(requests: Sequence[Request]) -> dict[str, str]:
+    """Each image is read once."""
+    references = {request.reference for request in requests if request.reference is not None}
+    return {reference: reference_key(reference) for reference in references}
 
 
 def draw_missing(generator: IdentifiedGenerator, requests: Sequence[Request], folder: str | Path) -> list[Path]:
@@ -50,7 +83,9 @@ def draw_missing(generator: IdentifiedGenerator, requests: Sequence[Request], fo
     Returns:
         One path per request, in order. The request stands in the PNG's text chunks.
     """
-    paths = request_paths(generator, requests, folder)
+    drawn_with = _drawn_with(generator, requests)
+    paths = _paths(folder, requests, drawn_with)
+    noted = dict(zip(paths, drawn_with, strict=True))
     drawable = list(dict.fromkeys(zip(requests, paths, strict=True)))
     size = generator.batch_size
     batches = [drawable[start : start + size] for start in range(0, len(drawable), size)]
@@ -60,16 +95,18 @@ def draw_missing(generator: IdentifiedGenerator, requests: Sequence[Request], fo
             images = generator.sample([request for request, _ in batch])
             for (request, path), image in zip(batch, images, strict=True):
                 if not path.exists():
-                    identity = generator.identity(request.prompt)
-                    save_png_atomic(image, path, {"prompt": request.prompt, "seed": str(request.seed), **identity})
+                    told = {"prompt": request.prompt, "seed": str(request.seed)}
+                    save_png_atomic(image, path, told | noted[path])
     return paths
 
 
 def manifest_lines(requests: Sequence[Request], paths: Sequence[Path]) -> str:
-    """JSON lines, one per request in order: file name, sha256 of the file, prompt, seed."""
+    """JSON lines, one per request in order: file name, sha256 of the file, prompt, seed, reference if there is one."""
+    keys = _reference_keys(requests)
     lines = [
         {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         | {"prompt": request.prompt, "seed": request.seed}
+        | ({"reference": keys[request.reference]} if request.reference is not None else {})
         for request, path in zip(requests, paths, strict=True)
     ]
     return "".join(json.dumps(line) + "\n" for line in lines)

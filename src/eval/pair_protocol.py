@@ -1,7 +1,7 @@
 """Two concepts in one image: does each keep its own identity, or do they mix?"""
 
 from collections.abc import Sequence
-from itertools import permutations
+from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from torch import Tensor
 from src.data.images import load_image
 from src.data.pictures import image_grid
 from src.data.request import Request
+from src.data.whole_file import write_text
 from src.eval.concept_protocol import CELL
 from src.eval.concept_summary import Row, as_json
-from src.eval.manifest import IdentifiedGenerator, draw_missing
+from src.eval.manifest import IdentifiedGenerator, draw_missing, manifest_lines
 from src.eval.profile import Profile
 from src.eval.results import Table, provenance, write_results
-from src.eval.scored_concept import ScoredConcept
+from src.eval.scored_concept import ScoredConcept, check_references
 from src.eval.scores import pair_mean, within_set
 from src.eval.statistics import bootstrap_mean
 
@@ -73,22 +74,35 @@ class PairProtocol:
             for request in self._requests(pair, arm)
         ]
 
+    def check(self, concepts: Sequence[ScoredConcept]) -> None:
+        """Refuse what could not be scored, before anything is trained or drawn for it.
+
+        Raises:
+            ValueError: If there are fewer than two concepts, one has fewer than two references, or an encoder's
+                weights are missing.
+        """
+        if len(concepts) < 2:
+            raise ValueError(f"a pair needs two concepts, got {len(concepts)}; add bank.NAME=PATH for each")
+        check_references(concepts)
+        self.profile.identity()
+
     def run(self, generator: IdentifiedGenerator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
         """Generate, score, write ``metrics.json``, ``per_image.csv``, ``table.md``, ``report.html`` and grids.
 
         Raises:
-            ValueError: If there are fewer than two concepts.
+            ValueError: As of ``check``.
         """
-        if len(concepts) < 2:
-            raise ValueError(f"a pair needs two concepts, got {len(concepts)}; add bank.NAME=PATH for each")
-        # Before anything is drawn: it needs the weights, which may not be there.
-        profile = self.profile.identity()
+        self.check(concepts)
+        requests = self.requests(concepts)
+        paths = draw_missing(generator, requests, self.images_dir)
+        write_text(Path(run_dir) / "images.jsonl", manifest_lines(requests, paths))
+        remaining = iter(paths)
         references = {concept.name: self.profile.dino.encode_images(concept.references) for concept in concepts}
         rows: list[Row] = []
         grids = {}
         for pair in permutations(concepts, 2):
             for arm in ("control", "concept"):
-                files = draw_missing(generator, self._requests(pair, arm), self.images_dir)
+                files = list(islice(remaining, len(self._places())))
                 images = [load_image(path) for path in files]
                 scored = self._score(pair, arm, images, references)
                 rows += [row | {"file": path.name} for row, path in zip(scored, files, strict=True)]
@@ -98,7 +112,7 @@ class PairProtocol:
         ceiling = _ceiling(references)
         metrics = {
             "protocol": "pairs",
-            **profile,
+            **self.profile.identity(),
             "generator": generator.identity(),
             "prompts": list(self.layouts),
             "num_seeds": self.num_seeds,

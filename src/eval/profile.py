@@ -109,7 +109,7 @@ class Profile:
                 ours = " or ".join(all_rules[one] for one in offered)
                 raise ValueError(
                     f"the profile {self.name} scores {all_rules[rule]}, this protocol {ours}; "
-                    "choose another, e.g. metrics=world"
+                    "choose another metrics=NAME of conf/metrics"
                 )
 
     def rules(self) -> dict[str, Any]:

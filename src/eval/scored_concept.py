@@ -1,6 +1,6 @@
 """A concept under test, as scoring sees it: a name to prompt with, a class noun, and reference images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -29,29 +29,62 @@ class ScoredConcept:
     references: list[Image.Image]
 
 
-def scored_concepts(banks: Mapping[str, str], references: Mapping[str, str]) -> list[ScoredConcept]:
+@dataclass(frozen=True)
+class ConceptSource:
+    """What is known of a concept before its images are read, and perhaps before its bank is trained.
+
+    Attributes:
+        class_noun: The plain word for its kind.
+        references: An image folder or ``world:INDEX``; empty if it has to be given.
+    """
+
+    class_noun: str
+    references: str
+
+
+def bank_source(path: str) -> ConceptSource:
+    """What a bank's own metadata says.
+
+    Raises:
+        ValueError: If the file is no bank.
+    """
+    metadata = _metadata(path)
+    return ConceptSource(metadata["class_noun"], metadata.get("references", ""))
+
+
+def scored_concepts(sources: Mapping[str, ConceptSource], references: Mapping[str, str]) -> list[ScoredConcept]:
     """Read what scoring must know about each concept.
 
     Args:
-        banks: Concept name to bank file; its metadata holds ``class_noun`` and may hold ``references``.
-        references: Concept name to an image folder or ``world:INDEX``; what is not here comes from the bank.
+        sources: By concept name.
+        references: Concept name to an image folder or ``world:INDEX``, in place of the source's own.
 
     Raises:
-        ValueError: If a file is no bank, or a concept has no references.
+        ValueError: If a concept has no references, or they cannot be read.
     """
     for name in references:
-        if name not in banks:
+        if name not in sources:
             raise ValueError(f"references.{name} is given, but no bank of that name; add bank.{name}=PATH")
     concepts = []
-    for name, path in banks.items():
-        metadata = _metadata(path)
-        source = references.get(name) or metadata.get("references")
-        if not source:
+    for name, source in sources.items():
+        images = references.get(name) or source.references
+        if not images:
             raise ValueError(
                 f"no reference images for {name}: add references.{name}=FOLDER, or references.{name}=world:INDEX"
             )
-        concepts.append(ScoredConcept(name, metadata["class_noun"], read_references(source, metadata["class_noun"])))
+        concepts.append(ScoredConcept(name, source.class_noun, read_references(images, source.class_noun)))
     return concepts
+
+
+def check_references(concepts: Sequence[ScoredConcept]) -> None:
+    """Refuse a concept whose ceiling, the likeness of its references to each other, does not exist.
+
+    Raises:
+        ValueError: If one has a single reference.
+    """
+    for concept in concepts:
+        if len(concept.references) < 2:
+            raise ValueError(f"{concept.name} has one reference image; the ceiling compares at least two")
 
 
 def read_references(source: str, class_noun: str) -> list[Image.Image]:

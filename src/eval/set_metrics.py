@@ -83,12 +83,7 @@ class SetMetrics:
         from torchmetrics.image.kid import KernelInceptionDistance
 
         ours, real = self.features(generated), self.features(references)
-        fewest = min(len(ours), len(real))
-        if fewest < self.subset_size:
-            raise ValueError(
-                f"KID draws subsets of {self.subset_size} images, but there are {len(ours)} generated and {len(real)} "
-                f"real ones; set subset_size to at most {fewest}"
-            )
+        self.check_subsets(len(ours), len(real))
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             # That it keeps all features is no news: they are here already.
             warnings.simplefilter("ignore", UserWarning)
@@ -99,6 +94,19 @@ class SetMetrics:
             metric.update(real, real=True)
             mean, deviation = metric.compute()
         return float(mean), float(deviation)
+
+    def check_subsets(self, num_generated: int, num_real: int) -> None:
+        """Refuse sets that are smaller than a subset of KID.
+
+        Raises:
+            ValueError: If one is.
+        """
+        fewest = min(num_generated, num_real)
+        if fewest < self.subset_size:
+            raise ValueError(
+                f"KID draws subsets of {self.subset_size} images, but there are {num_generated} generated and "
+                f"{num_real} real ones; set subset_size to at most {fewest}"
+            )
 
     @torch.inference_mode()
     def features(self, images: Iterable[Picture]) -> Tensor:
@@ -133,4 +141,6 @@ def _inception() -> nn.Module:
         with fetching("the Inception-v3 of FID and KID"):
             return NoTrainInceptionV3(name="inception-v3-compat", features_list=[INCEPTION_FEATURES])
     except ModuleNotFoundError as error:
-        raise ValueError("the Inception-v3 of FID and KID needs: pip install 'atelier[set_metrics]'") from error
+        raise ValueError(
+            "the Inception-v3 of FID and KID needs a package; type: pip install -e '.[set_metrics]'"
+        ) from error

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import yaml
 
 Row = dict[str, Any]
+OVERRIDES = Path(".hydra") / "overrides.yaml"
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,25 @@ class Point:
     rows: list[Row]
 
     @property
+    def number(self) -> int:
+        """Its place in the sweep."""
+        return int(self.folder.name)
+
+    @property
     def scores(self) -> list[str]:
         """Names of the scores that are compared."""
         return self.metrics["compared"]["scores"]
+
+    @property
+    def pair(self) -> list[str]:
+        """The text and the image score of which the protocol wants the harmonic mean; empty if it names none."""
+        return self.metrics["compared"].get("harmonic", [])
+
+    @property
+    def frontiers(self) -> list[tuple[str, str]]:
+        """Pairs of scores that are plotted against each other: those that the protocol names, or first and last."""
+        ends = [(self.scores[0], self.scores[-1])] if len(self.scores) > 1 else []
+        return [(across, up) for across, up in self.metrics["compared"].get("frontiers", ends)]
 
     @property
     def keys(self) -> list[str]:
@@ -48,25 +65,43 @@ class Point:
         return [row[score] for row in self.rows]
 
 
-def read_points(folder: Path) -> tuple[list[Point], dict[str, str]]:
-    """Finished points in their order, and by label what became of each other one.
+def finished(folder: Path, since: int = 0) -> list[Path]:
+    """Folders of the points that have finished, in their order.
 
     Args:
         folder: Holds one folder per point, named by its number.
+        since: When the sweep was started, in nanoseconds since the epoch. What a point left before belongs to an
+            earlier start, which may have had other encoders, banks or points.
+    """
+    return [job for job in _jobs(folder, since) if _written_since(job / "metrics.json", since)]
+
+
+def read_points(folder: Path, since: int = 0) -> tuple[list[Point], dict[str, str]]:
+    """Finished points in their order, and by label what became of each other one; arguments as of ``finished``.
 
     Raises:
         ValueError: If no point has finished, or two of them drew other prompts or seeds.
     """
-    jobs = sorted((path for path in folder.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
-    labels = _labels({path: yaml.safe_load((path / ".hydra" / "overrides.yaml").read_text()) for path in jobs})
-    failures = {labels[path]: _failure(path) for path in jobs if not (path / "metrics.json").exists()}
-    points = [_read(path, labels[path]) for path in jobs if (path / "metrics.json").exists()]
+    jobs, done = _jobs(folder, since), finished(folder, since)
+    labels = _labels({path: yaml.safe_load((path / OVERRIDES).read_text()) for path in jobs})
+    failures = {labels[path]: _failure(path) for path in jobs if path not in done}
+    points = [_read(path, labels[path]) for path in done]
     if not points:
         raise ValueError(f"no point of the sweep in {folder} has finished; the files error.txt there say why")
     for point in points[1:]:
         if _places(point) != _places(points[0]):
             raise ValueError(f"{point.label} and {points[0].label} drew other prompts or seeds and cannot be paired")
     return points, failures
+
+
+def _jobs(folder: Path, since: int) -> list[Path]:
+    """Points that this start of the sweep has begun; Hydra writes the overrides of each before it runs."""
+    numbered = sorted((path for path in folder.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+    return [path for path in numbered if _written_since(path / OVERRIDES, since)]
+
+
+def _written_since(path: Path, since: int) -> bool:
+    return path.exists() and path.stat().st_mtime_ns >= since
 
 
 def _failure(path: Path) -> str:

@@ -3,16 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image, ImageOps
 
+from src.data.images import load_image
 from src.data.pictures import image_grid
 from src.data.request import Request
+from src.data.whole_file import write_text
 from src.data.world.attributes import ATTRIBUTES, attribute_words
 from src.data.world.dataset import VALIDATION_START
 from src.data.world.render import render
 from src.data.world.scenes import Scene, attribute_scene, full_caption, sample_scene, subject_scene
+from src.eval.manifest import IdentifiedGenerator, draw_missing, manifest_lines
 from src.eval.network_encoder import ImageEncoder, TextImageEncoder
 from src.eval.probe import Probe
 from src.eval.results import Table, provenance, write_results
@@ -22,13 +25,6 @@ from src.eval.world_measures import autoencoder_psnr, linear_psnr, reidentificat
 GROUP = 100
 CELL = 128
 SHOWN = 40
-
-
-class Generator(Protocol):
-    """Whatever turns requests into images, each image depending on its request alone."""
-
-    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """One image per request."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,7 @@ class WorldQuality:
         clip: Encoder whose retrieval is measured, and which measures the generator's.
         dino: Encoder whose re-identification is measured.
         probe: Reads attributes off samples.
+        images_dir: Where samples go; what it holds is not drawn again.
         num_scenes: Held-out scenes that the autoencoder restores.
         num_captions: Full captions of held-out scenes among which ``clip`` retrieves, in groups of 100.
         num_scene_samples: The first of these captions that are also sampled, in groups of 100.
@@ -68,6 +65,7 @@ class WorldQuality:
         clip: TextImageEncoder,
         dino: ImageEncoder,
         probe: Probe,
+        images_dir: str,
         num_scenes: int = 500,
         num_captions: int = 1000,
         num_scene_samples: int = 200,
@@ -82,29 +80,52 @@ class WorldQuality:
         if num_scene_samples > num_captions:
             raise ValueError(f"num_scene_samples={num_scene_samples} exceeds num_captions={num_captions}")
         self.world_dir, self.clip, self.dino, self.probe = Path(world_dir), clip, dino, probe
+        self.images_dir = Path(images_dir)
         self.num_scenes, self.num_captions, self.num_scene_samples = num_scenes, num_captions, num_scene_samples
         self.num_attribute_samples, self.num_subjects, self.num_views = num_attribute_samples, num_subjects, num_views
         self.seed = seed
 
-    def run(self, generator: Generator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
-        """Measure, then write ``metrics.json``, ``table.md``, ``per_image.csv``, ``report.html`` and ``samples.png``.
+    def requests(self, concepts: Sequence[object]) -> list[Request]:
+        """Everything to draw: captions that name attributes, then full captions."""
+        attributes = [scene.caption for scene in self._attribute_scenes()]
+        scenes = [full_caption(scene) for scene in _held_out(sample_scene, self.num_scene_samples)]
+        return _requests(attributes, self.seed, "attributes") + _requests(scenes, self.seed, "scenes")
+
+    def check(self, concepts: Sequence[object]) -> None:
+        """Load the encoders.
+
+        Raises:
+            ValueError: If weights are missing.
+        """
+        for encoder in (self.clip, self.dino):
+            # It hashes the weights, and so loads them.
+            _ = encoder.identity
+
+    def run(self, generator: IdentifiedGenerator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
+        """Draw and measure; write ``metrics.json``, ``table.md``, ``per_image.csv``, ``report.html``, ``samples.png``.
 
         Returns:
             Per measure its mean, ``_interval`` (95%) and the same of its reference, and where the numbers come from.
         """
+        self.check(concepts)
+        requests = self.requests(concepts)
+        paths = draw_missing(generator, requests, self.images_dir)
+        write_text(Path(run_dir) / "images.jsonl", manifest_lines(requests, paths))
+        samples = [load_image(path) for path in paths]
+        attribute_samples, scene_samples = samples[: self.num_attribute_samples], samples[self.num_attribute_samples :]
         scenes = _held_out(sample_scene, max(self.num_scenes, self.num_captions))
         images = [render(scene) for scene in scenes]
-        asked = _held_out(attribute_scene, self.num_attribute_samples)
-        attribute_samples = generator.sample(_requests([scene.caption for scene in asked], self.seed, "attributes"))
-        retrieval, scene_samples = self._retrieval(generator, scenes[: self.num_captions], images[: self.num_captions])
         measures = [
             self._reconstruction(images[: self.num_scenes]),
-            *retrieval,
-            *self._attributes(asked, attribute_samples),
+            *self._retrieval(scenes[: self.num_captions], images[: self.num_captions], scene_samples),
+            *self._attributes(self._attribute_scenes(), attribute_samples),
             self._reidentification(),
         ]
-        captions = [scene.caption for scene in asked] + [full_caption(scene) for scene in scenes[: len(scene_samples)]]
+        captions = [request.prompt for request in requests]
         return self._write(run_dir, measures, _picture(attribute_samples, scene_samples, captions))
+
+    def _attribute_scenes(self) -> list[Scene]:
+        return _held_out(attribute_scene, self.num_attribute_samples)
 
     def _reconstruction(self, images: list[Image.Image]) -> Measure:
         pixel_values = to_tensor(images)
@@ -112,21 +133,18 @@ class WorldQuality:
         linear = linear_psnr(self.world_dir / "sd" / "linear_code.safetensors", pixel_values)
         return Measure("autoencoder_psnr", "dB", values, "linear code of the same latent size", linear)
 
-    def _retrieval(
-        self, generator: Generator, scenes: list[Scene], images: list[Image.Image]
-    ) -> tuple[list[Measure], list[Image.Image]]:
-        """On renders, the encoder is on trial; on samples of the same captions, the generator."""
+    def _retrieval(self, scenes: list[Scene], images: list[Image.Image], samples: list[Image.Image]) -> list[Measure]:
+        """On renders, the encoder is on trial; on samples of the first of the same captions, the generator."""
         captions = [full_caption(scene) for scene in scenes]
         texts = self.clip.encode_texts(captions)
         real = retrieval_hits(self.clip.encode_images(images), texts, captions, GROUP)
-        chosen = captions[: self.num_scene_samples]
-        samples = generator.sample(_requests(chosen, self.seed, "scenes"))
-        made = retrieval_hits(self.clip.encode_images(samples), texts[: len(chosen)], chosen, GROUP)
+        number = len(samples)
+        made = retrieval_hits(self.clip.encode_images(samples), texts[:number], captions[:number], GROUP)
         chance = [1 / GROUP] * len(real)
         return [
             Measure("clip_recall_at_1", "share", real, f"chance among {GROUP}", chance),
-            Measure("sample_recall_at_1", "share", made, "renders of the same captions", real[: len(chosen)]),
-        ], samples
+            Measure("sample_recall_at_1", "share", made, "renders of the same captions", real[:number]),
+        ]
 
     def _attributes(self, scenes: list[Scene], samples: list[Image.Image]) -> list[Measure]:
         asked = [attribute_words(scene) for scene in scenes]

@@ -156,7 +156,13 @@ class ConceptGenerator:
         }
 
     def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """Draw each request with its own seed; the result does not depend on what else is in the batch."""
+        """Draw each request with its own seed; the result does not depend on what else is in the batch.
+
+        Raises:
+            ValueError: If a request asks for a style.
+        """
+        if any(request.reference is not None for request in requests):
+            raise ValueError("a style was given, but this method draws concepts, not styles: add method=style_svd")
         placed = [self.place(request.prompt) for request in requests]
         images: list[Image.Image] = []
         for start in range(0, len(requests), self.batch_size):

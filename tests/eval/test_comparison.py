@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import yaml
 from PIL import Image
 
 from src.eval.comparison import compare_points
+from src.eval.sweep_points import finished
 from src.eval.tables import write_rows
 
 PROMPTS, CONCEPTS, SEEDS = [f"prompt {n}" for n in range(8)], [f"subject {n}" for n in range(7)], [0, 1]
@@ -69,6 +71,59 @@ def test_a_failed_point_is_named_and_left_out(sweep: Path) -> None:
     failed = json.loads((sweep / "comparison.json").read_text())["failed"]
     assert failed == {"method.base_flow=false": "no room on the disk"}
     assert "no room on the disk" in (sweep / "table.md").read_text()
+
+
+def age(folder: Path, nanoseconds: int) -> None:
+    """Let everything in a point's folder have been written so long before the sweep was started at 10 ** 18."""
+    for path in folder.rglob("*"):
+        os.utime(path, ns=(10**18 - nanoseconds,) * 2)
+
+
+def test_what_an_earlier_start_left_counts_as_nothing(sweep: Path) -> None:
+    write_point(sweep, 1, "base_flow=false", 0.1, profile="dreambooth")
+    write_point(sweep, 2, "base_flow=false", 0.1)
+    age(sweep / "1", 1)
+    age(sweep / "2", 0)
+    compare_points(sweep, since=10**18)
+    record = json.loads((sweep / "comparison.json").read_text())
+    assert list(record["means"]) == ["method.base_flow=true", "method.base_flow=false"]
+    assert record["failed"] == {}
+    assert finished(sweep) == [sweep / "0", sweep / "1", sweep / "2"]
+    assert finished(sweep, 10**18) == [sweep / "0", sweep / "2"]
+
+
+def test_a_point_that_began_again_has_not_finished(sweep: Path) -> None:
+    write_point(sweep, 1, "base_flow=false", 0.1)
+    age(sweep / "1", 1)
+    os.utime(sweep / "1" / ".hydra" / "overrides.yaml")
+    compare_points(sweep, since=10**18)
+    failed = json.loads((sweep / "comparison.json").read_text())["failed"]
+    assert failed == {"method.base_flow=false": "has not finished"}
+
+
+def test_published_means_are_those_of_the_points_own_places(sweep: Path) -> None:
+    write_point(sweep, 1, "base_flow=false", 0.1)
+    write_point(sweep, 2, "rank=8", 0.3)
+    (sweep / "1" / "metrics.json").unlink()
+    compare_points(sweep, published=[*PUBLISHED, {"dino": 0.65}])
+    assert "+0.050 | shown" in (sweep / "table.md").read_text()
+
+
+def test_the_harmonic_of_scores_that_are_not_positive_is_zero(sweep: Path) -> None:
+    write_point(sweep, 1, "base_flow=false", -1.0)
+    compare_points(sweep)
+    record = json.loads((sweep / "comparison.json").read_text())
+    assert record["means"]["method.base_flow=false"]["dino"]["high"] < 0
+    assert record["means"]["method.base_flow=false"]["harmonic"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_every_way_to_join_the_two_scores_is_told(sweep: Path) -> None:
+    write_point(sweep, 1, "base_flow=false", 0.1)
+    compare_points(sweep)
+    (heading, *_) = [line for line in (sweep / "table.md").read_text().splitlines() if "per image" in line]
+    assert heading == "|  | of the means | mean per image | of min-max means (ours) | of z-scored means (ours) |"
+    # CLIP-T is the same in both points, which leaves nothing to spread.
+    assert "|  |  |" in (sweep / "table.md").read_text()
 
 
 def test_points_of_two_profiles_are_not_compared(sweep: Path) -> None:

@@ -12,7 +12,7 @@ from src.eval.concept_protocol import ConceptProtocol
 from src.eval.encoders import TimmEncoder
 from src.eval.pair_protocol import LEFT, RIGHT, PairProtocol, crop, layout
 from src.eval.profile import Profile
-from src.eval.scored_concept import ScoredConcept, scored_concepts
+from src.eval.scored_concept import ConceptSource, ScoredConcept, bank_source, scored_concepts
 
 PROMPTS = ["a {} on the grass", "a photo of a {} at night", "a {} in the snow"]
 PAIR_PROMPTS = ["a {first} left of a {second} on the grass", "a {first} right of a {second} in a room"]
@@ -104,8 +104,9 @@ def test_weights_that_are_missing_are_said_before_anything_is_drawn(
         ConceptProtocol(PROMPTS, 1, absent, str(tmp_path / "images")),
         PairProtocol(PAIR_PROMPTS, 1, absent, str(tmp_path / "images")),
     ):
-        with pytest.raises(ValueError, match="cannot load timm vit_small_patch16_224.dino"):
-            protocol.run(generator, concepts, str(tmp_path))
+        for asked in (lambda one=protocol: one.check(concepts), lambda one=protocol: one.run(generator, concepts, "")):
+            with pytest.raises(ValueError, match="cannot load timm vit_small_patch16_224.dino"):
+                asked()
     assert generator.requests == []
 
 
@@ -144,6 +145,9 @@ def test_pairs_are_scored_on_their_own_halves(generator, concepts, profile, tmp_
     assert overall["concept"]["both_own"]["mean"] == float(all(margin > 0 for margin in margins))
     assert overall["control"]["identity_margin"]["mean"] == pytest.approx(0, abs=1e-5)
     assert math.isfinite(overall["ceiling"]["identity_margin"])
+    lines = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [request.prompt for request in protocol.requests(concepts)]
+    assert [line["file"] for line in lines] == [row["file"] for row in rows(tmp_path)]
 
 
 def test_layouts_come_from_the_relation():
@@ -163,6 +167,9 @@ def test_what_cannot_be_scored_is_refused(protocol, generator, concepts, profile
         protocol.run(generator, [ScoredConcept("rex", "dog", concepts[0].references[:1])], str(tmp_path))
     with pytest.raises(ValueError, match="needs two concepts"):
         PairProtocol(PAIR_PROMPTS, 1, profile, str(tmp_path / "images")).run(generator, concepts[:1], str(tmp_path))
+    lonely = [concepts[0], ScoredConcept("tom", "cat", concepts[1].references[:1])]
+    with pytest.raises(ValueError, match="tom has one reference"):
+        PairProtocol(PAIR_PROMPTS, 1, profile, str(tmp_path / "images")).check(lonely)
 
 
 def test_concepts_are_read_from_banks(tmp_path, pictures):
@@ -170,9 +177,9 @@ def test_concepts_are_read_from_banks(tmp_path, pictures):
     save_file({"k.0": np.zeros((2, 4), np.float32)}, bank, {"class_noun": "dog", "references": "world:3"})
     (tmp_path / "photos").mkdir()
     pictures[0].save(tmp_path / "photos" / "one.png")
-    (rex,) = scored_concepts({"rex": bank}, {})
+    (rex,) = scored_concepts({"rex": bank_source(bank)}, {})
     assert (rex.name, rex.class_noun, len(rex.references)) == ("rex", "dog", 5)
-    (rex,) = scored_concepts({"rex": bank}, {"rex": str(tmp_path / "photos")})
+    (rex,) = scored_concepts({"rex": ConceptSource("dog", "")}, {"rex": str(tmp_path / "photos")})
     assert len(rex.references) == 1
 
 
@@ -189,12 +196,12 @@ def test_unusable_banks_are_refused(metadata, references, message, tmp_path):
     bank = str(tmp_path / "rex.safetensors")
     save_file({"k.0": np.zeros((2, 4), np.float32)}, bank, metadata)
     with pytest.raises(ValueError, match=message):
-        scored_concepts({"rex": bank}, references)
+        scored_concepts({"rex": bank_source(bank)}, references)
 
 
 def test_a_file_that_is_no_bank_is_refused(tmp_path):
     (tmp_path / "rex.safetensors").write_text("hello")
     with pytest.raises(ValueError, match="cannot read the bank"):
-        scored_concepts({"rex": str(tmp_path / "rex.safetensors")}, {})
+        bank_source(str(tmp_path / "rex.safetensors"))
     with pytest.raises(ValueError, match="cannot read the bank"):
-        scored_concepts({"rex": str(tmp_path / "nothing.safetensors")}, {})
+        bank_source(str(tmp_path / "nothing.safetensors"))

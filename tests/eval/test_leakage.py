@@ -57,7 +57,6 @@ def test_copies_are_nearer_than_references_are_to_each_other():
     assert found.ceiling == pytest.approx(every[np.triu_indices(4, 1)].max())
     np.testing.assert_allclose(found.nearest[:3], (units(3, 1).numpy() @ references.numpy().T).max(1))
     above = [nearest > found.ceiling for nearest in found.nearest.tolist()]
-    assert above[3] and found.share == sum(above) / 4
-    assert found.worst == 3
+    assert above[3] and found.above.tolist() == above
     with pytest.raises(ValueError, match="two references, got 1"):
         copies(references, references[:1])

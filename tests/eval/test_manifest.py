@@ -57,6 +57,45 @@ def test_a_missing_image_is_drawn_again_in_its_own_batch(tmp_path: Path) -> None
     assert generator.drawn == REQUESTS[4:8]
 
 
+class Styled(Counting):
+    """Draws in a style, of which its settings say how."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def identity(self, prompt: str | None = None) -> dict[str, str]:
+        return super().identity(prompt) | {"reference.strength": str(self.strength)}
+
+
+def test_a_reference_is_part_of_the_key_by_its_content(tmp_path: Path) -> None:
+    for name, color in (("a.png", "red"), ("b.bmp", "red"), ("c.png", "blue")):
+        Image.new("RGB", (32, 32), color).save(tmp_path / name)
+    references = [None, *(str(tmp_path / name) for name in ("a.png", "b.bmp", "c.png")), "text:neon"]
+    requests = [Request("a dog", 0, reference=reference) for reference in references]
+    plain, red, same, blue, words = request_paths(Counting(), requests, tmp_path / "images")
+    assert red == same and len({plain, red, blue, words}) == 4
+    assert plain == request_paths(Counting(), [Request("a dog", 0)], tmp_path / "images")[0]
+    paths = draw_missing(Counting(), requests, tmp_path / "images")
+    noted = Image.open(paths[1]).text["reference"]
+    lines = [json.loads(line) for line in manifest_lines(requests, paths).splitlines()]
+    assert "reference" not in lines[0] and lines[1]["reference"] == lines[2]["reference"] == noted
+    assert lines[4]["reference"] == "text:neon"
+
+
+def test_settings_of_a_style_do_not_change_what_is_drawn_without_one(tmp_path: Path) -> None:
+    requests = [Request("a dog", 0), Request("a dog", 0, reference="text:neon")]
+    weak, strong = (request_paths(Styled(strength), requests, tmp_path) for strength in (0.1, 0.9))
+    assert weak[0] == strong[0] and weak[1] != strong[1]
+
+
+def test_a_reference_that_is_not_there_is_said_before_drawing(tmp_path: Path) -> None:
+    generator = Counting()
+    with pytest.raises(ValueError, match="there is no image file"):
+        draw_missing(generator, [REQUESTS[0], Request("a dog", 0, reference=str(tmp_path / "no.png"))], tmp_path)
+    assert generator.drawn == []
+
+
 def test_equal_requests_are_drawn_once(tmp_path: Path) -> None:
     generator = Counting()
     paths = draw_missing(generator, [REQUESTS[0]] * 3, tmp_path)

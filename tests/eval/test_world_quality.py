@@ -11,6 +11,7 @@ from src.data.world.dataset import VALIDATION_START
 from src.data.world.linear_code import LinearCode
 from src.data.world.render import render
 from src.data.world.scenes import attribute_scene, full_caption, sample_scene, subject_scene
+from src.eval.dry_run import measured_plan
 from src.eval.encoders import OpenClipEncoder, TimmEncoder
 from src.eval.probe import Probe
 from src.eval.world_measures import linear_psnr, psnr, reidentification_hits, retrieval_hits, to_tensor
@@ -30,6 +31,11 @@ def committed(name):
 
 class PerfectGenerator:
     """Draws the held-out scene that each caption was made from."""
+
+    batch_size = 64
+
+    def identity(self, prompt=None):
+        return {"draws": "scenes"}
 
     def sample(self, requests):
         scenes = {full_caption(scene): scene for scene in HELD_OUT}
@@ -78,7 +84,7 @@ def test_a_perfect_generator_scores_what_renders_score(tmp_path, clip, dino, pro
     pipeline.vae.save_pretrained(tmp_path / "world" / "sd" / "vae")
     code = LinearCode.fit(to_tensor([render(scene) for scene in HELD_OUT[:20]]).numpy(), 4)
     code.save(tmp_path / "world" / "sd" / "linear_code.safetensors")
-    quality = WorldQuality(str(tmp_path / "world"), clip, dino, probe, 4, 100, 100, 4, 3, 3)
+    quality = WorldQuality(str(tmp_path / "world"), clip, dino, probe, str(tmp_path / "images"), 4, 100, 100, 4, 3, 3)
     numbers = quality.run(PerfectGenerator(), [], str(tmp_path / "run"))
     assert numbers["sample_recall_at_1"] == numbers["clip_recall_at_1"]
     for name in ATTRIBUTES:
@@ -87,14 +93,21 @@ def test_a_perfect_generator_scores_what_renders_score(tmp_path, clip, dino, pro
     assert written["autoencoder_psnr"] == numbers["autoencoder_psnr"]
     assert written["autoencoder_psnr_reference"] > written["autoencoder_psnr"]
     assert (tmp_path / "run" / "samples.png").exists()
+    assert len((tmp_path / "run" / "images.jsonl").read_text().splitlines()) == 104
     assert "dino_reidentification" in (tmp_path / "run" / "table.md").read_text()
+
+
+def test_a_dry_run_draws_what_the_run_finds_again(tmp_path, clip, dino, probe):
+    quality = WorldQuality("world", clip, dino, probe, str(tmp_path), 4, 100, 100, 4, 3, 3)
+    plan = dict(measured_plan(PerfectGenerator(), quality.requests([]), tmp_path).rows)
+    assert (plan["images asked for"], plan["left to draw"]) == ("104", "0")
 
 
 def test_captions_must_fill_their_groups(clip, dino, probe):
     with pytest.raises(ValueError, match="multiple of 100"):
-        WorldQuality("world", clip, dino, probe, num_captions=150)
+        WorldQuality("world", clip, dino, probe, "images", num_captions=150)
     with pytest.raises(ValueError, match="exceeds"):
-        WorldQuality("world", clip, dino, probe, num_captions=100, num_scene_samples=200)
+        WorldQuality("world", clip, dino, probe, "images", num_captions=100, num_scene_samples=200)
 
 
 def test_a_missing_probe_says_how_to_train_it(tmp_path):

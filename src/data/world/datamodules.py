@@ -54,6 +54,7 @@ class Scenes(Dataset):
         batch: dict[str, Tensor | list[str]] = {
             "caption": [self.captions[i] for i in indices],
             "step": torch.tensor(step),
+            "position": torch.tensor([draw.position for draw in draws]),
         }
         if self.latents is not None and self.crop is None:
             batch["latents"] = torch.from_numpy(self.latents[indices].astype(np.float32))

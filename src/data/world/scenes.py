@@ -78,10 +78,11 @@ def attribute_scene(seed: int) -> Scene:
 
 
 def mixed_scene(seed: int) -> Scene:
-    """Of eight scenes, three photos whose caption says everything, one whose caption says noun and place only, and
-    four training scenes, one of them with exactly two objects whose colours and patterns are all named.
+    """Photos and training scenes in turn.
 
-    The noun alone teaches shape; pairs teach which colour belongs to which object.
+    Of eight scenes, three are photos whose caption says everything and one is a photo whose caption says noun and place
+    only: the noun alone teaches shape. One of the four training scenes has exactly two objects, with all their colours
+    and patterns named: pairs teach which colour belongs to which object.
     """
     which = seed % 8
     if which % 2 == 0:

@@ -63,7 +63,7 @@ class AutoencoderPretraining(AveragedModule):
 
     def setup(self, stage: str) -> None:
         """Read the code as one strided convolution."""
-        self.code = _code_convolution(self.hparams.code_path)
+        self.code = code_convolution(self.hparams.code_path)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Image error of the decoder plus latent error of the encoder."""
@@ -103,7 +103,8 @@ class AutoencoderPretraining(AveragedModule):
         return {"autoencoder": str(Path(self.hparams.export_dir) / "vae")}
 
 
-def _code_convolution(path: str) -> nn.Conv2d:
+def code_convolution(path: str) -> nn.Conv2d:
+    """A linear code's encoder as one strided convolution."""
     code = LinearCode.load(path)
     kernels = torch.from_numpy(code.components / code.scales[:, None]).view(-1, 3, PATCH, PATCH)
     convolution = nn.Conv2d(3, len(kernels), PATCH, stride=PATCH)

@@ -53,6 +53,10 @@ class Streams:
         """Whether the first path is not wanted beyond the last block's queries and keys."""
         return self.shared and self.last and not self.own_history
 
+    def kept(self, rows: int) -> Tensor | None:
+        """Rows of a pass that go on beyond the last block's queries and keys; None for all of them."""
+        return torch.arange(rows).view(-1, self.count)[:, 1:].flatten() if self.drops_first else None
+
 
 class NextScaleModel(Protocol):
     """What the loop asks of a model; built by its pipeline for one call."""

@@ -1,0 +1,47 @@
+"""Held-out rendering styles as a user's style images: ``python -m src.data.world.style_references world/styles``."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from src.data.pictures import save_png_atomic
+from src.data.whole_file import write_text
+from src.data.world.render import render
+from src.data.world.scenes import Scene, subject_scene
+from src.data.world.vocabulary import BACKGROUNDS, HELD_OUT_STYLES
+
+STYLE_IMAGES: dict[str, tuple[str, str, str]] = {
+    "neon": ("neon", "flower", "night"),
+    "blueprint": ("blueprint", "house", "beach"),
+    "sepia": ("sepia", "tree", "snow"),
+    "sepia_dark": ("sepia", "boat", "forest"),
+    "mosaic": ("mosaic", "cup", "room"),
+}
+"""Name to style, noun and background. As in the published set, one style has two images that look unlike."""
+FIRST_SUBJECT = 1000
+
+
+def style_scene(name: str) -> Scene:
+    """What one of ``STYLE_IMAGES`` shows: a held-out individual that no prompt and no bank shares."""
+    style, noun, background = STYLE_IMAGES[name]
+    index = FIRST_SUBJECT + list(STYLE_IMAGES).index(name)
+    return replace(subject_scene(index, 0, noun, background), style=style)
+
+
+def write_style_images(folder: str | Path) -> list[Path]:
+    """Write every style image, its words beside it as ``style_references`` reads them; return the images' paths."""
+    paths = []
+    for name in STYLE_IMAGES:
+        scene, path = style_scene(name), Path(folder) / f"{name}.png"
+        look = scene.objects[0].look
+        content = f"a {look.color} {look.pattern} {look.noun} {BACKGROUNDS[scene.background]}"
+        save_png_atomic(render(scene), path)
+        told = {"style": HELD_OUT_STYLES[scene.style], "content": content}
+        write_text(path.with_suffix(".json"), json.dumps(told, indent=1) + "\n")
+        paths.append(path)
+    return paths
+
+
+if __name__ == "__main__":
+    print(f"{len(write_style_images(sys.argv[1]))} style images in {sys.argv[1]}")

@@ -1,0 +1,81 @@
+"""The points of a sweep side by side, as text: means, differences, harmonics."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from src.eval.harmonics import harmonics_per_image, min_max_harmonic, z_scored_harmonic
+from src.eval.paired import Comparison
+from src.eval.results import Table
+from src.eval.statistics import Interval, bootstrap_mean
+from src.eval.sweep_points import Point
+
+HARMONIC = "harmonic"
+Published = Sequence[Mapping[str, float]]
+
+
+def means_table(points: Sequence[Point], means: Mapping[str, Mapping[str, Interval]]) -> Table:
+    """One line per point."""
+    scores = list(means[points[0].label])
+    rows = [[label, *(str(by[score]) for score in scores)] for label, by in means.items()]
+    title = f"Means [95% interval], {len(points[0].rows)} images each, profile {points[0].metrics['profile']}"
+    return Table(title, ["", *scores], rows)
+
+
+def difference_table(
+    points: Sequence[Point],
+    differences: Mapping[str, Comparison],
+    harmonics: Mapping[str, Interval],
+    published: Published,
+) -> Table:
+    """One line per point and score: the difference from the first point, and whether the published sign shows."""
+    columns = ["", "score", "difference [95%]", "p (Holm)", "effect size", "won", "published", "its sign"]
+    rows = []
+    for point in points[1:]:
+        # By their places in the sweep: points between them may have failed.
+        theirs = [dict(published[at.number]) if at.number < len(published) else {} for at in (points[0], point)]
+        for score in point.scores:
+            found = differences[f"{point.label} {score}"]
+            size = f"{found.effect_size:+.2f}" if math.isfinite(found.effect_size) else ""
+            tested = [f"{found.adjusted_p:.4f}", size, f"{found.wins.won} of {found.wins.num}"]
+            sign = _published_sign(found.interval, score, *theirs)
+            rows.append([point.label, score, str(found.interval), *tested, *sign])
+        if point.label in harmonics:
+            sign = _published_sign(harmonics[point.label], HARMONIC, *theirs)
+            rows.append([point.label, HARMONIC, str(harmonics[point.label]), "", "", "", *sign])
+    return Table(f"Differences from {points[0].label}, same prompts and seeds", columns, rows)
+
+
+def harmonics_table(points: Sequence[Point], means: Mapping[str, Mapping[str, Interval]], seed: int) -> Table:
+    """Every way to put the two scores into one number, one line per point; the last two depend on all the points."""
+    first, second = points[0].pair
+    columns = ["", "of the means", "mean per image", "of min-max means (ours)", "of z-scored means (ours)"]
+    arms = [torch.tensor([by[score].mean for by in means.values()]) for score in (first, second)]
+    min_max, z_scored = (_across(variant, *arms) for variant in (min_max_harmonic, z_scored_harmonic))
+    rows = []
+    for index, point in enumerate(points):
+        per_image = harmonics_per_image(point.values(first), point.values(second))
+        interval = bootstrap_mean(per_image, point.groups, seed)
+        rows.append([point.label, str(means[point.label][HARMONIC]), str(interval), min_max[index], z_scored[index]])
+    return Table(f"Harmonics of {first} and {second}", columns, rows)
+
+
+def _across(variant: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> list[str]:
+    """One cell per point; none where the points are equal in a score, as a lone point is with itself."""
+    if any(len(set(scores.tolist())) < 2 for scores in (first, second)):
+        return [""] * len(first)
+    return [f"{value:.3f}" for value in variant(first, second).tolist()]
+
+
+def _published_sign(
+    found: Interval, score: str, baseline: Mapping[str, float], published: Mapping[str, float]
+) -> list[str]:
+    """The published difference and what the interval says of its sign; nothing where nothing is published."""
+    if score not in published or score not in baseline:
+        return ["", ""]
+    theirs = published[score] - baseline[score]
+    if found.low <= 0 <= found.high:
+        return [f"{theirs:+.3f}", "undecided"]
+    return [f"{theirs:+.3f}", "shown" if (found.mean > 0) == (theirs > 0) else "opposite"]
