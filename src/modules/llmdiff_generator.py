@@ -107,8 +107,10 @@ class LLMDiffGenerator:
         """Draw each request with its own seed; the result does not depend on what else is in the batch.
 
         Raises:
-            ValueError: If a prompt is too long; nothing was drawn then.
+            ValueError: If a prompt is too long or a request names a style; nothing was drawn then.
         """
+        if any(request.reference is not None for request in requests):
+            raise ValueError("LLMDiff draws without a style reference: leave style out, or use method=style_svd")
         self.encoder.count_tokens([request.prompt for request in requests])
         images: list[Image.Image] = []
         for start in range(0, len(requests), self.batch_size):

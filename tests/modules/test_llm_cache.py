@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -163,8 +164,9 @@ def test_encoded_ahead_the_model_can_go(folder: Path, tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_kept_is_freed_after_every_call(folder: Path, tmp_path: Path) -> None:
     model = LanguageModel.from_pretrained(str(folder))
+    weights = weakref.ref(model.decoder.module)
     LLMEncoder(model, cache=EncodingCache(tmp_path), keep_loaded=False).encode(PROMPTS)
-    assert not model.is_loaded
+    assert not model.is_loaded and weights() is None
 
 
 def test_ahead_needs_a_cache(folder: Path) -> None:

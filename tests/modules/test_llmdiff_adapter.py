@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -506,9 +507,9 @@ def test_the_literal_sum() -> None:
 
 def test_differences_of_adjacent_blocks_span_the_same_texts() -> None:
     """By parts: gains w of deltas are gains cumsum(w) of differences."""
-    options = {"normalisation": "none", "final_norm": "none", "noise": "off"}
-    delta = Aggregation(WIDTH, BLOCKS, AdapterOptions(**options))
-    difference = Aggregation(WIDTH, BLOCKS, AdapterOptions(**options, score="difference"))
+    options = AdapterOptions(normalisation="none", final_norm="none", noise="off")
+    delta = Aggregation(WIDTH, BLOCKS, options)
+    difference = Aggregation(WIDTH, BLOCKS, replace(options, score="difference"))
     given, mask = states()
     constant = difference(given, mask)
     assert torch.allclose(constant, given[:, 0] + given[:, 1], atol=1e-6), "constant gains leave one block"

@@ -1,6 +1,7 @@
 """Drawing with a language model: long, negative and unequal prompts through stock pipelines."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,9 +59,9 @@ def adapter(backbone: DiffusionBackbone, encoder: LLMEncoder, **options) -> LLMD
     return made.eval()
 
 
-def generator(backbone: DiffusionBackbone, encoder: LLMEncoder, **options) -> LLMDiffGenerator:
+def generator(backbone: DiffusionBackbone, encoder: LLMEncoder, **options: Any) -> LLMDiffGenerator:
     made = options.pop("adapter", None) or adapter(backbone, encoder)
-    return LLMDiffGenerator(backbone, made, encoder, **({"num_inference_steps": 2, "batch_size": 4} | options))
+    return LLMDiffGenerator(backbone, made, encoder, **{"num_inference_steps": 2, "batch_size": 4, **options})
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:
@@ -84,6 +85,8 @@ def test_the_whole_of_a_long_prompt_counts(sd: DiffusionBackbone, encoder: LLMEn
     assert not np.array_equal(pixels([one]), pixels([other]))
     with pytest.raises(ValueError, match="tokens, but .* is to take at most 128"):
         generator(sd, encoder).sample([Request("a dog", 0), Request(2 * LONG, 0)])
+    with pytest.raises(ValueError, match="without a style reference"):
+        generator(sd, encoder).sample([Request("a dog", 0, reference="text:a sketch")])
 
 
 def test_at_the_start_it_is_the_stock_pipeline_on_the_empty_prompt(
@@ -231,6 +234,6 @@ def test_the_configuration_draws(sd: DiffusionBackbone, encoder: LLMEncoder, tmp
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(root / "conf"), version_base="1.3"):
         settings = [f"backbone.path={tmp_path / 'sd'}", f"++adapter={path}", f"paths.cache_dir={tmp_path}"]
-        cfg = compose("generate", ["generator=llmdiff", "generator.num_inference_steps=2", *settings])
-        image = instantiate(cfg.generator, _convert_="all").sample([Request("a red dog", 0)])[0]
+        cfg = compose("generate", ["method=llmdiff", "method.num_inference_steps=2", *settings])
+        image = instantiate(cfg.method, _convert_="all").sample([Request("a red dog", 0)])[0]
     assert image.size == (64, 64)

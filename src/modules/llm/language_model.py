@@ -1,6 +1,5 @@
 """A decoder-only language model on disk: known at once by its configuration, loaded when it is first needed."""
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +119,6 @@ class LanguageModel:
     def free(self) -> None:
         """Give the memory of the weights back; the next prompt that is not cached loads them again."""
         self._decoder = None
-        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -111,7 +111,7 @@ class ScaleWisePretraining(AveragedModule):
             lesson = bit_lesson(features, self.schedule, False, flips)
         text, mask = self._text(batch["caption"], caption_dropout, generator)
         logits = self.transformer(lesson.tokens, self.transformer.condition(text, mask), self.schedule)
-        return bit_losses(logits, lesson.bits) @ self.weights
+        return (bit_losses(logits, lesson.bits) * self.weights).sum(1)
 
     def _text(self, captions: list[str], dropout: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """States ``(B, T, E)`` and their mask; the table for no text replaces those of dropped captions."""

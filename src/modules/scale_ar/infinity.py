@@ -91,7 +91,7 @@ class InfinityTransformer(PartlyExact, ModelMixin, ConfigMixin):
         self.scale_embed, self.word_embed = nn.Embedding(max_scales, width), nn.Linear(token_bits, width)
         self.shared_ada, self.head_ada = nn.Linear(width, 6 * width), nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, 2 * token_bits)
-        hidden_width = round(4 * width / 256) * 256
+        hidden_width = max(1, round(4 * width / 256)) * 256
         self.blocks = nn.ModuleList(InfinityBlock(width, num_heads, hidden_width) for _ in range(depth))
         self._initialise()
 

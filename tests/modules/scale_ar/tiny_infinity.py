@@ -51,7 +51,7 @@ def random_text(seed: int, rows: int = 2, length: int = 5) -> torch.Tensor:
     return torch.randn(rows, length, TEXT, generator=torch.Generator().manual_seed(seed))
 
 
-def generation(images: int = 2, guidance: object = 3.0, seeds: int | None = None, **changes: object) -> Generation:
+def generation(images: int = 2, guidance: object = 3.0, **changes: object) -> Generation:
     """A fresh batch of a tiny model; image i is drawn from prompt i with seed i, wherever it stands."""
     transformer = tiny_transformer(**changes)
     text = torch.cat([random_text(index, 1) for index in range(images)])
