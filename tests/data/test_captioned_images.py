@@ -102,7 +102,7 @@ def test_images_without_a_caption_are_named(folder: Path) -> None:
     ("content", "message"),
     [
         ('{"file_name": "01.png", "text": "a"}', r"29 images .* metadata\.jsonl has no text for them"),
-        ('{"file_name": "99.png", "text": "a"}', r"names 1 file \(\S+99\.png\) that the folder does not hold as images"),
+        ('{"file_name": "99.png", "text": "a"}', r"names 1 file \(\S+99\.png\) that the folder does not hold"),
         ('\n{"file_name": "01.png", "caption": "a"}', r"line 2 has no text 'text' \(it has: file_name, caption\)"),
         ("{", r"line 1 is not JSON"),
         ("[]", r"line 1 has no text 'file_name'"),
