@@ -60,8 +60,7 @@ def score(cfg: DictConfig) -> None:
         loggers = list(instantiate(cfg.get("logger") or {}, _convert_="all").values())
         log_config(loggers, cfg)
         metrics = protocol.run(generator=generator, concepts=concepts, run_dir=str(run_dir))
-        photos = {concept.name: concept.references[0] for concept in concepts}
-        log_results(loggers, metrics, run_dir, Path(cfg.paths.images_dir), photos)
+        log_results(loggers, metrics, run_dir, Path(cfg.paths.images_dir), protocol.shown(concepts))
     show(run_dir)
 
 

@@ -49,6 +49,12 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
         return f"the disk is full{where}; make room and give the same command again: what is finished is kept"
+    if "EADDRINUSE" in str(error):
+        port = re.search(r"port: (\d+)", str(error))
+        which = f"port {port.group(1)}" if port else "a port"
+        return (
+            f"{which} is in use by another program; write a free one before the command: MASTER_PORT=29511 python ..."
+        )
     return str(error) if isinstance(error, ValueError | OSError) else None
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ def fit(cfg: DictConfig) -> Fitted:
     # Seconds of imports, which a mistyped key need not wait for.
     import lightning as L
 
+    from src.callbacks.ranks import Ranks
     from src.callbacks.trackers import log_config, log_exports
 
     # Its import sets this to INFO: advertisements and a list of devices that are not there.
@@ -44,7 +45,8 @@ def fit(cfg: DictConfig) -> Fitted:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data, _convert_="all")
     module = instantiate(cfg.method, _convert_="all")
-    callbacks = list(instantiate(cfg.callbacks, _convert_="all").values())
+    # As it is written: what is resolved holds the time of the start, which differs between processes.
+    callbacks = [Ranks(OmegaConf.to_yaml(cfg)), *instantiate(cfg.callbacks, _convert_="all").values()]
     loggers = list(instantiate(cfg.logger, _convert_="all").values())
     trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, _convert_="all")
     log_config(loggers, cfg)

@@ -25,7 +25,7 @@ def log_results(
         metrics: What the protocol returned; the means in its ``overall`` become ``test/<arm>/<score>``.
         run_dir: Holds ``per_image.parquet``.
         images_dir: Holds the images that its column ``file`` names.
-        references: Concept name to one of its photos.
+        references: Name of a concept or a style to one of its pictures.
     """
     for logger in loggers:
         logger.log_metrics(means(metrics.get("overall", {}), "test"), step=0)
@@ -57,10 +57,15 @@ def _log_samples(logger: WandbTracker, run_dir: Path, images_dir: Path, referenc
     columns = [column for column in rows[0] if column != "file"]
     photos = {name: wandb.Image(photo) for name, photo in references.items()}
     data = [
-        [wandb.Image(str(images_dir / row["file"])), photos.get(row.get("concept")), *(row[c] for c in columns)]
+        [wandb.Image(str(images_dir / row["file"])), photos.get(_subject(row)), *(row[c] for c in columns)]
         for row in rows
     ]
     logger.log_table("test/samples", columns=["image", "reference", *columns], data=data)
     # As plain images, too: an offline table keeps its pixels apart from it.
     for path in sorted(run_dir.glob("grid_*.png")):
         logger.log_image(f"test/{path.stem}", [str(path)])
+
+
+def _subject(row: Mapping[str, Any]) -> str:
+    """What a row's image is to be like: a concept, a style, or nothing."""
+    return row.get("concept") or row.get("style") or ""

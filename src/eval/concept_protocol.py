@@ -83,6 +83,10 @@ class ConceptProtocol:
         check_references(concepts)
         self.profile.identity()
 
+    def shown(self, concepts: Sequence[ScoredConcept]) -> dict[str, Image.Image]:
+        """A picture to look at beside the images, by what a row calls it."""
+        return {concept.name: concept.references[0] for concept in concepts}
+
     def run(self, generator: IdentifiedGenerator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
         """Generate, score, write ``metrics.json``, tables per image, prompt and concept, ``report.html`` and grids.
 

@@ -67,6 +67,10 @@ class InjectionProtocol:
         """Refuse what cannot be scored before anything is drawn: the encoders' weights may not be there."""
         self.profile.identity()
 
+    def shown(self, concepts: Sequence[object]) -> dict[str, Image.Image]:
+        """No picture stands beside the images."""
+        return {}
+
     def run(self, generator: IdentifiedGenerator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
         """Generate, score, write ``metrics.json``, tables, ``images.jsonl``, ``report.html`` and a grid."""
         profile = self.profile.identity()

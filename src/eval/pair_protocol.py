@@ -86,6 +86,10 @@ class PairProtocol:
         check_references(concepts)
         self.profile.identity()
 
+    def shown(self, concepts: Sequence[ScoredConcept]) -> dict[str, Image.Image]:
+        """A picture to look at beside the images, by what a row calls it."""
+        return {concept.name: concept.references[0] for concept in concepts}
+
     def run(self, generator: IdentifiedGenerator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
         """Generate, score, write ``metrics.json``, ``per_image.csv``, ``table.md``, ``report.html`` and grids.
 

@@ -86,6 +86,10 @@ class StyleProtocol:
         self.profile.identity()
         self.set_metrics.check(len(self.styles) * len(self._places()), self.num_seeds)
 
+    def shown(self, concepts: Sequence[object]) -> dict[str, Image.Image]:
+        """A picture to look at beside the images, by what a row calls it: the style's own."""
+        return {style.name: load_image(style.reference) for style in self.styles if style.is_image}
+
     def run(self, generator: IdentifiedGenerator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
         """Generate, score, write ``metrics.json``, tables per image, prompt and style, ``report.html`` and grids.
 

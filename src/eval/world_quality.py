@@ -101,6 +101,10 @@ class WorldQuality:
             # It hashes the weights, and so loads them.
             _ = encoder.identity
 
+    def shown(self, concepts: Sequence[object]) -> dict[str, Image.Image]:
+        """No picture stands beside the images."""
+        return {}
+
     def run(self, generator: IdentifiedGenerator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
         """Draw and measure; write ``metrics.json``, ``table.md``, ``per_image.csv``, ``report.html``, ``samples.png``.
 

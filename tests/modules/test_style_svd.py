@@ -13,11 +13,14 @@ from PIL import Image
 from src.data.request import Request
 from src.modules.style_blending import StyleBlending
 from src.modules.style_svd import StyleGenerator
-from tests.modules.scale_ar.tiny_switti import tiny_pipeline
+from tests.modules.scale_ar import tiny_infinity, tiny_switti
 
 PIPELINES = {
-    "switti": lambda folder: tiny_pipeline(folder, use_ar=False),
-    "switti-ar": lambda folder: tiny_pipeline(folder, use_ar=True),
+    "infinity": lambda folder: tiny_infinity.tiny_pipeline(
+        folder, vae=tiny_switti.shaken(tiny_infinity.tiny_vae(), 1.0)
+    ),
+    "switti": lambda folder: tiny_switti.tiny_pipeline(folder, use_ar=False),
+    "switti-ar": lambda folder: tiny_switti.tiny_pipeline(folder, use_ar=True),
 }
 SAMPLING = {"guidance_scale": 2.0}
 PLAIN = [Request("a dog on the grass", 0), Request("a red cat", 1)]

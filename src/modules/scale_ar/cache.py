@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from src.modules.free_memory import room_or_raise
+
+SMALLER = "draw fewer images at a time (method.batch_size=1), or smaller ones"
+
 
 class KeyValueCache:
     """Self-attention of all blocks of a scale-wise model.
@@ -59,6 +63,8 @@ class KeyValueCache:
         kept_keys, kept_values = self.keys[block], self.values[block]
         if kept_keys is None or kept_values is None:
             owners, heads, _, width = keys.shape
+            if not any(self.lengths):
+                self._check_room(keys, 1 + self.streams)
             kept_keys = keys.new_empty(owners, heads, self.capacity, width)
             kept_values = values.new_empty(owners, heads, self.capacity, self.streams, width)
             self.keys[block], self.values[block] = kept_keys, kept_values
@@ -66,6 +72,12 @@ class KeyValueCache:
         kept_values[:, :, start:stop, first_stream:] = values
         self.lengths[block] = stop
         return kept_keys[:, :, :stop], kept_values[:, :, :stop, first_stream:]
+
+    def _check_room(self, like: Tensor, number: int) -> None:
+        """Whether ``number`` more buffers of each block fit, with the rows, heads, width and precision of ``like``."""
+        rows, heads, _, width = like.shape
+        nbytes = len(self.keys) * number * rows * heads * int(self.capacity or 0) * width * like.element_size()
+        room_or_raise(nbytes, like.device, f"keys and values of {rows} rows", SMALLER)
 
     def fork(self, streams: int, shared: bool) -> None:
         """Give every row ``streams`` copies of itself, beside each other.
@@ -75,6 +87,8 @@ class KeyValueCache:
             shared: Whether the copies go on with the keys of the first; otherwise each becomes an owner.
         """
         assert self.streams == 1, "a cache is forked once"
+        if self.keys[0] is not None:
+            self._check_room(self.keys[0], streams - 1 if shared else 2 * (streams - 1))
         for block, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             if keys is None or values is None:
                 continue

@@ -136,7 +136,7 @@ class InfinityTransformer(PartlyExact, ModelMixin, ConfigMixin):
         scale_index: int,
         condition: Condition,
         rotation: Rotation,
-        attention: Attention,
+        memory: Attention,
         streams: Streams,
         block_guidance: Mapping[int, float] = NO_GUIDANCE,
     ) -> Tensor:
@@ -147,13 +147,13 @@ class InfinityTransformer(PartlyExact, ModelMixin, ConfigMixin):
             scale_index: Of the scale.
             condition: See there.
             rotation: Of the scale's tokens.
-            attention: Memory of earlier scales.
+            memory: Of earlier scales.
             streams: How rows belong together; where it drops first paths, their rows are gone from the result.
             block_guidance: Index of a block to the guidance on its output; rows are then half unconditional.
         """
         start = condition["start"] if tokens is None else self.word_embed(tokens.to(self.word_embed.weight))
         hidden = start + self.scale_embed.weight[scale_index]
-        return self._logits(hidden, condition, rotation, attention, streams, block_guidance)
+        return self._logits(hidden, condition, rotation, memory, streams, block_guidance)
 
     def forward(self, tokens: Tensor, condition: Condition, schedule: ScaleSchedule) -> Tensor:
         """Logits of all scales at once, each token seeing its own and all earlier scales (teacher forcing).
@@ -170,15 +170,15 @@ class InfinityTransformer(PartlyExact, ModelMixin, ConfigMixin):
         scale_of = torch.repeat_interleave(torch.arange(len(lengths), device=tokens.device), lengths)
         embedded = torch.cat([condition["start"], self.word_embed(tokens.to(self.word_embed.weight))], dim=1)
         hidden = embedded + self.scale_embed(scale_of)
-        attention = MaskedAttention(scale_of[:, None] >= scale_of)
-        return self._logits(hidden, condition, self.rotation(schedule), attention, Streams(), NO_GUIDANCE)
+        memory = MaskedAttention(scale_of[:, None] >= scale_of)
+        return self._logits(hidden, condition, self.rotation(schedule), memory, Streams(), NO_GUIDANCE)
 
     def _logits(
         self,
         hidden: Tensor,
         condition: Condition,
         rotation: Rotation,
-        attention: Attention,
+        memory: Attention,
         streams: Streams,
         block_guidance: Mapping[int, float],
     ) -> Tensor:
@@ -188,7 +188,7 @@ class InfinityTransformer(PartlyExact, ModelMixin, ConfigMixin):
             if "mask" in condition:
                 of_block["mask"] = condition["mask"]
             ending = kept if index == len(self.blocks) - 1 else None
-            hidden = block(index, hidden, of_block, rotation, attention, streams, ending)
+            hidden = block(index, hidden, of_block, rotation, memory, streams, ending)
             if index in block_guidance:
                 hidden = guided(hidden, block_guidance[index]).repeat(2, 1, 1)
         head_ada = condition["head_ada"] if kept is None else condition["head_ada"][kept]

@@ -33,6 +33,11 @@ def normed(hidden: Tensor) -> Tensor:
     return layer_norm(hidden.float(), hidden.shape[-1:], eps=EPS)
 
 
+def split_heads(states: Tensor, num_heads: int) -> Tensor:
+    """``(R, L, C) -> (R, H, L, D)``."""
+    return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
 class SelfAttention(nn.Module):
     """Unit queries and keys, rotated to their place, with a learnt temperature of each head."""
 
@@ -54,17 +59,15 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """``(R, L, C) -> (R, L, C)``; with ``kept`` only these rows have values and a result."""
         hidden = hidden.to(self.to_v.weight.dtype)
-        values = self._heads(self.to_v(hidden if kept is None else hidden[kept]))
+        values = split_heads(self.to_v(hidden if kept is None else hidden[kept]), self.num_heads)
         queries, keys = linear(streams.owners(hidden), self.to_qk.weight).chunk(2, dim=-1)
+        queries, keys = (split_heads(states, self.num_heads) for states in (queries + self.q_bias, keys))
         temperature = self.log_temperature.float().clamp(max=MAX_LOG_TEMPERATURE).exp()
-        queries = rotate(normalize(self._heads(queries + self.q_bias).float(), dim=-1) * temperature, *rotation)
-        keys = rotate(normalize(self._heads(keys).float(), dim=-1), *rotation)
+        queries = rotate(normalize(queries.float(), dim=-1) * temperature, *rotation)
+        keys = rotate(normalize(keys.float(), dim=-1), *rotation)
         first = 0 if kept is None else 1
         out = memory.attend(index, queries.to(values.dtype), keys.to(values.dtype), values, 1.0, first)
         return self.proj(out.transpose(1, 2).flatten(2))
-
-    def _heads(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class CrossAttention(nn.Module):
@@ -79,16 +82,13 @@ class CrossAttention(nn.Module):
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Of the text ``(R, T, C)``: ``(R, H, T, D)`` each."""
         context = context.to(self.to_k.weight.dtype)
-        return self._heads(self.to_k(context)), self._heads(self.to_v(context))
+        return split_heads(self.to_k(context), self.num_heads), split_heads(self.to_v(context), self.num_heads)
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """``(R, L, C) -> (R, L, C)``; ``mask`` ``(R, 1, 1, T)`` is false on padding."""
-        queries = self._heads(self.to_q(hidden.to(self.to_q.weight.dtype)))
+        queries = split_heads(self.to_q(hidden.to(self.to_q.weight.dtype)), self.num_heads)
         out = attention(queries, keys, values, queries.shape[-1] ** -0.5, mask)
         return self.proj(out.transpose(1, 2).flatten(2))
-
-    def _heads(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class InfinityBlock(nn.Module):

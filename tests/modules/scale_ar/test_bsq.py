@@ -113,6 +113,13 @@ def test_half_precision_leaves_the_encoder_alone(tmp_path) -> None:
     torch.testing.assert_close(decoded, exact, rtol=0, atol=0.05)
 
 
+def test_channels_last_is_the_same_picture() -> None:
+    feature = bit_codes(features() > 0)
+    with torch.no_grad():
+        plain, last = small().decode(feature), small().to(memory_format=torch.channels_last).decode(feature)
+    torch.testing.assert_close(last, plain, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("patch_size", [3, 4])
 def test_an_impossible_patch_is_said(patch_size: int) -> None:
     with pytest.raises(ValueError, match=f"patch_size is {patch_size}"):
