@@ -17,7 +17,8 @@ from rich.console import Console
 import src.run_folders  # noqa: F401  (registers the resolvers)
 from src.error_sentences import explain
 
-console = Console(soft_wrap=True)
+# The first process speaks for all.
+console = Console(soft_wrap=True, quiet=os.environ.get("LOCAL_RANK", "0") != "0")
 
 
 class Sweep(NamedTuple):

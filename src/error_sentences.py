@@ -52,9 +52,7 @@ def explain(error: Exception) -> str | None:
     if "EADDRINUSE" in str(error):
         port = re.search(r"port: (\d+)", str(error))
         which = f"port {port.group(1)}" if port else "a port"
-        return (
-            f"{which} is in use by another program; write a free one before the command: MASTER_PORT=29511 python ..."
-        )
+        return f"{which} is in use; write a free one before the command, such as MASTER_PORT=29511"
     return str(error) if isinstance(error, ValueError | OSError) else None
 
 

@@ -172,7 +172,7 @@ class LLMDiff(AveragedModule):
         return errors
 
     def _added_conditions(
-        self, text: Conditioning, grid: tuple[int, int], size_ids: Tensor | None
+        self, text: Conditioning, grid: Sequence[int], size_ids: Tensor | None
     ) -> dict[str, Tensor] | None:
         """SDXL's pooled text and sizes, of images that need not be square."""
         height, width = (side * self.backbone.pipeline.vae_scale_factor for side in grid)
@@ -210,7 +210,7 @@ class LLMDiff(AveragedModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up."""
         matrices, vectors, scalars = _by_kind(self.adapter)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": matrices},
             {"params": vectors, "weight_decay": 0.0},
             {"params": scalars, "weight_decay": 0.0, "lr": self.hparams.scalar_learning_rate},

@@ -68,19 +68,14 @@ def test_training_moves_every_tensor_of_the_adapter_and_nothing_else(
     tmp_path: Path, llm: Path, kind: str, options: dict
 ) -> None:
     module = learner(tmp_path, llm, kind, **options)
-    parts = {
-        "unet": module.backbone.unet,
-        "vae": module.backbone.vae,
-        "llm": module.encoder.language_model.decoder.module,
-    }
-    frozen = {(at, name): tensor.clone() for at, part in parts.items() for name, tensor in part.state_dict().items()}
+    parts = [module.backbone.unet, module.backbone.vae, module.encoder.language_model.decoder.module]
+    frozen = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
     processors = dict(module.backbone.unet.attn_processors)
     before = {name: parameter.clone() for name, parameter in module.named_parameters()}
     trainer(3, tmp_path).fit(module, LatentData())
-    assert {
-        at for at, part in parts.items() for n, t in part.state_dict().items() if not torch.equal(t, frozen[at, n])
-    } == set()
-    assert all(parameter.grad is None for part in parts.values() for parameter in part.parameters())
+    for part, weights in zip(parts, frozen, strict=True):
+        assert equal(part.state_dict().values(), weights.values())
+        assert all(parameter.grad is None for parameter in part.parameters())
     assert module.backbone.unet.attn_processors == processors
     assert {name for name, parameter in module.named_parameters() if torch.equal(parameter, before[name])} == set()
     assert all(name.startswith("adapter.") for name in module.state_dict())
@@ -254,7 +249,8 @@ def test_images_of_any_shape_and_captions_encoded_ahead(tmp_path: Path, llm: Pat
         module.encoder.cache = EncodingCache(tmp_path / "encodings") if ahead else None
         trainer(3, tmp_path, trace).fit(module, data)
         losses.append(trace.losses)
-    assert losses[0] == losses[1]
+    # Texts that are encoded in other batches differ by rounding.
+    assert np.allclose(losses[0], losses[1], rtol=1e-5)
     assert not module.encoder.language_model.is_loaded
 
 
