@@ -80,11 +80,11 @@ class InjectionProtocol:
         images = [load_image(path) for path in files]
         scores = self._scores(images)
         rows = [
-            {"pair": f"{pair.base} | {pair.injected}", "seed": seed, "file": path.name}
+            {"prompt": f"{pair.base} | {pair.injected}", "seed": seed, "file": path.name}
             | {name: values[index] for name, values in scores.items()}
             for index, ((pair, seed), path) in enumerate(zip(self.places, files, strict=True))
         ]
-        groups = [[row["pair"] for row in rows]]
+        groups = [[row["prompt"] for row in rows]]
         overall = {name: bootstrap_mean(values, groups, self.seed) for name, values in scores.items()}
         metrics = {
             "protocol": "injection",
@@ -94,7 +94,7 @@ class InjectionProtocol:
             "generator": generator.identity(),
             **profile,
             "overall": {name: found.as_dict() for name, found in overall.items()},
-            "compared": {"rows": {}, "factors": ["pair"], "scores": list(SCORES), "frontiers": [SCORES[2:]]},
+            "compared": {"rows": {}, "factors": ["prompt"], "scores": list(SCORES), "frontiers": [SCORES[2:]]},
             **provenance(),
         }
         title = f"{len(rows)} images, prompts differ in {self.difference}, mean [95%], profile {self.profile.name}"
