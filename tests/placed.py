@@ -10,6 +10,7 @@ def place(module: L.LightningDataModule, steps: int, first: int = 0, rank: int =
     module.trainer = SimpleNamespace(
         max_steps=steps,
         global_step=first,
+        accumulate_grad_batches=1,
         global_rank=rank,
         world_size=ranks,
         strategy=SimpleNamespace(barrier=lambda: None),

@@ -14,7 +14,7 @@ from src.data.caption_sources import CaptionSource
 from src.data.captioned_items import LEAVE_OUT, CaptionedItems
 from src.data.encoded import Encode, EncodedData
 from src.data.images import image_size
-from src.data.step_sampling import Draw
+from src.data.step_sampling import Draw, batches_of
 from src.data.stepped import SteppedData
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ class CaptionedImages(EncodedData, SteppedData):
     def train_batches(self) -> Iterable[list[Draw]]:
         """Which images the coming steps take: one bucket at a time."""
         trainer = self.trainer
+        num_batches, first_batch = batches_of(trainer)
         small = [bucket for bucket in self.train.buckets if len(bucket) < self.batch_size * trainer.world_size]
         if small and len(self.train.buckets) > 1:
             rank_zero_warn(
@@ -108,9 +109,9 @@ class CaptionedImages(EncodedData, SteppedData):
         return BucketBatchSampler(
             self.train.buckets,
             self.batch_size,
-            trainer.max_steps,
+            num_batches,
             self.seed,
-            trainer.global_step,
+            first_batch,
             trainer.global_rank,
             trainer.world_size,
         )

@@ -4,6 +4,7 @@ from src.data.aspect_buckets import aspect_buckets
 from src.data.caption_shards import CaptionShards
 from src.data.encoded import EncodedData
 from src.data.shard_batches import Reader, StepBatches, StreamShares, ValidationBatches
+from src.data.step_sampling import batches_of
 
 
 class CaptionedShards(EncodedData):
@@ -63,7 +64,8 @@ class CaptionedShards(EncodedData):
         trainer = self.trainer
         number = self.train.num_streams // trainer.world_size
         streams = range(trainer.global_rank * number, (trainer.global_rank + 1) * number)
-        steps = range(trainer.global_step, trainer.max_steps)
+        num_batches, first_batch = batches_of(trainer)
+        steps = range(first_batch, num_batches)
         shares = StreamShares(self.train, streams, self.batch_size // number, steps, self._reader())
         return StepBatches(shares, self.num_workers)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.data.images import load_folder
-from src.data.step_sampling import Draw, StepBatchSampler
+from src.data.step_sampling import Draw, StepBatchSampler, batches_of
 
 LATENT_CELL = 8
 """Pixels to a latent cell, in the autoencoders of Stable Diffusion and of the world."""
@@ -135,12 +135,13 @@ class ConceptData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Draws only: the module holds the latents of all views."""
         trainer = self.trainer
+        num_batches, first_batch = batches_of(trainer)
         sampler = StepBatchSampler(
             2**20,
             self.batch_size,
-            trainer.max_steps,
+            num_batches,
             self.seed,
-            trainer.global_step,
+            first_batch,
             trainer.global_rank,
             trainer.world_size,
         )

@@ -1,7 +1,7 @@
 """Data order as a pure function of (seed, step, rank), so that a resumed run sees exactly what it would have seen."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -15,8 +15,14 @@ class Draw(NamedTuple):
     position: int
 
 
+def batches_of(trainer: Any) -> tuple[int, int]:
+    """Batches of a whole training, and how many of them are behind it; an accumulating step takes several."""
+    each = trainer.accumulate_grad_batches
+    return trainer.max_steps * each, trainer.global_step * each
+
+
 class StepBatchSampler(Sampler[list[Draw]]):
-    """Batches of draws for the steps ``first_step ... num_steps - 1``.
+    """Batches of draws for the steps ``first_step ... num_steps - 1``; a step here is a batch, see ``batches_of``.
 
     Items are visited in a new permutation each epoch; batches run across epoch ends. With several ranks, each takes
     its own contiguous share of a global batch of ``batch_size * world_size``.

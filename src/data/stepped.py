@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.step_sampling import Draw, StepBatchSampler
+from src.data.step_sampling import Draw, StepBatchSampler, batches_of
 
 
 class SteppedData(L.LightningDataModule):
@@ -39,12 +39,13 @@ class SteppedData(L.LightningDataModule):
     def train_batches(self) -> Iterable[list[Draw]]:
         """Which items the coming steps take."""
         trainer = self.trainer
+        num_batches, first_batch = batches_of(trainer)
         return StepBatchSampler(
             self._size(self.train),
             self.batch_size,
-            trainer.max_steps,
+            num_batches,
             self.seed,
-            trainer.global_step,
+            first_batch,
             trainer.global_rank,
             trainer.world_size,
         )

@@ -1,8 +1,9 @@
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
-from src.data.step_sampling import StepBatchSampler
+from src.data.step_sampling import StepBatchSampler, batches_of
 
 
 def indices(sampler: StepBatchSampler) -> list[int]:
@@ -63,3 +64,12 @@ def test_nothing_is_left_after_the_last_step() -> None:
 def test_nothing_to_draw_from(num_items: int, batch_size: int) -> None:
     with pytest.raises(ValueError, match="at least one item and one per batch"):
         StepBatchSampler(num_items, batch_size, 1)
+
+
+def test_an_accumulating_step_takes_batches_that_no_other_step_takes() -> None:
+    trainer = SimpleNamespace(max_steps=6, global_step=2, accumulate_grad_batches=3)
+    assert batches_of(trainer) == (18, 6)
+    num_batches, first_batch = batches_of(trainer)
+    rest = [draw.index for batch in StepBatchSampler(100, 4, num_batches, 0, first_batch) for draw in batch]
+    whole = [draw.index for batch in StepBatchSampler(100, 12, 6, 0, 2) for draw in batch]
+    assert rest == whole

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.step_sampling import Draw, StepBatchSampler
+from src.data.step_sampling import Draw, StepBatchSampler, batches_of
 from src.data.world.dataset import SAMPLERS, VALIDATION_START, rendered, to_pixel_values
 from src.data.world.linear_code import LinearCode
 
@@ -123,12 +123,13 @@ class WorldData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches from the trainer's current step on."""
         trainer = self.trainer
+        num_batches, first_batch = batches_of(trainer)
         sampler = StepBatchSampler(
             len(self.train),
             self.batch_size,
-            trainer.max_steps,
+            num_batches,
             self.seed,
-            trainer.global_step,
+            first_batch,
             trainer.global_rank,
             trainer.world_size,
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.step_sampling import Draw, StepBatchSampler
+from src.data.step_sampling import Draw, StepBatchSampler, batches_of
 from src.data.world.dataset import rendered, to_pixel_values
 from src.data.world.render import render
 from src.data.world.scenes import FRAMES, subject_scene
@@ -76,7 +76,8 @@ class FramePairsData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches from the trainer's current step on."""
         run = self.trainer
-        order = (run.max_steps, self.seed, run.global_step, run.global_rank, run.world_size)
+        num_batches, first_batch = batches_of(run)
+        order = (num_batches, self.seed, first_batch, run.global_rank, run.world_size)
         sampler = StepBatchSampler(len(self.train), self.batch_size, *order)
         return DataLoader(self.train, batch_sampler=sampler, collate_fn=_same)
 
