@@ -11,14 +11,14 @@ from transformers import T5EncoderModel, T5TokenizerFast
 
 from src.modules.scale_ar.bsq import quantise
 from src.modules.scale_ar.bsq_autoencoder import BSQTokenizer
-from src.modules.scale_ar.generation import Condition, Generation, OnScale, generate
+from src.modules.scale_ar.generation import Condition, Generation, OnScale
 from src.modules.scale_ar.image_input import fitted
 from src.modules.scale_ar.infinity import InfinityTransformer
 from src.modules.scale_ar.infinity_sampling import InfinityDraw, cell_grids
+from src.modules.scale_ar.pipeline_call import check_call, drawn
 from src.modules.scale_ar.sampling import Generators
 from src.modules.scale_ar.schedule import INFINITY_PREFIXES, ScaleSchedule, ScaleSchedules, infinity_grids
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Texts = str | Sequence[str]
 
 
@@ -174,10 +174,7 @@ class InfinityPipeline(DiffusionPipeline):
         Raises:
             ValueError: If an argument is impossible.
         """
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; give 1 or more")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
+        check_call(num_images_per_prompt, output_type)
         prompts, negatives = _texts(prompt, negative_prompt)
         model = InfinityDraw.planned(
             self.transformer,
@@ -190,12 +187,7 @@ class InfinityPipeline(DiffusionPipeline):
         )
         condition = self._condition(prompts, negatives, model.paired(0), truncate).repeated(num_images_per_prompt)
         generation = Generation(model, condition, len(prompts) * num_images_per_prompt, generator)
-        with self.progress_bar(total=model.num_scales) as bar:
-            feature = generate(generation, [*callback_on_scale_end, lambda *_: bar.update()])
-        drawn = feature
-        if output_type != "latent":
-            drawn = self.image_processor.postprocess(self.decode(feature), output_type=output_type)
-        return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
+        return drawn(self, generation, callback_on_scale_end, output_type, return_dict)
 
     def _condition(self, prompts: list[str], negatives: list[str], guided: bool, truncate: bool) -> Condition:
         text, mask = self.encode_prompt(prompts + negatives if guided else prompts, truncate)

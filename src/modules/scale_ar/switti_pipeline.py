@@ -9,15 +9,14 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchEncoding, CLIPTextModel, CLIPTokenizer
 
-from src.modules.scale_ar.generation import Condition, Generation, OnScale, generate
+from src.modules.scale_ar.generation import Condition, Generation, OnScale
 from src.modules.scale_ar.image_input import fitted
+from src.modules.scale_ar.pipeline_call import check_call, drawn
 from src.modules.scale_ar.sampling import Generators
 from src.modules.scale_ar.switti import SwittiTransformer
 from src.modules.scale_ar.switti_sampling import SwittiDraw, SwittiSampling
 from src.modules.scale_ar.vqvae import VQVAE
 from src.modules.text import tokenize
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class SwittiPipeline(DiffusionPipeline):
@@ -147,10 +146,7 @@ class SwittiPipeline(DiffusionPipeline):
         Raises:
             ValueError: If an argument is impossible.
         """
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; give 1 or more")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
+        check_call(num_images_per_prompt, output_type)
         sampling = SwittiSampling(
             guidance_scale, turn_on, turn_off, last_scale_temp, more_smooth, smooth_start, top_k, top_p
         )
@@ -160,12 +156,7 @@ class SwittiPipeline(DiffusionPipeline):
         condition = self.encode_prompt(prompts + negatives if guided else prompts, truncate)
         images = len(prompts) * num_images_per_prompt
         generation = Generation(model, condition.repeated(num_images_per_prompt), images, generator)
-        with self.progress_bar(total=model.num_scales) as bar:
-            feature = generate(generation, [*callback_on_scale_end, lambda *_: bar.update()])
-        drawn = feature
-        if output_type != "latent":
-            drawn = self.image_processor.postprocess(self.decode(feature), output_type=output_type)
-        return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
+        return drawn(self, generation, callback_on_scale_end, output_type, return_dict)
 
 
 def _tokens(tokenizer: CLIPTokenizer, prompts: Sequence[str], truncate: bool) -> BatchEncoding:
