@@ -6,21 +6,20 @@ from typing import Any
 import lightning as L
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.data.concept import ConceptData
 from src.data.disk import free_disk_or_raise
 from src.data.prompts import FIXED_TEMPLATE, TEMPLATES
 from src.data.request import Request
-from src.modules.backbone import Conditioning, DiffusionBackbone, cross_attention_projections
+from src.modules.backbone import Conditioning, DiffusionBackbone
 from src.modules.blending import ConceptGenerator
 from src.modules.class_images import class_images
 from src.modules.concept_bank import ConceptBank
-from src.modules.concept_delta import ConceptDelta
 from src.modules.diffusion import diffusion_target, draw_noise, min_snr_weights, per_sample_mse, step_generator
+from src.modules.dual_flow import DualFlow
 from src.modules.latent_cache import encoded_views
 from src.modules.latent_text import transformed_projections
-from src.modules.text import concept_span, initial_vector, tokenize
 
 
 class LaTexBlend(L.LightningModule):
@@ -80,24 +79,16 @@ class LaTexBlend(L.LightningModule):
             raise ValueError(f"method.templates is {templates!r}; choose pool or fixed")
         self.save_hyperparameters(ignore=["backbone"])
         self.strict_loading = False
-        # In a tuple, so that Lightning sees no submodule: the frozen weights stay out of checkpoints.
-        self._backbone = (backbone,)
-        pool = TEMPLATES if templates == "pool" else (FIXED_TEMPLATE,)
-        filled = [concept_span(backbone.tokenizers[0], template, class_noun) for template in pool]
-        self.prompts, self.spans = [prompt for prompt, _ in filled], [span for _, span in filled]
-        self.projections = cross_attention_projections(backbone.unet)
-        word = initializer or class_noun
-        vectors = [
-            initial_vector(tokenizer, encoder.get_input_embeddings().weight, word)
-            for tokenizer, encoder in zip(backbone.tokenizers, backbone.text_encoders, strict=True)
-        ]
         torch.manual_seed(seed)
-        self.delta = ConceptDelta(self.projections, vectors, rank)
+        pool = TEMPLATES if templates == "pool" else (FIXED_TEMPLATE,)
+        # It is no module, so that Lightning sees none of the frozen weights: they stay out of checkpoints.
+        self.flow = DualFlow(backbone, class_noun, pool, initializer, rank, base_flow)
+        self.delta = self.flow.delta
 
     @property
     def backbone(self) -> DiffusionBackbone:
         """The frozen model."""
-        return self._backbone[0]
+        return self.flow.backbone
 
     def setup(self, stage: str) -> None:
         """Draw class images, encode every view and the fixed prompts, once."""
@@ -111,7 +102,7 @@ class LaTexBlend(L.LightningModule):
         # Two checkpoints of the weights and AdamW's two moments, in float32.
         trained = sum(parameter.numel() for parameter in self.parameters())
         free_disk_or_raise(self.trainer.default_root_dir, 2 * 3 * 4 * trained)
-        self.backbone.to(self.device)
+        self.backbone.to(self.trainer.strategy.root_device)
         cache = self.hparams.cache_dir
         self.instance = encoded_views(self.backbone, data.instance_views(), cache)
         self.prior = None
@@ -120,7 +111,7 @@ class LaTexBlend(L.LightningModule):
                 self.backbone, self.hparams.class_noun, data.num_class_images, data.resolution, cache
             )
             self.prior = encoded_views(self.backbone, data.class_views(images), cache)
-        self.base_text = self.backbone.encode_text(self.prompts)
+        self.base_text = self.backbone.encode_text(self.flow.prompts)
         self.class_text = self.backbone.encode_text([self.hparams.class_noun])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -145,7 +136,7 @@ class LaTexBlend(L.LightningModule):
         number = len(generators)
         # The latents of all views stay on the CPU, and so must what picks from them.
         index = index.cpu()
-        flows = [torch.randint(len(self.prompts), (2,), generator=g).tolist() for g in generators]
+        flows = [torch.randint(len(self.flow.prompts), (2,), generator=g).tolist() for g in generators]
         concept_at, base_at = [flow[0] for flow in flows], [flow[1] for flow in flows]
         latents, mask = (part[index % len(part)].to(self.device) for part in self.instance)
         text = self.base_text.rows(base_at)
@@ -154,10 +145,10 @@ class LaTexBlend(L.LightningModule):
             latents, mask = torch.cat([latents, prior_latents]), torch.cat([mask, prior_mask])
             text = _join(text, self.class_text.rows([0] * number))
             generators = [*generators, *generators]
-        concept, pooled = self.concept_text(concept_at)
+        concept, pooled = self.flow.concept_text(concept_at)
         if self.hparams.faithful and pooled is not None and text.pooled_prompt_embeds is not None:
             text.pooled_prompt_embeds = torch.cat([pooled, text.pooled_prompt_embeds[number:]])
-        transform = self._transform(concept, concept_at, base_at)
+        transform = self.flow.transform(concept, concept_at, base_at)
         if not self.hparams.base_flow:
             text.prompt_embeds = torch.cat([concept, text.prompt_embeds[number:]])
         errors = self._denoising_errors(latents, mask, text, transform, generators)
@@ -182,49 +173,9 @@ class LaTexBlend(L.LightningModule):
             errors = errors * min_snr_weights(scheduler, timesteps, self.hparams.snr_gamma)
         return errors
 
-    def concept_text(self, template_indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Prompts with V* in the article's place, through the text encoders: ``(B, L, C)`` and pooled text.
-
-        Each template is encoded once. Text encoders are causal, so the tokens after the span do not matter to it.
-        """
-        unique = sorted(set(template_indices))
-        prompts = [self.prompts[index] for index in unique]
-        positions = torch.tensor([self.spans[index].start for index in unique])
-        ids = [tokenize(tokenizer, prompts) for tokenizer in self.backbone.tokenizers]
-        with self.backbone.modifier_embedded(list(self.delta.modifier), positions):
-            text = self.backbone.encode_ids(ids)
-        each = text.rows([unique.index(index) for index in template_indices])
-        return each.prompt_embeds, each.pooled_prompt_embeds
-
-    def _transform(self, concept: Tensor, concept_at: list[int], base_at: list[int]):
-        """How a layer's keys or values change: concept rows for instances, the trained projection for the rest."""
-        number = len(concept_at)
-        rows = torch.stack([concept[b, self.spans[at]] for b, at in enumerate(concept_at)])
-        size = rows.shape[1]
-        samples = torch.arange(number, device=rows.device)[:, None].expand(-1, size)
-        positions = torch.tensor([list(range(self.spans[at].start, self.spans[at].stop)) for at in base_at])
-        positions = positions.to(rows.device)
-        first = number if self.hparams.base_flow else 0
-
-        def transform(name: str, hidden: Tensor, projected: Tensor) -> Tensor:
-            changed = self.delta(name, hidden[first:]).to(projected)
-            projected = torch.cat([projected[:first], projected[first:] + changed])
-            if not self.hparams.base_flow:
-                return projected
-            return projected.index_put((samples, positions), self.project(name, rows).to(projected))
-
-        return transform
-
-    def project(self, name: str, hidden: Tensor) -> Tensor:
-        """Text rows ``(..., C)`` through one trained projection, ``(..., D)``."""
-        linear = self.projections[name]
-        return nn.functional.linear(hidden, linear.weight) + self.delta(name, hidden).to(hidden)
-
     @torch.no_grad()
     def extract_bank(self) -> ConceptBank:
-        """The concept as it stands: rows of "V* noun" in "photo of V* noun", Eq. 3."""
-        at = self.prompts.index(FIXED_TEMPLATE.format(f"a {self.hparams.class_noun}"))
-        rows = self.concept_text([at])[0][0, self.spans[at]]
+        """The concept as it stands."""
         metadata = {
             "class_noun": self.hparams.class_noun,
             "modifier_token": "<new1>",
@@ -239,7 +190,7 @@ class LaTexBlend(L.LightningModule):
                 f"{key}={value}" for key, value in self.hparams.items() if not key.endswith(("dir", "path"))
             ),
         }
-        return ConceptBank({name: self.project(name, rows).float() for name in self.projections}, metadata)
+        return ConceptBank(self.flow.concept_rows(), metadata)
 
     @torch.no_grad()
     def sample(self, requests: Sequence[Request]) -> list[Image.Image]:

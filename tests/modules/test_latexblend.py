@@ -83,10 +83,10 @@ def test_at_the_start_a_concept_that_says_the_article_changes_nothing(tmp_path: 
     learner = module(tmp_path, kind, initializer="a", templates="fixed", prior_loss_weight=0)
     trainer(0, tmp_path).fit(learner, data(photos))
     learner._trainer = None
-    concept, _ = learner.concept_text([0])
+    concept, _ = learner.flow.concept_text([0])
     assert torch.allclose(concept, learner.base_text.prompt_embeds, atol=1e-6)
-    transform = learner._transform(concept, [0], [0])
-    for name, linear in learner.projections.items():
+    transform = learner.flow.transform(concept, [0], [0])
+    for name, linear in learner.flow.projections.items():
         plain = linear(learner.base_text.prompt_embeds)
         assert torch.allclose(transform(name, learner.base_text.prompt_embeds, plain), plain, atol=1e-6)
 
@@ -95,13 +95,13 @@ def test_only_the_rows_of_the_concept_carry_gradient(tmp_path: Path, photos: Pat
     learner = module(tmp_path, prior_loss_weight=0)
     trainer(0, tmp_path).fit(learner, data(photos))
     learner._trainer = None
-    concept, _ = learner.concept_text([6, 0])
-    transform = learner._transform(concept, [6, 0], [1, 3])
-    name, linear = next(iter(learner.projections.items()))
+    concept, _ = learner.flow.concept_text([6, 0])
+    transform = learner.flow.transform(concept, [6, 0], [1, 3])
+    name, linear = next(iter(learner.flow.projections.items()))
     hidden = learner.base_text.prompt_embeds[[1, 3]]
     blended = transform(name, hidden, linear(hidden))
     for row, base_template in enumerate([1, 3]):
-        span = learner.spans[base_template]
+        span = learner.flow.spans[base_template]
         outside = [at for at in range(blended.shape[1]) if not span.start <= at < span.stop]
         assert torch.equal(blended[row, outside], linear(hidden)[row, outside])
         modifier = learner.delta.modifier[0]
