@@ -1,0 +1,75 @@
+"""What a perfect model would score: true renders of each subject in the scene of each prompt, no model at all.
+
+``python experiments/latexblend_world/attainable.py`` from the repository's root. The ceiling of the protocol compares a
+subject's photos with each other; no image of a pencil sketch, or with a second object in it, can be that near.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from src.data.world.render import render  # noqa: E402
+from src.data.world.scenes import Placed, Scene, subject_scene  # noqa: E402
+from src.data.world.subjects import NUM_PHOTOS, SUBJECTS  # noqa: E402
+from src.data.world.vocabulary import BACKGROUNDS, STYLES, Look, subject  # noqa: E402
+from src.eval.results import Table  # noqa: E402
+from src.eval.scores import clip_t, pair_mean, within_set  # noqa: E402
+from src.eval.statistics import bootstrap_mean  # noqa: E402
+
+NUM_VIEWS = 8
+FIRST_VIEW = 100
+"""Beyond those that were photographed as references."""
+NEIGHBOURS = {
+    "left of a red cup": Placed(Look("cup", "red", "white", "plain", None, "black"), 0.74, 0.6, 0.2),
+    "next to a blue car": Placed(Look("car", "blue", "white", "plain", None, "black"), 0.74, 0.6, 0.2),
+}
+
+
+def prompted(prompt: str, noun: str, index: int, view: int) -> Scene:
+    """The scene of a prompt; what the prompt leaves open changes with the view."""
+    background = next((name for name, words in BACKGROUNDS.items() if words in prompt), list(BACKGROUNDS)[view % 6])
+    scene = subject_scene(index, view, noun, background)
+    style = next((name for name, words in STYLES.items() if name != "photo" and words in prompt), "photo")
+    for words, neighbour in NEIGHBOURS.items():
+        if words in prompt:
+            scene = replace(scene, objects=(Placed(subject(index, noun), 0.26, 0.6, 0.2), neighbour))
+    return replace(scene, style=style)
+
+
+def main() -> None:
+    """Score the renders, print one line per prompt."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("eval", ["suite=world", "paths.run_dir=."])
+    profile, prompts = instantiate(cfg.metrics), list(cfg.protocol.prompts)
+    rows, ceilings = [], []
+    for name in cfg.suite.subjects:
+        noun, index = SUBJECTS[name]
+        photos = [render(subject_scene(index, view, noun)) for view in range(NUM_PHOTOS)]
+        references = profile.dino.encode_images(photos)
+        ceilings += within_set(references).tolist()
+        for prompt in prompts:
+            views = range(FIRST_VIEW, FIRST_VIEW + NUM_VIEWS)
+            images = [render(prompted(prompt, noun, index, view)) for view in views]
+            texts = profile.clip.encode_texts([prompt.format(noun)])
+            text = clip_t(profile.clip.encode_images(images), texts).tolist()
+            likeness = pair_mean(profile.dino.encode_images(images), references).tolist()
+            rows += [(name, prompt, *scores) for scores in zip(text, likeness, strict=True)]
+    lines = [[prompt, *_means([row for row in rows if row[1] == prompt])] for prompt in prompts]
+    title = f"Renders of {len(cfg.suite.subjects)} subjects, mean [95%], profile {profile.name}"
+    print(Table(title, ["prompt", "clip_t", "dino"], [*lines, ["all", *_means(rows)]]).markdown())
+    print(f"Reference to reference: {sum(ceilings) / len(ceilings):.3f}")
+
+
+def _means(rows: list[tuple[str, str, float, float]]) -> list[str]:
+    groups = [[row[factor] for row in rows] for factor in (0, 1) if len({row[factor] for row in rows}) > 1]
+    return [str(bootstrap_mean([row[score] for row in rows], groups)) for score in (2, 3)]
+
+
+if __name__ == "__main__":
+    main()
