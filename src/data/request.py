@@ -17,12 +17,14 @@ class Request:
         seed: Of the initial noise.
         name: What to call the image; it does not change it.
         reference: Style to draw in: the path of an image, or ``text:`` and words. None for no style but the prompt's.
+        truncate: Draw the start of a prompt that is longer than the text encoder takes, instead of refusing it.
     """
 
     prompt: str
     seed: int
     name: str = ""
     reference: str | None = None
+    truncate: bool = False
 
 
 def reference_key(reference: str) -> str:

@@ -7,9 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from src.data.prompts import parse_prompt
 from src.data.request import Request
 from src.modules.backbone import DiffusionBackbone, cross_attention_projections
 from src.modules.concept_bank import ConceptBank
+from src.modules.denoising_errors import denoising_errors
 from src.modules.latent_text import ProjectionCache, cached_projections, replace_rows
 from src.modules.text import concept_positions, tokenize
 
@@ -130,8 +132,7 @@ class ConceptGenerator:
         Raises:
             ValueError: If a mention is unknown, the prompt too long, or the noun is tokenised unlike in training.
         """
-        nouns = {name: bank.class_noun for name, bank in self.banks.items()}
-        marked, rows = concept_positions(self.backbone.tokenizers[0], prompt, nouns)
+        marked, rows = concept_positions(self.backbone.tokenizers[0], prompt, self._nouns)
         tokenize(self.backbone.tokenizers[0], [marked.plain])
         placements = [(self.banks[name], positions) for name, positions in rows]
         for (name, positions), (bank, _) in zip(rows, placements, strict=True):
@@ -141,6 +142,25 @@ class ConceptGenerator:
                     "write it as a word of its own"
                 )
         return marked.plain, placements
+
+    @property
+    def _nouns(self) -> dict[str, str]:
+        return {name: bank.class_noun for name, bank in self.banks.items()}
+
+    def readable(self, prompt: str) -> str:
+        """The prompt without the words at its end for which the text encoder has no room.
+
+        Raises:
+            ValueError: If a mention is unknown.
+        """
+        tokenizer, words = self.backbone.tokenizers[0], prompt.split(" ")
+
+        def fits(text: str) -> bool:
+            plain = parse_prompt(text, self._nouns).plain
+            return len(tokenizer(plain, verbose=False).input_ids) <= tokenizer.model_max_length
+
+        starts = (" ".join(words[:number]) for number in range(len(words), -1, -1))
+        return next(start for start in starts if fits(start))
 
     def identity(self, prompt: str | None = None) -> dict[str, str]:
         """What an image depends on beside text and seed; of the banks only those that ``prompt`` mentions, if given."""
@@ -159,11 +179,11 @@ class ConceptGenerator:
         """Draw each request with its own seed; the result does not depend on what else is in the batch.
 
         Raises:
-            ValueError: If a request asks for a style.
+            ValueError: If a request asks for a style, or for more text than the text encoder takes.
         """
         if any(request.reference is not None for request in requests):
             raise ValueError("a style was given, but this method draws concepts, not styles: add method=style_svd")
-        placed = [self.place(request.prompt) for request in requests]
+        placed = [self.place(self.readable(one.prompt) if one.truncate else one.prompt) for one in requests]
         images: list[Image.Image] = []
         for start in range(0, len(requests), self.batch_size):
             stop = start + self.batch_size
@@ -182,3 +202,20 @@ class ConceptGenerator:
                 width=self.resolution,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             ).images
+
+    def denoising_errors(
+        self, images: Sequence[Image.Image], captions: Sequence[str], seeds: Sequence[int]
+    ) -> list[float]:
+        """How well each image is denoised under its caption, concepts included; see ``denoising_errors``.
+
+        Raises:
+            ValueError: As of ``place``.
+        """
+        placed = [self.place(caption) for caption in captions]
+        errors: list[float] = []
+        for start in range(0, len(images), self.batch_size):
+            at = slice(start, start + self.batch_size)
+            text = self.backbone.encode_text([plain for plain, _ in placed[at]])
+            with blended(self.backbone.unet, [one for _, one in placed[at]], self.blending_start, self.bind):
+                errors += denoising_errors(self.backbone, images[at], text, seeds[at], self.resolution)
+        return errors

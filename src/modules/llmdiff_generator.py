@@ -1,7 +1,8 @@
 """Draws requests with an LLMDiff adapter; its file says which language model it was trained with."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 
 from src.data.request import Request
 from src.modules.backbone import DiffusionBackbone
+from src.modules.denoising_errors import denoising_errors
 from src.modules.llm.cache import EncodingCache
 from src.modules.llm.language_model import LanguageModel
 from src.modules.llm.options import EncodingOptions
@@ -118,9 +120,7 @@ class LLMDiffGenerator:
         return images
 
     def _draw(self, requests: Sequence[Request]) -> list[Image.Image]:
-        was_training = self.adapter.training
-        self.adapter.eval()
-        try:
+        with self._evaluating():
             return self.pipeline(
                 [request.prompt for request in requests],
                 self.negative_prompt,
@@ -130,5 +130,32 @@ class LLMDiffGenerator:
                 height=self.resolution,
                 width=self.resolution,
             ).images
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """An adapter in training comes back as it was."""
+        was_training = self.adapter.training
+        self.adapter.eval()
+        try:
+            yield
         finally:
             self.adapter.train(was_training)
+
+    @torch.no_grad()
+    def denoising_errors(
+        self, images: Sequence[Image.Image], captions: Sequence[str], seeds: Sequence[int]
+    ) -> list[float]:
+        """How well each image is denoised under its caption; see ``denoising_errors``.
+
+        Raises:
+            ValueError: If a caption is too long; nothing was measured then.
+        """
+        self.encoder.count_tokens(captions)
+        errors: list[float] = []
+        with self._evaluating(), self.adapter.installed(self.backbone.unet, strength=self.pipeline.strength):
+            for start in range(0, len(images), self.batch_size):
+                at = slice(start, start + self.batch_size)
+                generators = [torch.Generator().manual_seed(seed) for seed in seeds[at]]
+                text = self.adapter(self.encoder.encode(captions[at]), generators)
+                errors += denoising_errors(self.backbone, images[at], text, seeds[at], self.resolution)
+        return errors

@@ -12,6 +12,7 @@ from src.data.request import Request
 from src.modules.backbone import DiffusionBackbone, cross_attention_projections
 from src.modules.blending import BlendedText, ConceptGenerator, blended
 from src.modules.concept_bank import ConceptBank
+from src.modules.denoising_errors import LEVELS
 from src.modules.latent_text import replace_rows, transformed_projections
 from tests.tiny import tiny_sd, tiny_sdxl
 
@@ -230,3 +231,55 @@ def test_two_contexts_on_one_unet_are_refused(backbone: DiffusionBackbone) -> No
         blended(backbone.unet, [[]]),
     ):
         pass
+
+
+PICTURES = [Image.effect_noise((64, 64), 90).convert("RGB"), Image.linear_gradient("L").resize((80, 80))]
+CAPTIONS = ["a red dog", "a blue cat on the grass"]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_denoising_error_is_that_of_the_scheduler_at_every_level(tmp_path: Path, prediction_type: str) -> None:
+    backbone = DiffusionBackbone(tiny_sd(tmp_path, prediction_type), "sd")
+    (found,) = generator(backbone, {}).denoising_errors(PICTURES[:1], CAPTIONS[:1], [5])
+    scheduler, seeded = backbone.pipeline.scheduler, torch.Generator().manual_seed(5)
+    latents = backbone.encode_images(torch.from_numpy(pixels(PICTURES[:1])).permute(0, 3, 1, 2) / 127.5 - 1)
+    errors = []
+    for level in LEVELS:
+        alpha = scheduler.alphas_cumprod[int(1000 * level)]
+        noise = torch.randn(latents.shape[1:], generator=seeded)[None]
+        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        target = noise if prediction_type == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+        with torch.no_grad():
+            text = backbone.encode_text(CAPTIONS[:1]).prompt_embeds
+            errors.append((backbone.unet(noisy, int(1000 * level), text).sample - target).square().mean())
+    assert found == pytest.approx(float(torch.stack(errors).mean()), rel=1e-5)
+
+
+def test_a_denoising_error_depends_on_image_caption_and_seed_alone(backbone: DiffusionBackbone) -> None:
+    banks = {"rex": bank(backbone, 0)}
+    images, captions, seeds = [*PICTURES, PICTURES[0]], [*CAPTIONS, "a <rex>"], [1, 2, 1]
+    together = generator(backbone, banks).denoising_errors(images, captions, seeds)
+    assert together == generator(backbone, banks).denoising_errors(images, captions, seeds)
+    alone = [
+        generator(backbone, banks, batch_size=1).denoising_errors([image], [caption], [seed])[0]
+        for image, caption, seed in zip(images, captions, seeds, strict=True)
+    ]
+    assert together == pytest.approx(alone, rel=1e-4)
+    # The same image with the same noise: another caption, the caption's concept, another seed.
+    others = [("a blue cat", 1), ("a dog", 1), ("a red dog", 3)]
+    found = [generator(backbone, banks).denoising_errors(images[:1], [text], [seed])[0] for text, seed in others]
+    assert len({together[0], together[2], *found}) == 5
+
+
+def test_a_request_may_be_truncated_to_what_the_text_encoder_takes(backbone: DiffusionBackbone) -> None:
+    drawing = generator(backbone, {"rex": bank(backbone, 0)})
+    long = "a <rex> next to a " + "very " * 40 + "red <rex>"
+    start = drawing.readable(long)
+    assert long.startswith(start + " ") and len(start.split()) > 20
+    with pytest.raises(ValueError, match="tokens, but the text encoder takes"):
+        drawing.place(long[: len(start) + len(" very")])
+    assert drawing.readable("a <rex> on the grass") == "a <rex> on the grass"
+    cut, told = drawing.sample([Request(long, 0, truncate=True), Request(start, 0)])
+    assert np.array_equal(pixels([cut]), pixels([told]))
+    with pytest.raises(ValueError, match="tokens, but the text encoder takes"):
+        drawing.denoising_errors(PICTURES[:1], [long], [0])

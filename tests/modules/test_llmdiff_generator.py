@@ -16,6 +16,7 @@ from torch import nn
 import src.cli  # noqa: F401  (registers the resolvers)
 from src.data.request import Request
 from src.modules.backbone import DiffusionBackbone
+from src.modules.blending import ConceptGenerator
 from src.modules.llm.language_model import LanguageModel
 from src.modules.llm.options import AdapterOptions, EncodingOptions
 from src.modules.llm_encoder import LLMEncoder
@@ -177,6 +178,39 @@ def test_noise_in_the_text_is_the_seeds(sd: DiffusionBackbone, encoder: LLMEncod
     pipeline = LLMDiffPipeline(sd.pipeline, made, encoder)
     with pytest.raises(ValueError, match="pass generators"):
         pipeline("a red dog", num_inference_steps=1, height=64, width=64)
+
+
+def test_at_the_start_denoising_errors_are_the_base_models_without_a_prompt(
+    backbone: DiffusionBackbone, encoder: LLMEncoder
+) -> None:
+    fresh = LLMDiffAdapter.for_backbone(backbone, encoder)
+    images, seeds = [Image.linear_gradient("L").resize((64, 64)), Image.new("RGB", (64, 64), "red")], [1, 2]
+    found = generator(backbone, encoder, adapter=fresh).denoising_errors(images, ["a red dog", "a blue cat"], seeds)
+    assert found == pytest.approx(ConceptGenerator(backbone).denoising_errors(images, ["", ""], seeds), rel=1e-3)
+    assert fresh.training, "measuring leaves an adapter in training as it was"
+
+
+def test_a_denoising_error_depends_on_image_caption_and_seed_alone(
+    backbone: DiffusionBackbone, encoder: LLMEncoder
+) -> None:
+    made = adapter(backbone, encoder, noise="always", phi_bias="mean")
+    drawing = generator(backbone, encoder, adapter=made)
+    images = [Image.linear_gradient("L").resize((64, 64)), Image.new("RGB", (80, 80), "red")] * 2
+    captions, seeds = ["a red dog", LONG, "a blue cat", "a red dog"], [1, 2, 1, 4]
+    before = {name: value.clone() for name, value in backbone.unet.state_dict().items()}
+    together = drawing.denoising_errors(images, captions, seeds)
+    assert together == drawing.denoising_errors(images, captions, seeds)
+    alone = [
+        generator(backbone, encoder, adapter=made, batch_size=1).denoising_errors([image], [caption], [seed])[0]
+        for image, caption, seed in zip(images, captions, seeds, strict=True)
+    ]
+    assert together == pytest.approx(alone, rel=1e-3)
+    assert abs(together[0] - together[2]) > 1e-6, "the caption matters"
+    half = generator(backbone, encoder, adapter=made, strength=0.5).denoising_errors(images[:1], captions[:1], [1])
+    assert abs(half[0] - together[0]) > 1e-6
+    assert all(torch.equal(value, before[name]) for name, value in backbone.unet.state_dict().items())
+    with pytest.raises(ValueError, match="tokens, but .* is to take at most 128"):
+        drawing.denoising_errors(images[:1], [2 * LONG], [0])
 
 
 def test_an_identity_names_what_changes_an_image(sd: DiffusionBackbone, encoder: LLMEncoder, llm: Path) -> None:

@@ -1,0 +1,123 @@
+"""Held-out scenes with captions that take more and more reading: short, long, attributes bound, relations, numbers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+
+from src.data.world.dataset import VALIDATION_START
+from src.data.world.long_captions import left_to_right, long_scene
+from src.data.world.scenes import Scene, attribute_scene, full_caption, sample_scene
+from src.data.world.vocabulary import Look
+
+LONG = 40
+"""Words of a long caption, at least."""
+STACKED = ("above", "below")
+SIDED = ("left of", "right of")
+OCCLUDING = ("behind", "in front of")
+BINDINGS = ("placed", "ordered", "excluded")
+"""Forms of long captions that name attributes apart from their objects."""
+
+
+@dataclass(frozen=True)
+class CaptionTest:
+    """A held-out photo and a caption that says noun, colour and pattern of every object in it.
+
+    Attributes:
+        kind: A key of ``KINDS``.
+        caption: Of this kind; no other test of the kind has it.
+        scene: The ground truth; no two of its objects share a colour, and none hides another.
+        placed: Whether the caption says which object is where.
+    """
+
+    kind: str
+    caption: str
+    scene: Scene
+    placed: bool
+
+    @property
+    def short(self) -> str:
+        """The plainest caption that says the same."""
+        return full_caption(self.scene)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the objects are one above the other, not side by side."""
+        return self.scene.relation in STACKED
+
+    @property
+    def looks(self) -> list[Look]:
+        """What is to be seen, from left to right or from top to bottom."""
+        scene = self.scene
+        ordered = sorted(scene.objects, key=lambda placed: placed.y) if self.stacked else left_to_right(scene)
+        return [placed.look for placed in ordered]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to ask for a scene.
+
+    Attributes:
+        draw: Seed to a scene.
+        fits: Whether the scene asks what this kind is about.
+        caption: Of the scene.
+        placed: Whether these captions say which object is where.
+    """
+
+    draw: Callable[[int], Scene]
+    fits: Callable[[Scene], bool]
+    caption: Callable[[Scene], str] = lambda scene: scene.caption
+    placed: bool = True
+
+
+def caption_tests(kinds: Sequence[str], number: int) -> list[CaptionTest]:
+    """The first held-out tests of each kind, kind by kind; no scene is in two kinds.
+
+    Raises:
+        ValueError: If a kind is unknown or repeated, or there is nothing to test.
+    """
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ValueError(f"unknown kind of captions {unknown[0]!r}; choose from {', '.join(KINDS)}")
+    if not kinds or len(set(kinds)) < len(kinds) or number < 1:
+        raise ValueError(f"need different kinds of captions and at least one of each, got {list(kinds)} and {number}")
+    return [test for kind in kinds for test in islice(_tests(kind), number)]
+
+
+def _tests(kind: str) -> Iterator[CaptionTest]:
+    chosen, met = KINDS[kind], set[str]()
+    for seed in count(VALIDATION_START + list(KINDS).index(kind), step=len(KINDS)):
+        scene = chosen.draw(seed)
+        caption = chosen.caption(scene)
+        if _can_be_read(scene) and chosen.fits(scene) and caption not in met:
+            met.add(caption)
+            yield CaptionTest(kind, caption, scene, chosen.placed)
+
+
+def _can_be_read(scene: Scene) -> bool:
+    """Whether everything shows, colours among it, and no two objects share theirs."""
+    colors = [placed.look.color for placed in scene.objects]
+    return scene.style == "photo" and scene.relation not in OCCLUDING and len(set(colors)) == len(colors)
+
+
+def _is_bound(scene: Scene) -> bool:
+    """Whether each noun has one place that the caption names; four in a row are too small to be read well."""
+    nouns = {placed.look.noun for placed in scene.objects}
+    return len(nouns) == len(scene.objects) <= 3 and scene.relation != "next to"
+
+
+KINDS = {
+    "short": Kind(attribute_scene, lambda scene: True),
+    "long": Kind(
+        lambda seed: long_scene(seed, "described"),
+        lambda scene: _is_bound(scene) and len(scene.caption.split()) >= LONG,
+    ),
+    "binding": Kind(lambda seed: long_scene(seed, BINDINGS[seed % len(BINDINGS)]), _is_bound),
+    "relation": Kind(lambda seed: sample_scene(seed, 2), _is_bound, full_caption),
+    "counting": Kind(
+        # Of two objects, captions of this form do not say how they stand; three and more stand in a row.
+        lambda seed: long_scene(seed, "counted"),
+        lambda scene: len(scene.objects) > 2,
+        placed=False,
+    ),
+}
+"""``short``: one object. ``long``: two or three, in 40 words or more. ``binding``: attributes apart from their objects.
+``relation``: two objects, one left of, right of, above or below the other. ``counting``: three or four, by number."""
