@@ -2,8 +2,9 @@
 
 An Infinity of the given size with random weights draws one image, guidance on, in turns: plain, with principal feature
 blending, with blending and structural attention correction, and as a naive pair of whole paths. Printed are ratios of
-the fastest rounds in time, in bytes of keys and values, and per scale the operations counted and how many of them ran
-in a second. Decoding is left out: it costs every arm the same.
+the fastest rounds in time, in bytes of keys and values, on a GPU the peak memory, and per scale the operations counted,
+how many of them ran in a second, and what share that is of a large matrix product's rate on the same machine. Decoding
+is left out: it costs every arm the same. Infinity-2B at 1024 x 1024: ``python -m benchmarks.style_cost 32 2048 1M 3``.
 """
 
 import sys
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from src.modules.principal_features import decay_weights
+from src.modules.principal_features import decay_weights, principal_features
 from src.modules.scale_ar.generation import Condition, Generation, OnScale, generate
 from src.modules.scale_ar.infinity import InfinityTransformer
 from src.modules.scale_ar.infinity_sampling import InfinityDraw
@@ -24,6 +25,8 @@ from src.modules.scale_ar.schedule import INFINITY_PREFIXES, ScaleSchedules, inf
 from src.modules.style_blending import StyleBlending
 
 BITS, TEXT_TOKENS, GUIDANCE = 32, 16, 3.0
+PRODUCT = {"cpu": 1024, "cuda": 8192}
+"""Side of the square matrices that tell the machine's rate."""
 
 
 @dataclass
@@ -49,6 +52,7 @@ class Arm:
     hooks: Callable[[], list[OnScale]]
     seconds: list[list[float]] = field(default_factory=list)
     nbytes: int = 0
+    peak_memory: int = 0
     operations: list[int] = field(default_factory=list)
 
 
@@ -57,15 +61,17 @@ class Setting:
 
     def __init__(self, depth: int, width: int, budget: str) -> None:
         torch.manual_seed(0)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        with torch.device(device):
-            self.transformer = InfinityTransformer(depth, width, max(4, width // 128), BITS).to(dtype)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        with torch.device(self.device):
+            transformer = InfinityTransformer(depth, width, max(4, width // 128), BITS)
+            self.transformer = transformer.in_precision(self.dtype)
             self.schedule = ScaleSchedules(infinity_grids(), INFINITY_PREFIXES).schedule("1.000", budget)
-            text = torch.randn(2, TEXT_TOKENS, self.transformer.config.text_channels, dtype=dtype)
-            style = torch.randn(1, 1, BITS, *self.schedule.grids[-1])
+            text = torch.randn(2, TEXT_TOKENS, self.transformer.config.text_channels, dtype=self.dtype)
+            feature = torch.randn(1, BITS, *self.schedule.grids[-1])
         self.condition = self.transformer.condition(text, None)
         weights = decay_weights(1.0, BITS)
+        style = principal_features(feature, weights)
         self.arms = {
             "plain": Arm(1, list),
             "blending": Arm(1, lambda: [StyleBlending(style, weights, correct_from=None)]),
@@ -82,7 +88,10 @@ class Setting:
 
     def measure(self, arm: Arm) -> None:
         """Time one image."""
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         clock = self.draw(arm)
+        arm.peak_memory = torch.cuda.max_memory_allocated() if self.device == "cuda" else 0
         arm.seconds.append([after - before for before, after in zip(clock.ends[:-1], clock.ends[1:], strict=True)])
         arm.nbytes = clock.nbytes
 
@@ -95,10 +104,50 @@ class Setting:
             generate(generation, [*arm.hooks(), lambda *_: counted.append(counter.get_total_flops())])
         arm.operations = [after - before for before, after in zip(counted[:-1], counted[1:], strict=True)]
 
+    def rate(self, rounds: int = 5) -> float:
+        """Operations in a second of a large matrix product, the fastest of some."""
+        side = PRODUCT[self.device]
+        matrix, seconds = torch.randn(side, side, device=self.device, dtype=self.dtype), []
+        for _ in range(rounds + 1):
+            begin = time.perf_counter()
+            matrix @ matrix
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begin)
+        return 2 * side**3 / min(seconds[1:])
+
 
 def fastest(arm: Arm) -> list[float]:
     """Seconds of each pass in the fastest round."""
     return min(arm.seconds, key=sum)
+
+
+def of_images(setting: Setting, title: str) -> Table:
+    """A row for each arm."""
+    plain = setting.arms["plain"]
+    columns = ("arm", "seconds", "time", "operations", "keys and values", "peak memory")
+    table = Table(*columns, title=f"{title}: ratios to plain")
+    for name, arm in setting.arms.items():
+        ratio = sum(fastest(arm)) / sum(fastest(plain))
+        operations = sum(arm.operations) / sum(plain.operations)
+        memory = f"{arm.peak_memory / 2**30:.1f} GiB" if arm.peak_memory else "-"
+        numbers = (f"{ratio:.2f}", f"{operations:.2f}", f"{arm.nbytes / plain.nbytes:.2f}")
+        table.add_row(name, f"{sum(fastest(arm)):.3f}", *numbers, memory)
+    return table
+
+
+def of_scales(setting: Setting) -> Table:
+    """A row for each scale and one for all: operations counted, how many ran in a second, and the share of the rate."""
+    rate, arms = setting.rate(), [setting.arms[name] for name in ("plain", "blending and correction")]
+    units = ("GFLOP", "GFLOP/s", "share")
+    headings = (f"{name}: {unit}" for name in ("plain", "styled") for unit in units)
+    table = Table("grid", *headings, title=f"shares of {rate / 1e9:.0f} GFLOP/s, a matrix product's")
+    scales = {f"{rows}x{columns}": slice(i, i + 1) for i, (rows, columns) in enumerate(setting.schedule.grids)}
+    for name, at in {**scales, "all": slice(None)}.items():
+        cells = [(sum(arm.operations[at]), sum(fastest(arm)[at])) for arm in arms]
+        texts = ((f"{n / 1e9:.2f}", f"{n / s / 1e9:.0f}", f"{n / s / rate:.0%}") for n, s in cells)
+        table.add_row(name, *(text for three in texts for text in three))
+    return table
 
 
 def main(depth: int = 8, width: int = 512, budget: str = "0.25M", rounds: int = 5) -> None:
@@ -110,22 +159,9 @@ def main(depth: int = 8, width: int = 512, budget: str = "0.25M", rounds: int = 
         for _ in range(rounds):
             for arm in setting.arms.values():
                 setting.measure(arm)
-    plain, title = setting.arms["plain"], f"Infinity, {depth} blocks, {width} wide, {budget}, {rounds} rounds"
-    table = Table("arm", "seconds", "time", "operations", "keys and values", title=f"{title}: ratios to plain")
-    for name, arm in setting.arms.items():
-        ratio = sum(fastest(arm)) / sum(fastest(plain))
-        operations = sum(arm.operations) / sum(plain.operations)
-        table.add_row(
-            name, f"{sum(fastest(arm)):.3f}", f"{ratio:.2f}", f"{operations:.2f}", f"{arm.nbytes / plain.nbytes:.2f}"
-        )
     console = Console()
-    console.print(table)
-    styled = setting.arms["blending and correction"]
-    table = Table("grid", *(f"{name}: {unit}" for name in ("plain", "styled") for unit in ("GFLOP", "GFLOP/s")))
-    for index, (rows, columns) in enumerate(setting.schedule.grids):
-        cells = [(arm.operations[index] / 1e9, fastest(arm)[index]) for arm in (plain, styled)]
-        table.add_row(f"{rows}x{columns}", *(text for g, s in cells for text in (f"{g:.2f}", f"{g / s:.0f}")))
-    console.print(table)
+    console.print(of_images(setting, f"Infinity, {depth} blocks, {width} wide, {budget}, {rounds} rounds"))
+    console.print(of_scales(setting))
 
 
 if __name__ == "__main__":

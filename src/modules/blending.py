@@ -12,6 +12,7 @@ from src.data.request import Request
 from src.modules.backbone import DiffusionBackbone, cross_attention_projections
 from src.modules.concept_bank import ConceptBank
 from src.modules.denoising_errors import denoising_errors
+from src.modules.device import usable_device
 from src.modules.latent_text import ProjectionCache, cached_projections, replace_rows
 from src.modules.text import concept_positions, tokenize
 
@@ -98,9 +99,10 @@ class ConceptGenerator:
         batch_size: Images at a time; does not change an image beyond rounding.
         resolution: Image side; None for the backbone's own.
         negative_prompt: For guidance.
+        device: Where to draw, as torch names it or ``auto``; None leaves the backbone where it is.
 
     Raises:
-        ValueError: If a bank does not fit the backbone.
+        ValueError: If a bank does not fit the backbone, or torch cannot use the device.
     """
 
     def __init__(
@@ -114,7 +116,10 @@ class ConceptGenerator:
         batch_size: int = 8,
         resolution: int | None = None,
         negative_prompt: str = "",
+        device: str | None = None,
     ) -> None:
+        if device is not None:
+            backbone.to(usable_device(device, "method.device"))
         self.backbone = backbone
         widths = {name: linear.out_features for name, linear in cross_attention_projections(backbone.unet).items()}
         self.banks = {}

@@ -13,6 +13,7 @@ from PIL import Image
 from src.data.request import Request
 from src.modules.backbone import DiffusionBackbone
 from src.modules.denoising_errors import denoising_errors
+from src.modules.device import usable_device
 from src.modules.llm.cache import EncodingCache
 from src.modules.llm.language_model import LanguageModel
 from src.modules.llm.options import EncodingOptions
@@ -63,9 +64,10 @@ class LLMDiffGenerator:
         batch_size: Images at a time; does not change an image beyond rounding.
         resolution: Image side; None for the backbone's own.
         negative_prompt: For guidance.
+        device: Where to draw, as torch names it or ``auto``; None leaves the backbone where it is.
 
     Raises:
-        ValueError: If the adapter does not fit the backbone or the language model.
+        ValueError: If the adapter does not fit the backbone or the language model, or torch cannot use the device.
     """
 
     def __init__(
@@ -79,7 +81,10 @@ class LLMDiffGenerator:
         batch_size: int = 8,
         resolution: int | None = None,
         negative_prompt: str = "",
+        device: str | None = None,
     ) -> None:
+        if device is not None:
+            backbone.to(usable_device(device, "method.device"))
         self.backbone, self.encoder = backbone, encoder
         self.adapter = adapter if isinstance(adapter, LLMDiffAdapter) else LLMDiffAdapter.load(adapter, backbone)
         encoder.language_model.to(backbone.device)

@@ -1,6 +1,8 @@
 """Principal feature blending: swap what dominates a feature map, keep the rest (arXiv 2507.04482, Eq. 5 and 6)."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,13 +38,31 @@ def top_weights(top_k: int, channels: int) -> Tensor:
     return (torch.arange(channels) < top_k).double()
 
 
-def singular_values(feature: Tensor) -> Tensor:
-    """Of each sample's channels x positions matrix, descending: ``(B, C, H, W) -> (B, C)``, float64."""
-    return torch.linalg.eigvalsh(_gram(feature)).flip(-1).clamp_min(0).sqrt()
+@dataclass(frozen=True)
+class PrincipalFeatures:
+    """Each sample of a batch with its singular directions weighted.
+
+    Attributes:
+        emphasised: ``U diag(weights) S V^T``, ``(B, C, H, W)``, of the feature's dtype.
+        singular_values: Of each sample's channels x positions matrix, descending, ``(B, C)``, float64.
+    """
+
+    emphasised: Tensor
+    singular_values: Tensor
+
+    @property
+    def gaps(self) -> Tensor:
+        """How far the second singular value lies below the first, relatively, ``(B,)``."""
+        return 1 - self.singular_values[:, 1] / self.singular_values[:, 0]
+
+    def spectrum(self, sample: int) -> dict[str, float | list[float]]:
+        """What to write down of one sample, without the digits that are rounding."""
+        values = [round(value, 6) for value in self.singular_values[sample].tolist()]
+        return {"singular_values": values, "gap": round(float(self.gaps[sample]), 6)}
 
 
-def emphasised(feature: Tensor, weights: Tensor) -> Tensor:
-    """Weight the singular directions of each sample: ``U diag(weights) S V^T``, shape and dtype as they came.
+def principal_features(feature: Tensor, weights: Tensor) -> PrincipalFeatures:
+    """Weight the singular directions of each sample.
 
     With ``U`` from the C x C Gram matrix this is ``(U diag(weights) U^T) X``: no decomposition of the long side. The
     Gram matrix squares the condition number, so it is formed and decomposed in float64, on the CPU, where every
@@ -52,18 +72,22 @@ def emphasised(feature: Tensor, weights: Tensor) -> Tensor:
         feature: ``(B, C, H, W)``; positions are not centred.
         weights: ``(C,)``, dominant direction first.
     """
-    _, descending = torch.linalg.eigh(_gram(feature))
-    basis = descending.flip(-1)
+    exact = feature.detach().flatten(2).cpu().double()
+    squares, ascending = torch.linalg.eigh(exact @ exact.mT)
+    basis = ascending.flip(-1)
     projection = (basis * weights.to(basis)) @ basis.mT
     flat = feature.float().flatten(2)
-    return (projection.to(flat) @ flat).view_as(feature).to(feature.dtype)
+    emphasised = (projection.to(flat) @ flat).view_as(feature).to(feature.dtype)
+    return PrincipalFeatures(emphasised, squares.flip(-1).clamp_min(0).sqrt())
 
 
-def _gram(feature: Tensor) -> Tensor:
-    flat = feature.detach().flatten(2).cpu().double()
-    return flat @ flat.mT
+def joined(parts: Sequence[PrincipalFeatures]) -> PrincipalFeatures:
+    """The samples of several batches as one."""
+    return PrincipalFeatures(
+        torch.cat([part.emphasised for part in parts]), torch.cat([part.singular_values for part in parts])
+    )
 
 
-def blended_features(generated: Tensor, style: Tensor, weights: Tensor) -> Tensor:
-    """``Phi(style) + generated - Phi(generated)``, all ``(B, C, H, W)``."""
-    return emphasised(style, weights) + generated - emphasised(generated, weights)
+def blended_features(generated: Tensor, own: PrincipalFeatures, style: PrincipalFeatures) -> Tensor:
+    """``Phi(style) + generated - Phi(generated)``, ``(B, C, H, W)``; ``own`` are those of ``generated``."""
+    return style.emphasised.to(generated) + generated - own.emphasised

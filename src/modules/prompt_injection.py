@@ -9,7 +9,9 @@ from PIL import Image
 
 from src.data.request import TEXT, Request
 from src.modules.sampled_fingerprint import sampled_fingerprint
+from src.modules.scale_ar.call_settings import CallSettings
 from src.modules.scale_ar.generation import Condition, Generation
+from src.modules.scale_ar.pipeline_call import check_names
 
 BASE, INJECTED = "base", "injected"
 
@@ -20,7 +22,10 @@ class PromptInjection:
     Args:
         at: The pass, counted from 0. For the first pass the first half of the batch must be the injected prompts and
             the second half the base prompts, for any other the other way round; the second half is dropped.
-        routes: Names of the condition's tensors that change; None for all.
+        routes: Names of the condition's tensors that change, ``mask`` with the keys; None for all.
+
+    Raises:
+        ValueError: When the pass begins, if the condition has no such tensor.
     """
 
     def __init__(self, at: int, routes: Sequence[str] | None = None) -> None:
@@ -37,7 +42,10 @@ class PromptInjection:
         generation.condition = self._mixed() if scale_index + 1 == self.at else self.base
 
     def _mixed(self) -> Condition:
-        return Condition(self.base | {name: self.injected[name] for name in self.routes or self.injected})
+        check_names("method.routes", self.routes or (), self.injected)
+        # Which keys are padding is known with the keys.
+        routes = {*(self.routes or self.injected)} | ({"mask"} if "keys" in (self.routes or ()) else set())
+        return Condition(self.base | {name: self.injected[name] for name in routes & self.injected.keys()})
 
 
 class InjectionGenerator:
@@ -47,11 +55,11 @@ class InjectionGenerator:
         backbone: An ``InfinityPipeline`` or a ``SwittiPipeline``; it stays as it is.
         inject_at: The pass, counted from 0; ``base`` for none, ``injected`` for all.
         routes: See ``PromptInjection``. The first pass is told everything.
-        sampling: What else the pipeline is called with.
+        sampling: What else the pipeline is called with; None is the model's own.
         batch_size: Images at a time.
 
     Raises:
-        ValueError: If there is no such pass.
+        ValueError: If there is no such pass, or an option is impossible.
     """
 
     def __init__(
@@ -68,7 +76,9 @@ class InjectionGenerator:
                 f"{INJECTED} for all"
             )
         self.backbone, self.inject_at, self.routes = backbone, inject_at, routes
-        self.sampling, self.batch_size = sampling or {}, batch_size
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; give 1 or more")
+        self.settings, self.batch_size = CallSettings(backbone, sampling or {}), batch_size
         self.fingerprint = sampled_fingerprint(backbone.components.values())
         backbone.set_progress_bar_config(disable=True)
 
@@ -76,7 +86,7 @@ class InjectionGenerator:
         """What an image depends on beside text, seed and reference; what only a reference changes is told apart."""
         return {
             "backbone": f"{self.fingerprint} {self.backbone.transformer.dtype}",
-            "sampling": " ".join(f"{key}={value}" for key, value in sorted(self.sampling.items())),
+            "sampling": str(self.settings),
             "reference.injection": f"{self.inject_at} {self.routes}",
         }
 
@@ -101,4 +111,6 @@ class InjectionGenerator:
             prompts = injected + base if self.inject_at == 0 else base + injected
             seeds, hooks = seeds + seeds, [PromptInjection(self.inject_at, self.routes)]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return self.backbone(prompts, generator=generators, callback_on_scale_end=hooks, **self.sampling).images
+        return self.backbone(
+            prompts, generator=generators, callback_on_scale_end=hooks, **self.settings.arguments
+        ).images

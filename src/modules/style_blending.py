@@ -1,11 +1,12 @@
 """The style of references in a scale-wise generation: a hook for the pipelines (arXiv 2507.04482, Algorithm 1)."""
 
+import json
 import logging
 
 import torch
 from torch import Tensor
 
-from src.modules.principal_features import blended_features, singular_values
+from src.modules.principal_features import PrincipalFeatures, blended_features, principal_features
 from src.modules.scale_ar.generation import Generation
 
 _log = logging.getLogger(__name__)
@@ -21,10 +22,10 @@ class StyleBlending:
     keys; its own image is not drawn to the end.
 
     Args:
-        style: Running sum of each image's styles after ``blend_after`` scales, ``(images, styles, C, H, W)``, or
-            ``(1, styles, C, H, W)`` for all images alike. None takes the second half of the batch as the styles of the
-            first: they are drawn along until then, and dropped.
-        weights: Of the singular directions, ``(C,)``; None blends nothing.
+        style: Of the running sums of each image's styles after ``blend_after`` scales, all styles of one image beside
+            each other. None takes the second half of the batch as the styles of the first: they are drawn along until
+            then, and dropped.
+        weights: Of the singular directions, ``(C,)``; zeros blend nothing.
         blend_after: Number of scales.
         correct_from: First pass, counted from 0, with structural attention correction; None for none.
         shared_noise: Whether all paths of an image draw with the same noise.
@@ -32,15 +33,15 @@ class StyleBlending:
 
     def __init__(
         self,
-        style: Tensor | None,
-        weights: Tensor | None,
+        style: PrincipalFeatures | None,
+        weights: Tensor,
         blend_after: int = 3,
         correct_from: int | None = 3,
         shared_noise: bool = True,
     ) -> None:
         self.style, self.weights = style, weights
         self.blend_after, self.correct_from, self.shared_noise = blend_after, correct_from, shared_noise
-        self.spectra: dict[str, Tensor] = {}
+        self.spectra: dict[str, PrincipalFeatures] = {}
 
     def __call__(self, scale_index: int, generation: Generation) -> None:
         """Act where it is time to."""
@@ -51,39 +52,43 @@ class StyleBlending:
         if scale_index == generation.model.num_scales - 1:
             self._drop_content(generation)
 
+    def records(self) -> list[str]:
+        """Of each image that is drawn, the spectra of what was blended, as JSON."""
+        numbers = range(len(self.spectra["generated"].gaps))
+        return [
+            json.dumps({name: features.spectrum(number) for name, features in self.spectra.items()})
+            for number in numbers
+        ]
+
     def _blend(self, generation: Generation) -> None:
         style = self._styles(generation)
-        styles = style.shape[1]
+        styles = len(style.emphasised) // generation.images
         content = int(self.correct_from is not None)
         if content + styles > 1:
             generation.fork(content + styles, self.correct_from == self.blend_after, self.shared_noise)
-        if self.weights is None:
-            return
         paths = generation.feature.unflatten(0, (generation.images, -1))
-        generated, wanted = (
-            paths[:, content:].flatten(0, 1),
-            style.expand(generation.images, *style.shape[1:]).flatten(0, 1),
-        )
-        self._record(generated=generated, style=wanted)
-        blended = blended_features(generated, wanted.to(generated), self.weights)
-        generation.feature = torch.cat([paths[:, :content], blended.unflatten(0, (-1, styles))], dim=1).flatten(0, 1)
+        generated = paths[:, content:].flatten(0, 1)
+        own = principal_features(generated, self.weights)
+        self._record(generated=own, style=style)
+        blended = blended_features(generated, own, style).unflatten(0, (-1, styles))
+        generation.feature = torch.cat([paths[:, :content], blended], dim=1).flatten(0, 1)
 
-    def _styles(self, generation: Generation) -> Tensor:
+    def _styles(self, generation: Generation) -> PrincipalFeatures:
         if self.style is not None:
             return self.style
         number = generation.images // 2
-        style = generation.feature[number:, None]
+        feature = generation.feature[number:]
         generation.keep_images(number)
-        return style
+        return principal_features(feature, self.weights)
 
     def _drop_content(self, generation: Generation) -> None:
         if self.correct_from is not None and len(generation.feature) == generation.paths:
             generation.feature = generation.feature.unflatten(0, (generation.images, -1))[:, 1:].flatten(0, 1)
 
-    def _record(self, **features: Tensor) -> None:
-        self.spectra = {name: singular_values(feature) for name, feature in features.items()}
-        for name, values in self.spectra.items():
-            gap = float((1 - values[:, 1] / values[:, 0]).min())
+    def _record(self, **spectra: PrincipalFeatures) -> None:
+        self.spectra = spectra
+        for name, features in spectra.items():
+            gap = float(features.gaps.min())
             if gap < SMALL_GAP:
                 _log.warning(
                     "the two largest components of the %s feature are equal within %.1e: which one dominates is chance",

@@ -7,19 +7,21 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from torch import Tensor
 
 from src.data.images import content_hash, load_image
 from src.data.request import TEXT, Request
-from src.modules.principal_features import decay_weights, top_weights
+from src.modules.principal_features import PrincipalFeatures, decay_weights, joined, principal_features, top_weights
 from src.modules.sampled_fingerprint import sampled_fingerprint
+from src.modules.scale_ar.call_settings import CallSettings
 from src.modules.style_blending import StyleBlending, check_steps
 
 NOISES = ("shared", "independent")
+SPECTRA = "spectra"
+"""What an image that was drawn in a style calls, in its ``info``, the singular values that were blended."""
 
 
 class StyleGenerator:
-    """Draws each request in the style of its reference: an image, words, or none.
+    """Draws each request in the style of its reference: an image, words, or none; ``info`` of images tells spectra.
 
     All styles of one prompt and seed are drawn in one batch and share its content path.
 
@@ -33,7 +35,7 @@ class StyleGenerator:
         blend_after: Number of scales after which features are blended.
         correct_from: First pass, counted from 0, that is corrected; None for the first after blending.
         noise: ``shared`` draws the paths of an image with the same noise, ``independent`` does not.
-        sampling: What else the pipeline is called with, such as ``guidance_scale``.
+        sampling: What else the pipeline is called with, such as ``guidance_scale``; None is the model's own.
         batch_size: Prompts at a time; with correction a prompt with one style is two paths.
 
     Raises:
@@ -55,25 +57,29 @@ class StyleGenerator:
     ) -> None:
         if noise not in NOISES:
             raise ValueError(f"noise is {noise!r}; choose one of {', '.join(NOISES)}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; give 1 or more")
         self.backbone, self.batch_size, self.noise = backbone, batch_size, noise
         backbone.set_progress_bar_config(disable=True)
         channels = backbone.vae.config.latent_channels
         weights = decay_weights(alpha, channels) if top_k is None else top_weights(top_k, channels)
-        self.weights = weights if blend else None
-        self.correct_from = (correct_from or blend_after) if correct else None
-        self.blend_after, self.sampling = blend_after, sampling or {}
-        self.size = {side: self.sampling[side] for side in ("height", "width") if side in self.sampling}
+        self.weights = weights if blend else torch.zeros_like(weights)
+        first_corrected = blend_after if correct_from is None else correct_from
+        self.blend_after, self.correct_from = blend_after, first_corrected if correct else None
+        self.settings = CallSettings(backbone, sampling or {})
+        given = self.settings.arguments
+        self.size = {side: given[side] for side in ("height", "width") if side in given}
         num_scales = len(backbone.schedule(**self.size).grids) if self.size else backbone.num_scales
         check_steps(blend_after, self.correct_from, num_scales)
         self.fingerprint = sampled_fingerprint(backbone.components.values())
-        self._features: dict[str, Tensor] = {}
+        self._features: dict[str, PrincipalFeatures] = {}
 
     def identity(self, prompt: str | None = None) -> dict[str, str]:
         """What an image depends on beside text, seed and reference; what only a style changes is told apart."""
-        weights = None if self.weights is None else [float(f"{weight:.6g}") for weight in self.weights]
+        weights = [float(f"{weight:.6g}") for weight in self.weights] if self.weights.any() else None
         return {
             "backbone": f"{self.fingerprint} {self.backbone.transformer.dtype}",
-            "sampling": " ".join(f"{key}={value}" for key, value in sorted(self.sampling.items())),
+            "sampling": str(self.settings),
             "reference.style": f"{weights} {self.blend_after} {self.correct_from} {self.noise}",
         }
 
@@ -94,10 +100,11 @@ class StyleGenerator:
             for start in range(0, len(jobs), self.batch_size):
                 yield [request for job in jobs[start : start + self.batch_size] for request in job]
 
-    def _place(self, request: Request) -> tuple[str, int, str, str | None]:
+    def _place(self, request: Request) -> tuple[str, int, str, bool, str | None]:
         """Equal for requests that share a content path: words have a path of their own beside it, images do not."""
         alone = self.noise == "independent" or _kind(request) == "text"
-        return request.prompt, request.seed, _kind(request), request.reference if alone else None
+        reference = request.reference if alone else None
+        return request.prompt, request.seed, _kind(request), request.truncate, reference
 
     def _draw(self, requests: Sequence[Request]) -> list[Image.Image]:
         places = list(dict.fromkeys(self._place(request) for request in requests))
@@ -105,21 +112,24 @@ class StyleGenerator:
         kind = _kind(requests[0])
         style = None
         if kind == "image":
-            features = torch.cat([self.style_feature(str(request.reference)) for request in requests])
-            style = features.unflatten(0, (len(places), -1))
+            style = joined([self.style_features(str(request.reference)) for request in requests])
         elif kind == "text":
             prompts += [str(request.reference).removeprefix(TEXT) for request in requests]
             seeds += seeds
         hook = StyleBlending(style, self.weights, self.blend_after, self.correct_from, self.noise == "shared")
-        return self.backbone(
+        images = self.backbone(
             prompts,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             callback_on_scale_end=[] if kind == "plain" else [hook],
-            **self.sampling,
+            **self.settings.arguments | ({"truncate": True} if requests[0].truncate else {}),
         ).images
+        if kind != "plain":
+            for image, record in zip(images, hook.records(), strict=True):
+                image.info[SPECTRA] = record
+        return images
 
-    def style_feature(self, path: str) -> Tensor:
-        """Running sum of a style image's codes after ``blend_after`` scales, ``(1, C, H, W)``; encoded once.
+    def style_features(self, path: str) -> PrincipalFeatures:
+        """Of the running sum of a style image's codes after ``blend_after`` scales, one row; made once.
 
         Raises:
             ValueError: If there is no such image.
@@ -127,7 +137,8 @@ class StyleGenerator:
         image = load_image(path)
         key = content_hash(image)
         if key not in self._features:
-            self._features[key] = self.backbone.encode_image([image], self.blend_after, **self.size)
+            feature = self.backbone.encode_image([image], self.blend_after, **self.size)
+            self._features[key] = principal_features(feature, self.weights)
         return self._features[key]
 
 
@@ -137,5 +148,5 @@ def _kind(request: Request) -> str:
     return "text" if request.reference.startswith(TEXT) else "image"
 
 
-def _shape(job: Sequence[Request]) -> tuple[str, int]:
-    return _kind(job[0]), len(job)
+def _shape(job: Sequence[Request]) -> tuple[str, bool, int]:
+    return _kind(job[0]), job[0].truncate, len(job)

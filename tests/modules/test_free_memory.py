@@ -1,13 +1,18 @@
 """What does not fit is refused before it is tried."""
 
+from pathlib import Path
+from types import ModuleType
+
 import psutil
 import pytest
 import torch
 
 from src.modules.free_memory import free_memory, room_or_raise
 from src.modules.scale_ar.cache import KeyValueCache
+from tests.modules.scale_ar import tiny_infinity, tiny_switti
 
 CPU = torch.device("cpu")
+USES_ALL_SCALES = {tiny_infinity: {}, tiny_switti: {"use_ar": True}}
 
 
 def test_free_memory_lies_between_nothing_and_all() -> None:
@@ -20,11 +25,13 @@ def test_what_fits_passes_and_what_does_not_is_said() -> None:
         room_or_raise(2**50, CPU, "a pile", "take less")
 
 
-def test_a_cache_is_refused_before_its_buffers_are_made() -> None:
-    cache, rows = KeyValueCache(num_blocks=32, capacity=10**11), torch.ones(2, 4, 1, 8)
-    with pytest.raises(ValueError, match="keys and values of 2 rows would take .* draw fewer images at a time"):
-        cache.attend(0, rows, rows, rows, 1.0)
-    assert cache.nbytes == 0
+@pytest.mark.parametrize("tiny", [tiny_infinity, tiny_switti])
+def test_a_batch_is_refused_before_its_text_is_read(tiny: ModuleType, tmp_path: Path) -> None:
+    pipeline, read = tiny.tiny_pipeline(tmp_path, **USES_ALL_SCALES[tiny]), []
+    pipeline.text_encoder.register_forward_hook(lambda module, inputs, output: read.append(output))
+    with pytest.raises(ValueError, match="keys and values of 1000000000000 images would take .* draw fewer images"):
+        pipeline("a dog", num_images_per_prompt=10**12)
+    assert not read
 
 
 def test_a_fork_is_refused_before_its_buffers_are_made() -> None:

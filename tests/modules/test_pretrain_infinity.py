@@ -13,7 +13,7 @@ from src.data.world.linear_code import LinearCode
 from src.data.world.scenes import full_caption, sample_scene
 from src.data.world.t5_words import write_t5_tokenizer
 from src.data.world.words import words
-from src.modules.pretrain.averaged import AveragedModule
+from src.modules.averaged import AveragedModule
 from src.modules.pretrain.bsq_tokenizer import BSQTokenizerPretraining
 from src.modules.pretrain.scale_wise import ScaleWisePretraining
 from src.modules.scale_ar.infinity_pipeline import InfinityPipeline

@@ -71,6 +71,9 @@ def test_one_route_alone_can_change(backbone) -> None:
     mixed = hook._mixed()
     assert torch.equal(mixed["keys"], hook.injected["keys"])
     assert torch.equal(mixed["values"], hook.base["values"])
+    assert torch.equal(mixed["mask"], hook.injected["mask"])
+    with pytest.raises(ValueError, match=r"method\.routes has no 'key'; choose among"):
+        injected(backbone, 1, routes=["key"])
 
 
 def test_an_image_does_not_depend_on_the_batch(backbone) -> None:
@@ -82,6 +85,10 @@ def test_an_image_does_not_depend_on_the_batch(backbone) -> None:
 def test_what_cannot_be_injected_is_said(backbone) -> None:
     with pytest.raises(ValueError, match="a pass from 0 to 3, base for none or injected for all"):
         InjectionGenerator(backbone, 4)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        InjectionGenerator(backbone, 1, batch_size=0)
+    with pytest.raises(ValueError, match=r"method\.sampling has no 'cfg'"):
+        InjectionGenerator(backbone, 1, sampling={"cfg": 2.0})
     with pytest.raises(ValueError, match="needs words to inject"):
         InjectionGenerator(backbone, 1).sample([Request("a dog", 0)])
 

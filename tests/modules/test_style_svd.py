@@ -1,5 +1,6 @@
 """The style generator on real models at tiny size: what must not change does not, what must change does."""
 
+import json
 import logging
 import math
 from pathlib import Path
@@ -11,8 +12,9 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from src.data.request import Request
+from src.modules.principal_features import decay_weights, principal_features
 from src.modules.style_blending import StyleBlending
-from src.modules.style_svd import StyleGenerator
+from src.modules.style_svd import SPECTRA, StyleGenerator
 from tests.modules.scale_ar import tiny_infinity, tiny_switti
 
 PIPELINES = {
@@ -92,6 +94,82 @@ def test_words_are_a_style_too(backbone) -> None:
     assert np.abs(pixels(generator(backbone).sample(own)) - plain).max() <= 1
 
 
+def test_prompts_in_styles_are_one_call_for_each_kind_of_style(backbone, styles, monkeypatch) -> None:
+    calls, call, drawing = [], type(backbone).__call__, generator(backbone)
+
+    def counted(pipeline: DiffusionPipeline, prompts: list[str], **arguments):
+        calls.append(len(prompts))
+        return call(pipeline, prompts, **arguments)
+
+    monkeypatch.setattr(type(backbone), "__call__", counted)
+    requests = [*styled(PLAIN, styles[0]), *styled(PLAIN, styles[1]), *styled(PLAIN, "text:a blue house")]
+    assert len(drawing.sample(requests)) == 6
+    # Two prompts with two styles each share two content paths; words are drawn along as prompts of their own.
+    assert sorted(calls) == [2, 4]
+
+
+def test_a_style_image_is_encoded_and_decomposed_once_whatever_its_file(backbone, styles, tmp_path) -> None:
+    seen = []
+    backbone.vae.encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    Image.open(styles[0]).save(tmp_path / "copy.bmp")
+    drawing = generator(backbone)
+    drawing.sample(styled(PLAIN, styles[0]))
+    drawing.sample(styled(PLAIN, str(tmp_path / "copy.bmp")))
+    assert seen == [1]
+    assert drawing.style_features(styles[0]) is drawing.style_features(str(tmp_path / "copy.bmp"))
+
+
+@pytest.mark.parametrize("reference", ["image", "text:a blue house"])
+def test_images_tell_the_spectra_that_were_blended(backbone, styles, reference) -> None:
+    drawing, path = generator(backbone), styles[0] if reference == "image" else reference
+    drawn = drawing.sample([*PLAIN, *styled(PLAIN, path)])
+    assert not any(SPECTRA in image.info for image in drawn[:2])
+    told = [json.loads(image.info[SPECTRA]) for image in drawn[2:]]
+    for each in told:
+        assert each.keys() == {"generated", "style"}
+        for spectrum in each.values():
+            values = spectrum["singular_values"]
+            assert len(values) == 4 and values == sorted(values, reverse=True)
+            assert spectrum["gap"] == pytest.approx(1 - values[1] / values[0], abs=1e-5)
+    assert told[0]["generated"] != told[1]["generated"]
+    if reference == "image":
+        assert told[0]["style"] == told[1]["style"] == drawing.style_features(path).spectrum(0)
+
+
+def test_settings_that_are_left_open_are_the_models_own(backbone) -> None:
+    own = backbone.sampling["guidance_scale"]
+    left_open, given = (generator(backbone, sampling={"guidance_scale": scale}) for scale in (None, own))
+    assert left_open.identity() == given.identity()
+    assert left_open.identity()["sampling"] == f"guidance_scale={own}"
+    assert np.array_equal(pixels(left_open.sample(PLAIN)), pixels(given.sample(PLAIN)))
+
+
+def test_prompts_are_cut_on_request_only(backbone) -> None:
+    long = "a red dog on the grass " * 20
+    drawing = generator(backbone)
+    with pytest.raises(ValueError, match="or give truncate=True"):
+        drawing.sample([*PLAIN, Request(long, 0)])
+    cut, short = drawing.sample([Request(long, 0, truncate=True), PLAIN[0]])
+    asked = generator(backbone, sampling={**SAMPLING, "truncate": True}).sample([Request(long, 0)])[0]
+    assert np.array_equal(pixels([cut]), pixels([asked]))
+    assert np.abs(pixels([short]) - pixels(drawing.sample(PLAIN[:1]))).max() <= 1
+
+
+def test_patches_of_cells_are_blended_in_cells(tmp_path, styles) -> None:
+    backbone = tiny_infinity.tiny_pipeline(
+        tmp_path,
+        transformer=tiny_infinity.tiny_transformer(patchify=True, token_bits=12),
+        vae=tiny_switti.shaken(tiny_infinity.tiny_vae(latent_channels=3), 1.0),
+    )
+    drawing = generator(backbone)
+    assert drawing.style_features(styles[0]).emphasised.shape == (1, 3, 8, 8)
+    plain, drawn = (pixels(drawing.sample(requests)) for requests in (PLAIN, styled(PLAIN, styles[0])))
+    assert drawn.shape == (2, 16, 16, 3)
+    assert (drawn != plain).any(axis=(1, 2, 3)).all()
+    corrected = pixels(generator(backbone, blend=False).sample(styled(PLAIN, styles[0])))
+    assert np.abs(corrected - plain).max() <= 1
+
+
 def test_correction_starts_right_after_blending_by_default(backbone) -> None:
     assert generator(backbone).identity() == generator(backbone, correct_from=2).identity()
     assert generator(backbone).correct_from == 2
@@ -122,9 +200,9 @@ def test_the_identity_names_what_changes_images_and_nothing_else(backbone) -> No
 
 
 def test_equal_singular_values_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    hook = StyleBlending(None, None)
+    hook = StyleBlending(None, decay_weights(1.0, 4))
     with caplog.at_level(logging.WARNING):
-        hook._record(style=torch.eye(4).reshape(1, 4, 2, 2))
+        hook._record(style=principal_features(torch.eye(4).reshape(1, 4, 2, 2), hook.weights))
     assert "which one dominates is chance" in caplog.text
 
 
@@ -135,9 +213,13 @@ def test_equal_singular_values_are_warned_of(caplog: pytest.LogCaptureFixture) -
         ({"alpha": math.nan}, "alpha is nan"),
         ({"top_k": 9}, "from 1 to 4"),
         ({"blend_after": 4}, "draws 4 scales, so give 1 to 3"),
+        ({"correct_from": 0}, "correct_from is 0; give a pass from 2"),
         ({"correct_from": 1}, "give a pass from 2"),
         ({"correct_from": 4}, "to 3, or null"),
         ({"noise": "same"}, "choose one of shared, independent"),
+        ({"batch_size": 0}, "batch_size is 0; give 1 or more"),
+        ({"sampling": {"guidance": 2.0}}, r"method\.sampling has no 'guidance'; choose among negative_prompt, "),
+        ({"sampling": {"num_images_per_prompt": 2}}, "has no 'num_images_per_prompt'"),
     ],
 )
 def test_impossible_options_are_said(backbone, options, message) -> None:

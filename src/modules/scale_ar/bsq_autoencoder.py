@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, silu
 
 from src.modules.scale_ar.exact_parts import PartlyExact
+from src.modules.scale_ar.tiles import TiledDecoding
 
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
@@ -108,7 +109,7 @@ class Decoder(nn.Module):
         return self.conv_out(silu(self.norm_out(hidden)))
 
 
-class BSQTokenizer(PartlyExact, ModelMixin, ConfigMixin):
+class BSQTokenizer(TiledDecoding, PartlyExact, ModelMixin, ConfigMixin):
     """Images to features that ``bsq.quantise`` turns into bits, and sums of codes back to images.
 
     The encoder stays in float32 when the tokenizer is loaded in half precision: bits are signs, and rounding would
@@ -148,50 +149,14 @@ class BSQTokenizer(PartlyExact, ModelMixin, ConfigMixin):
         widths = [base_channels * multiplier for multiplier in channel_multipliers]
         self.encoder = Encoder(latent_channels, widths, layers_per_block, norm_num_groups, halvings)
         self.decoder = Decoder(latent_channels, widths, layers_per_block + 1, norm_num_groups, halvings)
-        self.tile: tuple[int, int] | None = None
 
+    @apply_forward_hook
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Images ``(B, 3, H s, W s)`` in [-1, 1] to float32 features ``(B, d, H, W)``."""
         return self.encoder(pixel_values.to(self.encoder.conv_in.weight)).float()
 
+    @apply_forward_hook
     def decode(self, feature: Tensor) -> Tensor:
         """Sums of codes ``(B, d, H, W)`` to float32 images in [-1, 1]."""
         feature = feature.to(self.decoder.conv_in.weight)
-        decoded = self.decoder(feature) if self.tile is None else self._decode_tiles(feature, *self.tile)
-        return decoded.float().clamp(-1, 1)
-
-    def enable_tiling(self, size: int = 32, overlap: int = 8) -> None:
-        """Decode in overlapping squares of ``size`` cells, for little memory; group norms then see one square only.
-
-        Raises:
-            ValueError: If squares would not advance.
-        """
-        if not 0 <= overlap < size:
-            raise ValueError(f"tiles of {size} cells overlap by {overlap}; give an overlap from 0 to {size - 1}")
-        self.tile = (size, overlap)
-
-    def disable_tiling(self) -> None:
-        """Decode whole images again."""
-        self.tile = None
-
-    def _decode_tiles(self, feature: Tensor, size: int, overlap: int) -> Tensor:
-        patch, (rows, columns) = self.config.patch_size, feature.shape[-2:]
-        total = feature.new_zeros(len(feature), 3, rows * patch, columns * patch)
-        weights = feature.new_zeros(rows * patch, columns * patch)
-        for top in _starts(rows, size, overlap):
-            for left in _starts(columns, size, overlap):
-                tile = self.decoder(feature[..., top : top + size, left : left + size])
-                ramp = torch.outer(*(_ramp(side, overlap * patch, tile) for side in tile.shape[-2:]))
-                window = (..., slice(top * patch, (top + size) * patch), slice(left * patch, (left + size) * patch))
-                total[window] += tile * ramp
-                weights[window] += ramp
-        return total / weights
-
-
-def _starts(length: int, size: int, overlap: int) -> list[int]:
-    return sorted({min(start, max(length - size, 0)) for start in range(0, max(length - overlap, 1), size - overlap)})
-
-
-def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
-    steps = torch.arange(1, length + 1, device=like.device, dtype=like.dtype)
-    return torch.minimum(steps, steps.flip(0)).clamp(max=overlap + 1)
+        return self.decoded(self.decoder, feature, self.config.patch_size).float().clamp(-1, 1)

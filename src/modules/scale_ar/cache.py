@@ -63,8 +63,6 @@ class KeyValueCache:
         kept_keys, kept_values = self.keys[block], self.values[block]
         if kept_keys is None or kept_values is None:
             owners, heads, _, width = keys.shape
-            if not any(self.lengths):
-                self._check_room(keys, 1 + self.streams)
             kept_keys = keys.new_empty(owners, heads, self.capacity, width)
             kept_values = values.new_empty(owners, heads, self.capacity, self.streams, width)
             self.keys[block], self.values[block] = kept_keys, kept_values

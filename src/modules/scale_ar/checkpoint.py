@@ -25,10 +25,13 @@ def read_weights(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"{path} is damaged, cut short, or no file of weights; fetch it again ({reason})") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} holds a {type(stored).__name__}; give a file of tensors by their names")
+    return stored
 
 
 def _read_shards(folder: Path) -> dict[str, Any]:

@@ -30,7 +30,8 @@ class Quantised:
 class ResidualCodebook(nn.Module):
     """One table of codes for all scales, and four convolutions (phi) that scales of similar size share.
 
-    Everything is computed in float32, whatever the weights: running sums add up many small corrections.
+    Everything is computed in float32, whatever the weights: running sums add up many small corrections. And it is
+    computed where the codes are: the table is asked for at every scale, when a tokenizer may wait in main memory.
 
     Args:
         num_codes: Rows of the table.
@@ -46,7 +47,7 @@ class ResidualCodebook(nn.Module):
 
     def codes(self, weights: Tensor) -> Tensor:
         """Rows of the table, ``(B, n * n) -> (B, d, n, n)``; or, of probabilities ``(B, n * n, V)``, their mean."""
-        table = self.embedding.weight.float()
+        table = self.embedding.weight.to(weights.device, torch.float32)
         rows = weights @ table if weights.is_floating_point() else table[weights]
         return rows.mT.unflatten(-1, (round(rows.shape[1] ** 0.5), -1))
 
@@ -60,7 +61,7 @@ class ResidualCodebook(nn.Module):
         if codes.shape[-1] != side:
             codes = interpolate(codes, size=(side, side), mode="bicubic", align_corners=False)
         weight, bias = self.phi[phi_index(scale_index, num_scales, len(self.phi))].parameters()
-        smoothed = conv2d(codes, weight.float(), bias.float(), padding=1)
+        smoothed = conv2d(codes, weight.to(codes), bias.to(codes), padding=1)
         return torch.lerp(codes, smoothed, self.smoothing)
 
     def forward(self, features: Tensor, sides: Sequence[int], num_scales: int | None = None) -> Quantised:

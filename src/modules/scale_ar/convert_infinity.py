@@ -15,6 +15,7 @@ from src.modules.scale_ar.bsq_autoencoder import BSQTokenizer
 from src.modules.scale_ar.checkpoint import filled, read_weights
 from src.modules.scale_ar.infinity import InfinityTransformer
 from src.modules.scale_ar.infinity_pipeline import InfinityPipeline
+from src.modules.scale_ar.placement import Placement
 
 RENAMED = (
     (r"^cfg_uncond$", "unconditional"),
@@ -43,7 +44,13 @@ WRAPPER = r"(\.(conv|norm))+\.(weight|bias)$"
 
 
 def load_pipeline(
-    transformer: str, vae: str, text_encoder: str, dtype: str = "bfloat16", ema: bool = False
+    transformer: str,
+    vae: str,
+    text_encoder: str,
+    dtype: str = "bfloat16",
+    ema: bool = False,
+    sampling: Mapping[str, Any] | None = None,
+    placement: Placement | None = None,
 ) -> InfinityPipeline:
     """Load the published parts; ``save_pretrained`` of the result writes a folder in diffusers' layout.
 
@@ -53,6 +60,8 @@ def load_pipeline(
         text_encoder: Hub id or local folder of the T5 encoder, with its tokenizer.
         dtype: Working precision; what chooses bits stays in float32.
         ema: Of a trainer's checkpoint, whether to take the averaged weights.
+        sampling: What this model's calls leave open, see ``InfinityPipeline``.
+        placement: Where it works; by default on the CPU.
 
     Raises:
         ValueError: If a file is missing, incomplete or damaged, the parts do not match, or ``dtype`` is unknown.
@@ -62,7 +71,9 @@ def load_pipeline(
     image_tokenizer = load_tokenizer(_local(vae), DTYPES[dtype])
     model = load_transformer(_local(transformer), image_tokenizer.config.latent_channels, DTYPES[dtype], ema)
     encoder = T5EncoderModel.from_pretrained(text_encoder, dtype=DTYPES[dtype])
-    return InfinityPipeline(model, image_tokenizer, encoder, AutoTokenizer.from_pretrained(text_encoder))
+    words = AutoTokenizer.from_pretrained(text_encoder)
+    pipeline = InfinityPipeline(model, image_tokenizer, encoder, words, sampling=sampling)
+    return (placement or Placement()).placed(pipeline)
 
 
 def load_transformer(
@@ -79,10 +90,7 @@ def load_transformer(
     Raises:
         ValueError: If it is incomplete, damaged, or was trained with another image tokenizer.
     """
-    stored = read_weights(path)
-    if "trainer" in stored:
-        stored = stored["trainer"]["gpt_ema_fsdp" if ema else "gpt_fsdp"]
-    state = transformer_state(stored)
+    state = transformer_state(_of_trainer(read_weights(path), ema, path))
     config = transformer_config(state, path)
     if config["token_bits"] not in (latent_channels, 4 * latent_channels):
         raise ValueError(
@@ -93,6 +101,16 @@ def load_transformer(
         model = InfinityTransformer(**config, patchify=config["token_bits"] != latent_channels)
     filled(model, state, path, dtype, InfinityTransformer.exact)
     return model
+
+
+def _of_trainer(stored: Mapping[str, Any], ema: bool, source: object) -> Mapping[str, Tensor]:
+    """The transformer's tensors, which a trainer's checkpoint holds twice beside other things."""
+    if "trainer" not in stored:
+        return stored
+    name = "gpt_ema_fsdp" if ema else "gpt_fsdp"
+    if name not in stored["trainer"]:
+        raise ValueError(f"{source} is a trainer's checkpoint without {name}; give another, or ema={not ema}")
+    return stored["trainer"][name]
 
 
 def load_tokenizer(path: Path, dtype: torch.dtype = torch.float32) -> BSQTokenizer:

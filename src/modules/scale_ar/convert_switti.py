@@ -12,6 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from src.modules.backbone import DTYPES
 from src.modules.scale_ar.checkpoint import filled, read_weights
+from src.modules.scale_ar.placement import Placement
 from src.modules.scale_ar.switti import SCHEDULES, SwittiTransformer
 from src.modules.scale_ar.switti_pipeline import SwittiPipeline
 from src.modules.scale_ar.vqvae import VQVAE
@@ -30,7 +31,13 @@ DERIVED = {"lvl_1L", "attn_bias_for_masking", "quantize.ema_vocab_hit_SV"}
 
 
 def load_pipeline(
-    transformer: str, vae: str, text_encoder: str, text_encoder_2: str, dtype: str = "bfloat16"
+    transformer: str,
+    vae: str,
+    text_encoder: str,
+    text_encoder_2: str,
+    dtype: str = "bfloat16",
+    sampling: Mapping[str, Any] | None = None,
+    placement: Placement | None = None,
 ) -> SwittiPipeline:
     """Load the four published parts; ``save_pretrained`` of the result writes a folder in diffusers' layout.
 
@@ -40,6 +47,8 @@ def load_pipeline(
         text_encoder: The same of CLIP ViT-L/14, with its tokenizer.
         text_encoder_2: The same of OpenCLIP ViT-bigG/14, with its tokenizer.
         dtype: Working precision; what chooses codes and what tells crops apart stay in float32.
+        sampling: What this model's calls leave open, see ``SwittiPipeline``.
+        placement: Where it works; by default on the CPU.
 
     Raises:
         ValueError: If a folder is missing, incomplete or damaged, the parts do not match, or ``dtype`` is unknown.
@@ -52,8 +61,12 @@ def load_pipeline(
     words = [str(Path(path).expanduser()) if path.startswith("~") else path for path in (text_encoder, text_encoder_2)]
     encoders = [CLIPTextModel.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True) for path in words]
     tokenizers = [CLIPTokenizer.from_pretrained(path) for path in words]
-    models = load_transformer(_folder(transformer), DTYPES[dtype]), load_vqvae(_folder(vae), DTYPES[dtype])
-    return SwittiPipeline(*models, *encoders, *tokenizers)
+    model = load_transformer(_folder(transformer), DTYPES[dtype])
+    image_tokenizer = load_vqvae(_folder(vae), DTYPES[dtype])
+    pipeline = SwittiPipeline(
+        model, image_tokenizer, encoders[0], encoders[1], tokenizers[0], tokenizers[1], sampling=sampling
+    )
+    return (placement or Placement()).placed(pipeline)
 
 
 def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> SwittiTransformer:
@@ -66,7 +79,7 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Switti
     config = transformer_config(_json(folder / "config.json"), tensors, folder)
     with torch.device("meta"):
         model = SwittiTransformer(**config)
-    filled(model, tensors, folder, dtype, exact=("crop_embed",))
+    filled(model, tensors, folder, dtype, SwittiTransformer.exact)
     return model
 
 
@@ -79,7 +92,7 @@ def load_vqvae(folder: Path, dtype: torch.dtype = torch.float32) -> VQVAE:
     tensors = read_tensors(folder)
     with torch.device("meta"):
         model = VQVAE(**vqvae_config(tensors, folder))
-    filled(model, tensors, folder, dtype, exact=("encoder", "quant_conv", "quantize"))
+    filled(model, tensors, folder, dtype, VQVAE.exact)
     return model
 
 

@@ -17,9 +17,21 @@ class PartlyExact(ModelMixin):
 
     @classmethod
     def from_pretrained(cls, path: Any, **options: Any) -> "PartlyExact":
-        """As of any diffusers model; ``dtype`` is that of the parts that may be rounded."""
+        """As of any diffusers model; ``dtype`` is that of the parts that may be rounded.
+
+        Raises:
+            ValueError: If weights and configuration do not fit; diffusers would fill in random ones.
+        """
         dtype = options.pop("dtype", None) or options.pop("torch_dtype", None)
-        return super().from_pretrained(path, **options).in_precision(dtype or torch.float32)
+        try:
+            model, loaded = super().from_pretrained(path, output_loading_info=True, **options)
+        except ValueError as error:
+            reason = str(error).split(". ")[0]
+            raise ValueError(f"the weights in {path} do not fit the config.json beside them ({reason})") from error
+        for what, names in (("lack", loaded["missing_keys"]), ("have, beside what fits,", loaded["unexpected_keys"])):
+            if names:
+                raise ValueError(f"the weights in {path} {what} {len(names)} tensors, such as {min(names)}")
+        return model.in_precision(dtype or torch.float32)
 
     def in_precision(self, dtype: torch.dtype) -> "PartlyExact":
         """Round what may be rounded, in place."""

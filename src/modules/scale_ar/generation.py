@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from src.modules.scale_ar.cache import KeyValueCache
-from src.modules.scale_ar.sampling import Generators, exponential_noise, guided
+from src.modules.scale_ar.sampling import Generators, derived, exponential_noise, guided
 
 
 class Condition(dict[str, Tensor]):
@@ -101,6 +101,7 @@ class Generation:
         condition: Conditional rows, then unconditional ones if there are any.
         images: How many.
         generators: Of the draws.
+        further: Generators of each path but the first; empty if all paths of an image draw with the same noise.
         feature: Running sum of the upsampled codes, ``(P, d, H, W)``, P = images x streams.
         streams: Of each image.
     """
@@ -110,7 +111,7 @@ class Generation:
     images: int
     generators: Generators = None
     streams: Streams = field(default_factory=Streams)
-    shared_noise: bool = True
+    further: list[Generators] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Start with empty memory and an empty sum."""
@@ -129,12 +130,13 @@ class Generation:
             count: Paths of one image.
             share_attention: Whether all attend with the first one's queries and keys, conditional with conditional,
                 unconditional with unconditional.
-            shared_noise: Whether all draw with the same noise.
+            shared_noise: Whether all draw with the same noise; otherwise the first alone draws with that of its image.
         """
         self.feature = self.feature.repeat_interleave(count, dim=0)
         self.condition = self.condition.repeated(count)
         self.cache.fork(count, share_attention)
-        self.streams, self.shared_noise = Streams(count, share_attention), shared_noise
+        self.streams = Streams(count, share_attention)
+        self.further = [] if shared_noise else derived(self.generators, count - 1)
 
     def share_attention(self) -> None:
         """From here on all paths of an image attend with the first one's queries and keys of the scale at hand."""
@@ -175,10 +177,10 @@ class Generation:
         return guided(logits, self.model.guidance[scale_index]) if paired else logits
 
     def _noise(self, shape: tuple[int, int], like: Tensor) -> Tensor:
-        if self.shared_noise:
-            noise = exponential_noise(self.images, shape, self.generators, like)
-            return noise.repeat_interleave(self.streams.count, dim=0)
-        each = [exponential_noise(self.images, shape, self.generators, like) for _ in range(self.streams.count)]
+        first = exponential_noise(self.images, shape, self.generators, like)
+        if not self.further:
+            return first.repeat_interleave(self.streams.count, dim=0)
+        each = [first, *(exponential_noise(self.images, shape, generators, like) for generators in self.further)]
         return torch.stack(each, dim=1).flatten(0, 1)
 
 

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
@@ -95,6 +96,7 @@ class InfinityTransformer(PartlyExact, ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(InfinityBlock(width, num_heads, hidden_width) for _ in range(depth))
         self._initialise()
 
+    @apply_forward_hook
     def condition(self, text: Tensor, mask: Tensor | None = None) -> Condition:
         """Everything that does not change from scale to scale.
 

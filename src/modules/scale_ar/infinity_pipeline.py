@@ -1,6 +1,7 @@
 """Prompts to images with Infinity, like any diffusers pipeline."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -15,11 +16,13 @@ from src.modules.scale_ar.generation import Condition, Generation, OnScale
 from src.modules.scale_ar.image_input import fitted
 from src.modules.scale_ar.infinity import InfinityTransformer
 from src.modules.scale_ar.infinity_sampling import InfinityDraw, cell_grids
-from src.modules.scale_ar.pipeline_call import check_call, drawn
+from src.modules.scale_ar.pipeline_call import check_call, check_lengths, check_room, drawn, own_sampling, settled
 from src.modules.scale_ar.sampling import Generators
 from src.modules.scale_ar.schedule import INFINITY_PREFIXES, ScaleSchedule, ScaleSchedules, infinity_grids
 
 Texts = str | Sequence[str]
+SAMPLING = {"guidance_scale": 3.0, "temperature": 0.5, "top_k": 0, "top_p": 0.97, "cfg_insertion_layer": (0,)}
+"""What a call leaves open, unless a model has settings of its own."""
 
 
 class InfinityPipeline(DiffusionPipeline):
@@ -32,10 +35,13 @@ class InfinityPipeline(DiffusionPipeline):
         tokenizer: Of the text encoder.
         scale_grids: Height / width as text to rows and columns of its grids, coarse to fine; None for Infinity's own.
         scale_prefixes: Name of a pixel budget to how many of the grids it takes; None for Infinity's own.
+        sampling: Arguments that this model's calls have where they say nothing, if they are not those of ``SAMPLING``.
 
     Raises:
-        ValueError: If the parts are not of one model.
+        ValueError: If the parts are not of one model, or calls have no such argument.
     """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
 
     def __init__(
         self,
@@ -45,10 +51,12 @@ class InfinityPipeline(DiffusionPipeline):
         tokenizer: T5TokenizerFast,
         scale_grids: Mapping[str, Sequence[Sequence[int]]] | None = None,
         scale_prefixes: Mapping[str, int] | None = None,
+        sampling: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
-        self.register_to_config(scale_grids=scale_grids, scale_prefixes=scale_prefixes)
+        self.register_to_config(scale_grids=scale_grids, scale_prefixes=scale_prefixes, sampling=sampling)
+        self.sampling = own_sampling(SAMPLING, sampling)
         self.schedules = ScaleSchedules(scale_grids or infinity_grids(), scale_prefixes or INFINITY_PREFIXES)
         self._check_parts()
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.cell)
@@ -116,17 +124,13 @@ class InfinityPipeline(DiffusionPipeline):
             ValueError: If a prompt is too long for the transformer and is not to be truncated.
         """
         limit = min(self.tokenizer.model_max_length, self.transformer.config.max_text_length)
-        lengths = [len(self.tokenizer(prompt).input_ids) for prompt in prompts]
-        if max(lengths) > limit and not truncate:
-            prompt = prompts[lengths.index(max(lengths))]
-            raise ValueError(
-                f"a prompt of {max(lengths)} tokens, but the model takes {limit}: give truncate=True to cut it, or "
-                f"shorten {prompt!r}"
-            )
+        if not truncate:
+            check_lengths(self.tokenizer, prompts, limit)
         tokens = self.tokenizer(
             list(prompts), padding="longest", truncation=True, max_length=limit, return_tensors="pt"
         ).to(self.text_encoder.device)
-        return self.text_encoder(**tokens).last_hidden_state, tokens.attention_mask.bool()
+        states = self.text_encoder(**tokens).last_hidden_state
+        return states, tokens.attention_mask.bool().to(states.device)
 
     @torch.no_grad()
     def decode(self, feature: Tensor) -> Tensor:
@@ -140,11 +144,11 @@ class InfinityPipeline(DiffusionPipeline):
         negative_prompt: Texts | None = None,
         height: int | None = None,
         width: int | None = None,
-        guidance_scale: float | Sequence[float] = 3.0,
-        temperature: float | Sequence[float] = 0.5,
-        top_k: int = 0,
-        top_p: float = 0.97,
-        cfg_insertion_layer: Sequence[int] = (0,),
+        guidance_scale: float | Sequence[float] | None = None,
+        temperature: float | Sequence[float] | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        cfg_insertion_layer: Sequence[int] | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
@@ -154,13 +158,15 @@ class InfinityPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple[list[Image.Image] | Tensor]:
         """Draw images, RGB; 8-bit ones are rounded to the nearest value (the published code cuts off).
 
+        Settings of sampling that are None are the model's own, see ``sampling``.
+
         Args:
             prompt: One, or several different ones.
             negative_prompt: What guidance leads away from: one for all prompts, or one for each; by default no text.
             height: In pixels; the schedules' nearest shape and size is drawn. By default the largest square.
             width: The same.
             guidance_scale: ``g l_c + (1 - g) l_u``, for all scales or for each; 1 is no guidance.
-            temperature: Of the bits, for all scales or for each; the 8B model's is 1.
+            temperature: Of the bits, for all scales or for each.
             top_k: Of the two values of a bit: 1 takes the likelier, others change nothing.
             top_p: Values less likely than ``1 - top_p`` are not drawn; 0 for all.
             cfg_insertion_layer: Where guidance acts: 0 on the logits, -k on the output of the k-th block from the end.
@@ -176,17 +182,19 @@ class InfinityPipeline(DiffusionPipeline):
         """
         check_call(num_images_per_prompt, output_type)
         prompts, negatives = _texts(prompt, negative_prompt)
-        model = InfinityDraw.planned(
-            self.transformer,
-            self.schedule(height, width),
-            guidance_scale,
-            temperature,
-            top_k,
-            top_p,
-            cfg_insertion_layer,
+        images = len(prompts) * num_images_per_prompt
+        sampling = settled(
+            self.sampling,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            cfg_insertion_layer=cfg_insertion_layer,
         )
+        model = InfinityDraw.planned(self.transformer, self.schedule(height, width), **sampling)
+        check_room(self, model, images)
         condition = self._condition(prompts, negatives, model.paired(0), truncate).repeated(num_images_per_prompt)
-        generation = Generation(model, condition, len(prompts) * num_images_per_prompt, generator)
+        generation = Generation(model, condition, images, generator)
         return drawn(self, generation, callback_on_scale_end, output_type, return_dict)
 
     def _condition(self, prompts: list[str], negatives: list[str], guided: bool, truncate: bool) -> Condition:

@@ -5,6 +5,7 @@ Shapes: P paths, R rows, L tokens of a scale, d bits of a cell, D bits of a toke
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from src.modules.scale_ar.bsq import bit_codes, resized
 from src.modules.scale_ar.cache import KeyValueCache
 from src.modules.scale_ar.generation import Condition, Streams
 from src.modules.scale_ar.infinity import InfinityTransformer
+from src.modules.scale_ar.infinity_block import Rotation
 from src.modules.scale_ar.sampling import draw, truncated
 from src.modules.scale_ar.schedule import Grid, ScaleSchedule
 
@@ -92,7 +94,7 @@ class InfinityDraw:
         return cls(transformer, schedule, on_logits, temperatures, top_k, top_p, on_blocks)
 
     def __post_init__(self) -> None:
-        """Lay out grids and rotations."""
+        """Lay out grids."""
         config = self.transformer.config
         self.num_scales, self.num_blocks = len(self.schedule.grids), config.depth
         self.cache_capacity: int | None = self.schedule.starts[-1]
@@ -100,7 +102,11 @@ class InfinityDraw:
         self.channels = config.token_bits // 4 if self.patchify else config.token_bits
         self.cells = cell_grids(self.schedule, self.patchify)
         self.block_guidance = self.block_guidance or [{}] * self.num_scales
-        self.rotation = self.transformer.rotation(self.schedule)
+
+    @cached_property
+    def rotation(self) -> Rotation:
+        """Of all tokens; made when it is asked for, where the transformer then is."""
+        return self.transformer.rotation(self.schedule)
 
     def empty_feature(self, images: int) -> Tensor:
         """Zeros on the finest grid of cells, float32."""

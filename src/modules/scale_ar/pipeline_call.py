@@ -1,14 +1,47 @@
 """What a call of either pipeline begins and ends with."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from src.modules.scale_ar.generation import Generation, OnScale, generate
+from src.modules.free_memory import room_or_raise
+from src.modules.scale_ar.cache import SMALLER
+from src.modules.scale_ar.generation import Generation, NextScaleModel, OnScale, generate
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+SHOWN = 60
+"""Characters of a prompt in a message."""
+
+
+def own_sampling(known: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a model's calls leave open: what holds for its kind, and what it has of its own.
+
+    Raises:
+        ValueError: If there is no such argument.
+    """
+    check_names("backbone.sampling", changes or {}, known)
+    return {**known, **(changes or {})}
+
+
+def settled(own: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+    """A call's arguments; None stands for the model's own."""
+    return {name: own[name] if value is None else value for name, value in given.items()}
+
+
+def check_names(what: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse settings that do not exist.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{what} has no {name!r}; choose among {', '.join(known)}")
 
 
 def check_call(num_images_per_prompt: int, output_type: str) -> None:
@@ -23,6 +56,35 @@ def check_call(num_images_per_prompt: int, output_type: str) -> None:
         raise ValueError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
 
 
+def check_room(pipeline: DiffusionPipeline, model: NextScaleModel, images: int) -> None:
+    """Refuse a batch whose keys and values would not fit, before its text is read.
+
+    Raises:
+        ValueError: If they would not.
+    """
+    if model.cache_capacity is None:
+        return
+    transformer, rows = pipeline.transformer, images * (2 if model.paired(0) else 1)
+    tokens = rows * model.num_blocks * model.cache_capacity
+    nbytes = 2 * tokens * transformer.config.width * transformer.dtype.itemsize
+    room_or_raise(nbytes, pipeline._execution_device, f"keys and values of {images} images", SMALLER)
+
+
+def check_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], limit: int) -> None:
+    """Refuse prompts that would have to be cut.
+
+    Raises:
+        ValueError: If one has more than ``limit`` tokens.
+    """
+    for prompt in prompts:
+        length = len(tokenizer(prompt, verbose=False).input_ids)
+        if length > limit:
+            raise ValueError(
+                f"a prompt of {length} tokens, but the text encoder takes {limit}: shorten "
+                f"{textwrap.shorten(prompt, SHOWN)!r}, or give truncate=True (+method.sampling.truncate=true) to cut it"
+            )
+
+
 def drawn(
     pipeline: DiffusionPipeline, generation: Generation, hooks: Sequence[OnScale], output_type: str, return_dict: bool
 ) -> ImagePipelineOutput | tuple[list[Image.Image] | Tensor]:
@@ -31,4 +93,5 @@ def drawn(
         images = generate(generation, [*hooks, lambda *_: bar.update()])
     if output_type != "latent":
         images = pipeline.image_processor.postprocess(pipeline.decode(images), output_type=output_type)
+    pipeline.maybe_free_model_hooks()
     return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -53,6 +53,24 @@ def exponential_noise(images: int, shape: tuple[int, int], generators: Generator
     return torch.stack(each)
 
 
+def derived(generators: Generators, count: int) -> list[Generators]:
+    """``count`` further generators for each one given, seeded from the state that it is in and stays in.
+
+    Torch's own has no further ones: those who draw with it take turns.
+    """
+    if generators is None:
+        return [None] * count
+    if isinstance(generators, torch.Generator):
+        return list(_children(generators, count))
+    return list(zip(*(_children(generator, count) for generator in generators), strict=True))
+
+
+def _children(generator: torch.Generator, count: int) -> list[torch.Generator]:
+    device = generator.device
+    seeds = torch.randint(2**63 - 1, (count,), generator=generator.clone_state(), device=device)
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+
+
 def draw(logits: Tensor, noise: Tensor) -> Tensor:
     """Index of one choice for each draw, ``(..., K) -> (...)``, see ``exponential_noise``."""
     return (logits.float().softmax(-1) / noise).argmax(-1)

@@ -2,25 +2,29 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 
 from src.modules.backbone import DTYPES
 from src.modules.scale_ar.infinity_pipeline import InfinityPipeline
+from src.modules.scale_ar.placement import Placement
 from src.modules.scale_ar.switti_pipeline import SwittiPipeline
 
 CLASSES = {one.__name__: one for one in (InfinityPipeline, SwittiPipeline)}
 
 
-def load_saved(path: str, dtype: str = "float32") -> DiffusionPipeline:
+def load_saved(path: str, dtype: str = "float32", placement: Placement | None = None) -> DiffusionPipeline:
     """An ``InfinityPipeline`` or a ``SwittiPipeline``, whichever the folder holds.
 
     Args:
         path: The folder.
         dtype: Of the weights, as torch names it.
+        placement: Where it works; by default on the CPU.
 
     Raises:
-        ValueError: If there is no such folder, it holds another pipeline, or ``dtype`` is unknown.
+        ValueError: If there is no such folder, it holds another pipeline or is damaged, or ``dtype`` is unknown.
     """
     if dtype not in DTYPES:
         raise ValueError(f"backbone.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -29,7 +33,16 @@ def load_saved(path: str, dtype: str = "float32") -> DiffusionPipeline:
         raise ValueError(
             f"there is no pipeline in {path}: {index} is missing; published weights have backbones of their own"
         )
-    name = json.loads(index.read_text())["_class_name"]
+    try:
+        name = json.loads(index.read_text()).get("_class_name")
+        pipeline = _read(path, name, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"the pipeline in {path} is incomplete or damaged; fetch it again ({reason})") from error
+    return (placement or Placement()).placed(pipeline)
+
+
+def _read(path: str, name: str, **options: Any) -> DiffusionPipeline:
     if name not in CLASSES:
         raise ValueError(f"{path} holds a {name}; what is wanted is one of {', '.join(CLASSES)}")
-    return CLASSES[name].from_pretrained(path, dtype=DTYPES[dtype], local_files_only=True)
+    return CLASSES[name].from_pretrained(path, **options)

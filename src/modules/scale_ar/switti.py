@@ -9,10 +9,12 @@ from typing import cast
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from src.modules.scale_ar.cache import MaskedAttention
+from src.modules.scale_ar.exact_parts import PartlyExact
 from src.modules.scale_ar.generation import Condition, Streams
 from src.modules.scale_ar.switti_block import Attention, Block, CropEmbedding, Rotation, normed
 
@@ -24,7 +26,7 @@ SCHEDULES = {
 """Sides of the grids that the released models draw on, by the image's side in pixels."""
 
 
-class SwittiTransformer(ModelMixin, ConfigMixin):
+class SwittiTransformer(PartlyExact, ModelMixin, ConfigMixin):
     """Logits of one scale's indices from the running sum of the scales before.
 
     Args:
@@ -44,6 +46,8 @@ class SwittiTransformer(ModelMixin, ConfigMixin):
     Raises:
         ValueError: If the schedule or the width is impossible.
     """
+
+    exact = ("crop_embed",)
 
     @register_to_config
     def __init__(
@@ -81,6 +85,7 @@ class SwittiTransformer(ModelMixin, ConfigMixin):
         """Of all scales."""
         return sum(side**2 for side in self.sides)
 
+    @apply_forward_hook
     def condition(
         self,
         text: Tensor,

@@ -1,6 +1,8 @@
 """Prompts to images with Switti, like any diffusers pipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -11,12 +13,11 @@ from transformers import BatchEncoding, CLIPTextModel, CLIPTokenizer
 
 from src.modules.scale_ar.generation import Condition, Generation, OnScale
 from src.modules.scale_ar.image_input import fitted
-from src.modules.scale_ar.pipeline_call import check_call, drawn
+from src.modules.scale_ar.pipeline_call import check_call, check_lengths, check_room, drawn, own_sampling, settled
 from src.modules.scale_ar.sampling import Generators
 from src.modules.scale_ar.switti import SwittiTransformer
 from src.modules.scale_ar.switti_sampling import SwittiDraw, SwittiSampling
 from src.modules.scale_ar.vqvae import VQVAE
-from src.modules.text import tokenize
 
 
 class SwittiPipeline(DiffusionPipeline):
@@ -29,10 +30,13 @@ class SwittiPipeline(DiffusionPipeline):
         text_encoder_2: OpenCLIP ViT-bigG/14.
         tokenizer: Of the first text encoder.
         tokenizer_2: Of the second.
+        sampling: Arguments that this model's calls have where they say nothing, if they are not ``SwittiSampling``'s.
 
     Raises:
-        ValueError: If the parts are not of one model.
+        ValueError: If the parts are not of one model, or calls have no such argument.
     """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class SwittiPipeline(DiffusionPipeline):
         text_encoder_2: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         tokenizer_2: CLIPTokenizer,
+        sampling: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -52,6 +57,8 @@ class SwittiPipeline(DiffusionPipeline):
             tokenizer=tokenizer,
             tokenizer_2=tokenizer_2,
         )
+        self.register_to_config(sampling=sampling)
+        self.sampling = own_sampling(asdict(SwittiSampling()), sampling)
         self._check_parts()
         self.image_processor = VaeImageProcessor(vae_scale_factor=vae.patch_size)
 
@@ -108,14 +115,14 @@ class SwittiPipeline(DiffusionPipeline):
         self,
         prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str] | None = None,
-        guidance_scale: float | Sequence[float] = 6.0,
-        turn_on: int = 0,
+        guidance_scale: float | Sequence[float] | None = None,
+        turn_on: int | None = None,
         turn_off: int | None = None,
         last_scale_temp: float | None = None,
-        more_smooth: bool = False,
-        smooth_start: int = 0,
-        top_k: int = 400,
-        top_p: float = 0.95,
+        more_smooth: bool | None = None,
+        smooth_start: int | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
@@ -123,14 +130,14 @@ class SwittiPipeline(DiffusionPipeline):
         truncate: bool = False,
         callback_on_scale_end: Sequence[OnScale] = (),
     ) -> ImagePipelineOutput | tuple[list[Image.Image] | Tensor]:
-        """Draw images.
+        """Draw images. Settings of sampling that are None are the model's own, see ``sampling``.
 
         Args:
             prompt: One, or several different ones.
             negative_prompt: What guidance leads away from: one for all prompts, or one for each; None is the empty one.
             guidance_scale: Of the last scale, with a linear ramp from 0 at the first; or of each scale.
             turn_on: First guided scale.
-            turn_off: First scale that is not guided any more; None guides all.
+            turn_off: First scale that is not guided any more; the number of scales guides all.
             last_scale_temp: Temperature from ``turn_off`` on.
             more_smooth: Whether codes are mixed instead of chosen, at scales before ``turn_off``.
             smooth_start: First scale at which they are.
@@ -147,22 +154,31 @@ class SwittiPipeline(DiffusionPipeline):
             ValueError: If an argument is impossible.
         """
         check_call(num_images_per_prompt, output_type)
-        sampling = SwittiSampling(
-            guidance_scale, turn_on, turn_off, last_scale_temp, more_smooth, smooth_start, top_k, top_p
+        sampling = settled(
+            self.sampling,
+            guidance_scale=guidance_scale,
+            turn_on=turn_on,
+            turn_off=turn_off,
+            last_scale_temp=last_scale_temp,
+            more_smooth=more_smooth,
+            smooth_start=smooth_start,
+            top_k=top_k,
+            top_p=top_p,
         )
-        model = SwittiDraw(self.transformer, self.vae, sampling)
+        model = SwittiDraw(self.transformer, self.vae, SwittiSampling(**sampling))
         prompts, negatives = _texts(prompt, negative_prompt)
+        images = len(prompts) * num_images_per_prompt
+        check_room(self, model, images)
         guided = any(scale != 1 for scale in model.guidance)
         condition = self.encode_prompt(prompts + negatives if guided else prompts, truncate)
-        images = len(prompts) * num_images_per_prompt
         generation = Generation(model, condition.repeated(num_images_per_prompt), images, generator)
         return drawn(self, generation, callback_on_scale_end, output_type, return_dict)
 
 
 def _tokens(tokenizer: CLIPTokenizer, prompts: Sequence[str], truncate: bool) -> BatchEncoding:
-    if not truncate:
-        tokenize(tokenizer, prompts)
     length = tokenizer.model_max_length
+    if not truncate:
+        check_lengths(tokenizer, prompts, length)
     return tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
 
 

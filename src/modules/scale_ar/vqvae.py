@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
-import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 
 from src.modules.scale_ar.bsq_autoencoder import ResidualBlock
 from src.modules.scale_ar.codebook import Quantised, ResidualCodebook
+from src.modules.scale_ar.exact_parts import PartlyExact
+from src.modules.scale_ar.tiles import TiledDecoding
 
 
 class PixelAttention(nn.Module):
@@ -127,10 +129,11 @@ class Decoder(nn.Module):
         return self.conv_out(silu(self.norm_out(hidden)))
 
 
-class VQVAE(ModelMixin, ConfigMixin):
+class VQVAE(TiledDecoding, PartlyExact, ModelMixin, ConfigMixin):
     """Images to indices of a codebook on a pyramid of grids, and sums of codes back to images.
 
-    Parts may differ in precision. In half precision the encoder would choose other codes; the decoder hardly differs.
+    What chooses codes stays in float32 when the model is loaded in half precision: rounded, it would choose others.
+    The decoder attends to all cells of its lowest resolution; with tiling to those of one square.
 
     Args:
         latent_channels: Of a code.
@@ -141,6 +144,8 @@ class VQVAE(ModelMixin, ConfigMixin):
         smoothing: See ``ResidualCodebook``.
         norm_num_groups: Of the group norms.
     """
+
+    exact = ("encoder", "quant_conv", "quantize")
 
     @register_to_config
     def __init__(
@@ -166,6 +171,7 @@ class VQVAE(ModelMixin, ConfigMixin):
         """Pixels of a cell's side."""
         return 2 ** (len(self.config.channel_multipliers) - 1)
 
+    @apply_forward_hook
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Images ``(B, 3, N s, N s)`` in [-1, 1] to float32 features ``(B, d, N, N)``, not quantised."""
         return self.quant_conv(self.encoder(pixel_values.to(self.quant_conv.weight))).float()
@@ -182,7 +188,8 @@ class VQVAE(ModelMixin, ConfigMixin):
             raise ValueError(f"the image has {width} x {height} pixels; resize and crop it to {side} x {side}")
         return self.quantize(self.encode(pixel_values), sides, num_scales)
 
+    @apply_forward_hook
     def decode(self, feature: Tensor) -> Tensor:
         """Sums of codes ``(B, d, N, N)`` to float32 images in [-1, 1]."""
         hidden = self.post_quant_conv(feature.to(self.post_quant_conv.weight))
-        return torch.clamp(self.decoder(hidden).float(), -1, 1)
+        return self.decoded(self.decoder, hidden, self.patch_size).float().clamp(-1, 1)

@@ -74,33 +74,6 @@ def test_images_of_a_batch_do_not_touch_each_other() -> None:
         torch.testing.assert_close(tokenizer.encode(pixel_values), alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (16, 24)])
-def test_one_tile_is_the_whole_and_many_cover_it(size: tuple[int, int]) -> None:
-    tokenizer = small()
-    with torch.no_grad():
-        feature = tokenizer.encode(torch.rand(1, 3, 2 * size[0], 2 * size[1]) * 2 - 1)
-        whole = tokenizer.decode(feature)
-        tokenizer.enable_tiling(size=24, overlap=4)
-        torch.testing.assert_close(tokenizer.decode(feature), whole, rtol=0, atol=1e-6)
-        tokenizer.enable_tiling(size=12, overlap=4)
-        tiled = tokenizer.decode(feature)
-    assert tiled.shape == whole.shape
-    assert tiled.isfinite().all()
-
-
-def test_tiles_agree_where_no_norm_sees_the_whole() -> None:
-    tokenizer = small()
-    for module in tokenizer.modules():
-        if isinstance(module, torch.nn.GroupNorm):
-            module.forward = lambda hidden: hidden  # type: ignore[method-assign]
-    feature = torch.randn(1, 4, 32, 32) * 0.1
-    with torch.no_grad():
-        whole = tokenizer.decode(feature)
-        tokenizer.enable_tiling(size=24, overlap=14)
-        inner = (..., slice(0, 16), slice(0, 16))
-        torch.testing.assert_close(tokenizer.decode(feature)[inner], whole[inner], rtol=0, atol=1e-5)
-
-
 def test_half_precision_leaves_the_encoder_alone(tmp_path) -> None:
     small().save_pretrained(tmp_path)
     loaded = BSQTokenizer.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -126,9 +99,13 @@ def test_an_impossible_patch_is_said(patch_size: int) -> None:
         small(patch_size=patch_size)
 
 
-def test_impossible_tiles_are_said() -> None:
-    with pytest.raises(ValueError, match="overlap"):
-        small().enable_tiling(8, 8)
+def test_widths_that_the_groups_do_not_divide_have_24() -> None:
+    tokenizer = small(base_channels=24, channel_multipliers=[1, 3], norm_num_groups=16)
+    groups = [module.num_groups for module in tokenizer.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert set(groups) == {24}
+    assert {m.num_groups for m in small(base_channels=24, norm_num_groups=8).modules() if hasattr(m, "num_groups")} == {
+        8
+    }
 
 
 def test_features_bits_and_pictures_are_the_references() -> None:

@@ -65,6 +65,9 @@ def test_a_transformer_in_every_wrapping(tmp_path: Path, transformer: dict[str, 
 def test_averaged_weights_on_request(tmp_path: Path, transformer: dict[str, Tensor]) -> None:
     loaded = load_transformer(saved(tmp_path, of_a_trainer(transformer)), 16, ema=True)
     assert torch.equal(loaded.start, golden_transformer().start + 1)
+    plain_only = {"trainer": {"gpt_fsdp": transformer}}
+    with pytest.raises(ValueError, match="a trainer's checkpoint without gpt_ema_fsdp; give another, or ema=False"):
+        load_transformer(saved(tmp_path, plain_only), 16, ema=True)
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
@@ -102,7 +105,8 @@ def test_a_whole_pipeline_from_published_files_and_precision(
     write_t5_tokenizer(tmp_path / "t5", 32)
     config = T5Config(vocab_size=300, d_model=256, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     T5EncoderModel(config).save_pretrained(tmp_path / "t5")
-    pipeline = load_pipeline(*files, str(tmp_path / "t5"))
+    pipeline = load_pipeline(*files, str(tmp_path / "t5"), sampling={"temperature": 1.0})
+    assert pipeline.sampling["temperature"] == 1.0
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.transformer.dtype == pipeline.text_encoder.dtype == torch.bfloat16
     assert torch.equal(pipeline.transformer.head.weight, golden_transformer().head.weight)
@@ -146,6 +150,8 @@ def test_damaged_and_absent_files_are_said(tmp_path: Path, transformer: dict[str
         load_transformer(path, 16)
     with pytest.raises(ValueError, match="there is no"):
         load_transformer(tmp_path / "other.pth", 16)
+    with pytest.raises(ValueError, match="holds a list; give a file of tensors by their names"):
+        load_tokenizer(saved(tmp_path, [torch.zeros(1)]))
     with pytest.raises(ValueError, match=r"no \*\.index\.json"):
         load_transformer(tmp_path, 16)
     with pytest.raises(ValueError, match="OWNER/REPOSITORY/NAME"):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from src.modules.scale_ar.cache import KeyValueCache
-from src.modules.scale_ar.generation import Generation, generate
+from src.modules.scale_ar.generation import Generation, OnScale, generate
 from src.modules.scale_ar.sampling import draw, exponential_noise, truncated
 from tests.modules.scale_ar.tiny_infinity import SCHEDULE, generation
 
@@ -12,10 +13,10 @@ SCALES = len(SCHEDULE.grids)
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
-def forked(at: int, **options: bool):
+def forked(at: int, count: int = 2, **options: bool) -> OnScale:
     def hook(scale_index: int, batch: Generation) -> None:
         if scale_index == at:
-            batch.fork(2, **options)
+            batch.fork(count, **options)
 
     return hook
 
@@ -38,9 +39,56 @@ def test_copies_with_the_same_noise_stay_equal(at: int) -> None:
     torch.testing.assert_close(doubled.unflatten(0, (2, 2)), plain[:, None].expand(-1, 2, -1, -1, -1), **CLOSE)
 
 
-def test_copies_with_noise_of_their_own_differ() -> None:
-    doubled = generate(generation(1), [forked(1, shared_noise=False)])
-    assert (doubled[0] != doubled[1]).any()
+def noises(batch: Generation, *hooks: OnScale) -> list[Tensor]:
+    """What each pass draws with, ``(images, paths, N, 2)``."""
+    seen, residual = [], batch.model.residual
+
+    def watched(logits: Tensor, noise: Tensor, scale_index: int) -> Tensor:
+        seen.append(noise.unflatten(0, (batch.images, -1)))
+        return residual(logits, noise, scale_index)
+
+    batch.model.residual = watched
+    generate(batch, hooks)
+    return seen
+
+
+@pytest.mark.parametrize("one_for_all", [False, True])
+@pytest.mark.parametrize("at", [0, 2])
+def test_paths_with_noise_of_their_own_leave_the_first_its_noise(at: int, one_for_all: bool) -> None:
+    def fresh() -> Generation:
+        batch = generation(2)
+        batch.generators = torch.Generator().manual_seed(5) if one_for_all else batch.generators
+        return batch
+
+    plain = noises(fresh())
+    tripled, again = (noises(fresh(), forked(at, count=3, shared_noise=False)) for _ in range(2))
+    for scale_index in range(at + 1, SCALES):
+        first, *further = tripled[scale_index].unbind(1)
+        assert torch.equal(first, plain[scale_index][:, 0])
+        for other in (first, further[1], further[0].flip(0)):
+            assert (further[0] != other).any(-1).all()
+        assert torch.equal(tripled[scale_index], again[scale_index])
+    content = generate(fresh(), [forked(at, shared_noise=False)]).unflatten(0, (2, 2))
+    torch.testing.assert_close(content[:, 0], generate(fresh()), **CLOSE)
+    assert (content[:, 1] != content[:, 0]).any()
+
+
+def test_a_generator_that_goes_on_draws_other_further_noise_the_next_time() -> None:
+    batch, last = generation(1), []
+    for _ in range(2):
+        last.append(
+            noises(
+                Generation(batch.model, batch.condition, 1, batch.generators), forked(0, count=2, shared_noise=False)
+            )[-1]
+        )
+    assert (last[0][:, 1] != last[1][:, 1]).all()
+
+
+def test_without_generators_paths_differ_too() -> None:
+    batch = generation(1)
+    batch.generators = None
+    seen = noises(batch, forked(1, shared_noise=False))
+    assert (seen[-1][:, 0] != seen[-1][:, 1]).all()
 
 
 def test_a_copy_that_shares_attention_with_its_equal_is_its_equal_and_the_first_is_not_drawn() -> None:
@@ -77,6 +125,27 @@ def test_images_that_leave_do_not_matter() -> None:
             batch.keep_images(2)
 
     torch.testing.assert_close(generate(generation(3), [leave]), generate(generation(2)), **CLOSE)
+
+
+def test_scales_drawn_in_patches_are_those_of_teacher_forcing() -> None:
+    batch, tokens, logits = generation(2, 1.0, patchify=True, token_bits=12), [], []
+    model, next_tokens, residual = batch.model, batch.model.next_tokens, batch.model.residual
+
+    def watched(feature: Tensor, scale_index: int) -> Tensor:
+        tokens.append(next_tokens(feature, scale_index))
+        return tokens[-1]
+
+    def seen(given: Tensor, noise: Tensor, scale_index: int) -> Tensor:
+        logits.append(given.flatten(1).unflatten(1, (SCHEDULE.lengths[scale_index], -1)))
+        codes = residual(given, noise, scale_index)
+        assert codes.shape[1:] == (3, *(2 * side for side in SCHEDULE.grids[scale_index]))
+        return codes
+
+    model.next_tokens, model.residual = watched, seen
+    condition = batch.condition.rows(slice(2))
+    generate(batch)
+    at_once = model.transformer(torch.cat(tokens, dim=1), condition, SCHEDULE)
+    torch.testing.assert_close(torch.cat(logits, dim=1), at_once, **CLOSE)
 
 
 def test_unconditional_rows_leave_after_the_last_guided_scale() -> None:

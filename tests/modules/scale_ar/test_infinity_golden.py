@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from src.modules.principal_features import decay_weights, principal_features
 from src.modules.scale_ar.bsq import resized
 from src.modules.scale_ar.generation import Generation, generate
 from src.modules.scale_ar.infinity_sampling import InfinityDraw
 from src.modules.scale_ar.infinity_training import bit_lesson, bit_losses, token_weights
+from src.modules.style_blending import StyleBlending
 from tests.modules.scale_ar.golden import golden
 from tests.modules.scale_ar.tiny_infinity import (
     golden_condition,
@@ -89,30 +91,22 @@ def test_sampling_is_the_references_draw_by_draw() -> None:
     torch.testing.assert_close(feature, expected["F_final"], rtol=0, atol=FEATURE)
 
 
-def phi(feature: Tensor) -> Tensor:
-    """Principal components weighted by ``e^-i``."""
-    left, values, right = torch.linalg.svd(feature.double().flatten(2), full_matrices=False)
-    weights = torch.exp(-torch.arange(values.shape[-1], dtype=torch.float64))
-    return (left * (weights * values)[:, None] @ right).view_as(feature)
-
-
-@pytest.mark.parametrize(("case", "share_attention"), [("pfb", False), ("pfb_sac", True)])
-def test_a_style_is_the_references(case: str, share_attention: bool) -> None:
+@pytest.mark.parametrize(("case", "correct_from"), [("pfb", None), ("pfb_sac", 3)])
+def test_a_style_is_the_references(case: str, correct_from: int | None) -> None:
     expected = golden("infinity_A", "style")
     style = golden("infinity_A", "encode")["s2.F_sty"][:, :, 0]
     model = draw([3.0] * SCALES, 1.0, 1, 0.0)
 
-    def blend(scale_index: int, batch: Generation) -> None:
+    weights = decay_weights(1.0, style.shape[1])
+    hook = StyleBlending(principal_features(style, weights), weights, correct_from=correct_from)
+
+    def check(scale_index: int, batch: Generation) -> None:
         if scale_index == 2:
-            batch.fork(2, share_attention)
-            content, generated = batch.feature.chunk(2)
-            torch.testing.assert_close(generated, expected[f"{case}.F3_gen_before"][:, :, 0], rtol=0, atol=FEATURE)
-            blended = (phi(style) + generated - phi(generated)).float()
-            torch.testing.assert_close(blended, expected[f"{case}.F3_gen_after"][:, :, 0], rtol=0, atol=FEATURE)
-            batch.feature = torch.cat([content, blended])
+            blended, wanted = batch.feature[-1:], expected[f"{case}.F3_gen_after"][:, :, 0]
+            torch.testing.assert_close(blended, wanted, rtol=0, atol=FEATURE)
         check_scale(model, scale_index, expected, f"{case}.")
 
-    feature = generate(Generation(model, golden_condition(model.transformer), 1), [blend])
+    feature = generate(Generation(model, golden_condition(model.transformer), 1), [hook, check])
     torch.testing.assert_close(feature, expected[f"{case}.F_final"][-len(feature) :], rtol=0, atol=FEATURE)
     for scale_index, name in ((3, "s3_logits"), (SCALES - 1, "last_logits")):
         logits = model.drawn[scale_index][0]

@@ -9,9 +9,10 @@ from PIL import Image
 
 from src.modules.scale_ar.bsq import quantise
 from src.modules.scale_ar.infinity_pipeline import InfinityPipeline
-from tests.modules.scale_ar.tiny_infinity import BITS, tiny_pipeline, tiny_transformer, tiny_vae
+from tests.modules.scale_ar.tiny_infinity import BITS, GRIDS, PREFIXES, tiny_pipeline, tiny_transformer, tiny_vae
 
 PROMPTS = ["a red dog", "a blue cat on the grass", "two cars"]
+OWN = {"guidance_scale": 2.0, "temperature": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,11 @@ def test_output_types_are_one_image(pipeline: InfinityPipeline) -> None:
 
 
 def test_an_image_does_not_depend_on_what_else_is_in_the_batch(pipeline: InfinityPipeline) -> None:
-    together = latent(pipeline, PROMPTS, 0, 1, 2)
-    for index, prompt in enumerate(PROMPTS):
-        torch.testing.assert_close(latent(pipeline, prompt, index), together[index : index + 1], rtol=0, atol=1e-5)
+    for negatives in (None, ["a car on the beach at night", "a dog", ""]):
+        together = latent(pipeline, PROMPTS, 0, 1, 2, negative_prompt=negatives)
+        for index, prompt in enumerate(PROMPTS):
+            alone = latent(pipeline, prompt, index, negative_prompt=negatives and negatives[index])
+            torch.testing.assert_close(alone, together[index : index + 1], rtol=0, atol=1e-5)
 
 
 def test_images_of_one_prompt_stand_beside_each_other(pipeline: InfinityPipeline) -> None:
@@ -93,6 +96,16 @@ def test_arguments_that_mean_the_same(
 )
 def test_arguments_that_make_a_difference(pipeline: InfinityPipeline, changes: dict[str, object]) -> None:
     assert (latent(pipeline, "a dog", 3, **changes) != latent(pipeline, "a dog", 3)).any()
+
+
+def test_a_model_may_have_settings_of_its_own(pipeline: InfinityPipeline) -> None:
+    own = InfinityPipeline(**pipeline.components, scale_grids=GRIDS, scale_prefixes=PREFIXES, sampling=OWN)
+    own.set_progress_bar_config(disable=True)
+    assert torch.equal(latent(own, "a dog", 3), latent(pipeline, "a dog", 3, **OWN))
+    assert (latent(own, "a dog", 3) != latent(pipeline, "a dog", 3)).any()
+    assert torch.equal(latent(own, "a dog", 3, temperature=0.5, guidance_scale=3.0), latent(pipeline, "a dog", 3))
+    with pytest.raises(ValueError, match=r"backbone\.sampling has no 'tau'; choose among guidance_scale, temperature"):
+        InfinityPipeline(**pipeline.components, scale_grids=GRIDS, scale_prefixes=PREFIXES, sampling={"tau": 1.0})
 
 
 def test_guidance_inside_and_on_logits_agree_where_there_is_nothing_to_guide(pipeline: InfinityPipeline) -> None:
@@ -162,7 +175,10 @@ def test_half_precision_draws(pipeline: InfinityPipeline, tmp_path: Path) -> Non
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"output_type": "jpg"}, "output_type is 'jpg'"),
         ({"height": 8}, "give both"),
-        ({"prompt": "a dog " * 20}, "truncate=True"),
+        (
+            {"prompt": "a dog " * 20},
+            r"a prompt of 41 tokens, .* takes 12: shorten 'a dog .{,60}', or give truncate=True",
+        ),
     ],
 )
 def test_impossible_arguments_are_said(pipeline: InfinityPipeline, arguments: dict[str, object], message: str) -> None:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from src.modules.principal_features import decay_weights, principal_features
 from src.modules.scale_ar.generation import Condition, Generation, OnScale, Streams, generate
 from src.modules.scale_ar.sampling import guided
 from src.modules.scale_ar.switti import SwittiTransformer
 from src.modules.scale_ar.switti_sampling import SwittiDraw, SwittiSampling
 from src.modules.scale_ar.vqvae import VQVAE
+from src.modules.style_blending import StyleBlending
 from tests.modules.scale_ar.golden import golden
 from tests.modules.scale_ar.tiny_switti import GOLDEN_SIDES, SIDES, golden_models, tiny_transformer, tiny_vqvae
 
@@ -137,29 +139,23 @@ def test_teacher_forced_logits_and_loss_are_those_of_the_reference(tmp_path: Pat
     close(loss, expected["loss"][0], 1e-5)
 
 
-def principal(feature: Tensor) -> Tensor:
-    left, values, right = torch.linalg.svd(feature.double().flatten(2), full_matrices=False)
-    decay = torch.exp(-torch.arange(values.shape[1], dtype=torch.float64))
-    return (left * (values * decay)[:, None] @ right).view_as(feature).float()
-
-
-@pytest.mark.parametrize(("case", "shares"), [("pfb", False), ("pfb_sac", True)])
-def test_styled_draws_are_those_of_the_reference(tmp_path: Path, case: str, shares: bool) -> None:
+@pytest.mark.parametrize(("case", "correct_from"), [("pfb", None), ("pfb_sac", 3)])
+def test_styled_draws_are_those_of_the_reference(tmp_path: Path, case: str, correct_from: int | None) -> None:
     expected, models = golden("switti_A", "style"), golden_models(tmp_path)
     image = golden("switti_A", "encode")["image_u8_rgb"].float() / 127.5 - 1
     style = models[1].encode_scales(image, GOLDEN_SIDES, num_scales=3).features[2]
 
-    def blend(scale_index: int, generation: Generation) -> None:
+    weights = decay_weights(1.0, style.shape[1])
+    hook = StyleBlending(principal_features(style, weights), weights, correct_from=correct_from)
+
+    def check(scale_index: int, generation: Generation) -> None:
         if scale_index == 2:
-            close(generation.feature, expected[f"{case}.F3_gen_before"], 1e-5)
-            generation.fork(2, share_attention=shares)
-            blended = principal(style) + generation.feature[1:] - principal(generation.feature[1:])
-            close(blended, expected[f"{case}.F3_gen_after"], 1e-5)
-            generation.feature = torch.cat([generation.feature[:1], blended])
+            close(generation.feature[-1:], expected[f"{case}.F3_gen_after"], 1e-5)
 
     sampling = SwittiSampling(1.5, **GREEDY)
-    record = recorded(models, golden_condition(models[0]), sampling, on_scale=[blend])
-    assert [len(indices) for indices in record.indices] == [1, 1, 1, 2, 2, 1 if shares else 2]
+    record = recorded(models, golden_condition(models[0]), sampling, on_scale=[hook, check])
+    content = 0 if correct_from is None else 1
+    assert [len(indices) for indices in record.indices] == [1, 1, 1, 1 + content, 1 + content, 1]
     for scale_index, ours in enumerate(record.indices):
         theirs = expected[f"{case}.s{scale_index}.idx"].long()
         assert torch.equal(ours, theirs[:1] if scale_index < 3 else theirs[-len(ours) :])

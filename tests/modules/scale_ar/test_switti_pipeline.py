@@ -79,6 +79,21 @@ def test_text_and_negative_text_matter_only_where_they_should(tmp_path: Path) ->
     assert not torch.equal(drawn("a red dog"), drawn("a red dog", more_smooth=True, smooth_start=2))
 
 
+def test_a_model_may_have_settings_of_its_own(tmp_path: Path) -> None:
+    pipeline, settings = tiny_pipeline(tmp_path), {"guidance_scale": 2.0, "turn_off": 2, "last_scale_temp": 0.5}
+    own = SwittiPipeline(**pipeline.components, sampling=settings)
+    own.set_progress_bar_config(disable=True)
+
+    def drawn(pipeline: SwittiPipeline, **given: float) -> Tensor:
+        return latents(pipeline, "a red dog", generator=generators(0), **given)
+
+    assert torch.equal(drawn(own), drawn(pipeline, **settings))
+    assert torch.equal(drawn(own, guidance_scale=6.0, turn_off=4), drawn(pipeline))
+    assert not torch.equal(drawn(own), drawn(pipeline))
+    with pytest.raises(ValueError, match="sampling has no 'cfg'; choose among guidance_scale, turn_on"):
+        SwittiPipeline(**pipeline.components, sampling={"cfg": 6.0})
+
+
 def test_text_is_what_both_encoders_say(tmp_path: Path) -> None:
     pipeline = tiny_pipeline(tmp_path)
     condition = pipeline.encode_prompt(["a red dog"])
