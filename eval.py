@@ -1,10 +1,11 @@
 """Score something: ``python eval.py bank.rex=PATH``, or compare arms: ``python eval.py sweep=NAME``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from src import cli
 from src.cli import Sweep, current_sweep, friendly, point
@@ -24,11 +25,11 @@ def main(cfg: DictConfig) -> None:
 
 
 def compare(cfg: DictConfig, sweep: Sweep) -> None:
-    """Put the points that this start of the sweep has finished side by side, show the table."""
+    """Put what this start of the sweep has finished side by side, show the table."""
     from src.eval.comparison import compare_points
-    from src.eval.sweep_points import finished
+    from src.eval.sweep_arms import whole_arms
 
-    if finished(sweep.folder, sweep.started):
+    if whole_arms(sweep.folder, sweep.started):
         compare_points(sweep.folder, cfg.comparison.title, cfg.comparison.published, cfg.seed, sweep.started)
         show(sweep.folder)
 
@@ -49,8 +50,7 @@ def score(cfg: DictConfig) -> None:
     # Before a suite trains for minutes or hours: what could not be scored in the end.
     protocol.check(concepts)
     if suite:
-        with open_dict(cfg):
-            cfg.bank = {**suite.banks(train=not cfg.dry_run), **cfg.bank}
+        use(suite.trained(train=not cfg.dry_run), cfg)
     generator = instantiate(cfg.method, _convert_="all")
     run_dir = Path(cfg.paths.run_dir)
     if cfg.dry_run:
@@ -62,6 +62,13 @@ def score(cfg: DictConfig) -> None:
         metrics = protocol.run(generator=generator, concepts=concepts, run_dir=str(run_dir))
         log_results(loggers, metrics, run_dir, Path(cfg.paths.images_dir), protocol.shown(concepts))
     show(run_dir)
+
+
+def use(made: Mapping[str, str], cfg: DictConfig) -> None:
+    """Set keys of the configuration to the files that a suite made; what the user gave stays."""
+    for key, path in made.items():
+        if OmegaConf.select(cfg, key) is None:
+            OmegaConf.update(cfg, key, path, force_add=True)
 
 
 def show(folder: Path) -> None:

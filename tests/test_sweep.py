@@ -1,4 +1,4 @@
-"""One ablation from nothing, killed in the middle and started again: banks, images, comparison."""
+"""Ablations from nothing, killed in the middle and started again: banks or adapters, images, comparison."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.llms import tiny_llm_folder
 from tests.test_kill import killed_once
 from tests.tiny import tiny_sd
 
@@ -57,6 +58,40 @@ def test_a_killed_sweep_finishes_when_started_again(sweep: list[str], tmp_path: 
     assert again.returncode == 0
     assert json.loads((folder / "comparison.json").read_text())["means"] == record["means"]
     assert "training rex" not in again.stdout and "drawing" not in again.stdout
+
+
+@pytest.fixture
+def text_encoder_sweep(tmp_path: Path) -> list[str]:
+    tiny_sd(tmp_path).save_pretrained(tmp_path / "sd")
+    data = ["kind=scenes", "num_train=8", "num_val=2", "batch_size=2", "latents=false", "code_path=null"]
+    training = [
+        *(f"data.{override}" for override in data),
+        *(f"backbone.path={tmp_path}/sd", f"llm.path={tiny_llm_folder(tmp_path / 'llm')}"),
+        *(f"paths.cache_dir={tmp_path}/cache", "trainer.max_steps=20", "callbacks.checkpoint.every_n_train_steps=4"),
+    ]
+    return [
+        *(sys.executable, "eval.py", "sweep=text_encoder", f"paths.root={tmp_path}/outputs"),
+        *(f"paths.cache_dir={tmp_path}/cache", f"backbone.path={tmp_path}/sd"),
+        *(f"training.{override}" for override in training),
+        *("protocol.kinds=[short,relation]", "protocol.num_captions=2", "method.num_inference_steps=2"),
+    ]
+
+
+def test_adapters_of_a_killed_sweep_are_trained_on_and_compared(text_encoder_sweep: list[str], tmp_path: Path) -> None:
+    adapters = tmp_path / "cache" / "adapters"
+    killed_once(text_encoder_sweep, lambda: list(adapters.glob("*/checkpoints/last.ckpt")))
+    assert not list(adapters.glob("*.safetensors"))
+    ended = subprocess.run(text_encoder_sweep, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert len(list(adapters.glob("*.safetensors"))) == 3 and not list(adapters.glob("*/checkpoints"))
+    # The one that was killed has the curves of two starts.
+    assert sorted(len(list(folder.glob("logs/*"))) for folder in adapters.glob("*/")) == [1, 1, 2]
+    (folder,) = tmp_path.glob("outputs/sweep/text_encoder/*")
+    # The base model has no training seed: 4 captions x (base + 3 adapters).
+    assert len(list((folder / "images").glob("*.png"))) == 16
+    record = json.loads((folder / "comparison.json").read_text())
+    assert list(record["means"]) == ["text_encoder=base", "text_encoder=llmdiff"]
+    assert (record["training_seeds"], record["failed"]) == ([0, 1, 2], {})
 
 
 def test_a_failing_point_stops_no_other(sweep: list[str], tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ def compare_points(
 ) -> None:
     """Compare the finished points of a sweep with its first one, image by image.
 
+    Points that differ in their training seed alone are one arm, paired with the others seed by seed.
+
     Writes ``table.md``, ``figure.png``, ``report.html`` and ``comparison.json`` into ``sweep_dir``.
 
     Args:
@@ -57,6 +59,7 @@ def compare_points(
         "title": title,
         "profile": points[0].metrics["profile"],
         "baseline": points[0].label,
+        "training_seeds": points[0].training_seeds,
         "means": {label: {score: found.as_dict() for score, found in by.items()} for label, by in means.items()},
         "differences": {name: found.as_dict() for name, found in differences.items()},
         "harmonic_differences": {label: found.as_dict() for label, found in harmonics.items()},

@@ -50,16 +50,25 @@ def comparison_page(
 
 
 def prompt_grids(images: Path, points: Sequence[Point]) -> dict[str, Image.Image]:
-    """Points by prompts, of the first members of the last factor, with the first seed."""
+    """Points by prompts, of the first members of the last factor, with the first image of each prompt."""
     first = points[0]
-    factor, seed = first.keys[-2], first.rows[0]["seed"]
+    factor = first.keys[-2]
     grids = {}
     for member in list(dict.fromkeys(row[factor] for row in first.rows))[:GRIDS]:
-        at = [i for i, row in enumerate(first.rows) if row[factor] == member and row["seed"] == seed][:SHOWN]
+        at = _shown([(index, row["prompt"]) for index, row in enumerate(first.rows) if row[factor] == member])
         shown = [(point.rows[index], number) for number, point in enumerate(points, 1) for index in at]
         cells = [_enlarged(load_image(images / row["file"])) for row, _ in shown]
-        grids[member] = image_grid(cells, len(at), [f"{number}. {row['prompt']}" for row, number in shown])
+        captions = [f"{number}. {row['prompt']}" for row, number in shown]
+        grids[f"{factor} {member}"] = image_grid(cells, len(at), captions)
     return grids
+
+
+def _shown(prompts: Sequence[tuple[int, str]]) -> list[int]:
+    """The first place of each prompt, evenly over the prompts."""
+    places: dict[str, int] = {}
+    for place, prompt in prompts:
+        places.setdefault(prompt, place)
+    return list(places.values())[:: -(-len(places) // SHOWN)]
 
 
 def _enlarged(image: Image.Image) -> Image.Image:

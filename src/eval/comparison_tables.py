@@ -20,7 +20,8 @@ def means_table(points: Sequence[Point], means: Mapping[str, Mapping[str, Interv
     """One line per point."""
     scores = list(means[points[0].label])
     rows = [[label, *(str(by[score]) for score in scores)] for label, by in means.items()]
-    title = f"Means [95% interval], {len(points[0].rows)} images each, profile {points[0].metrics['profile']}"
+    number = f"{len(points[0].rows)} images{_of_trainings(points[0])} each"
+    title = f"Means [95% interval], {number}, profile {points[0].metrics['profile']}"
     return Table(title, ["", *scores], rows)
 
 
@@ -32,20 +33,22 @@ def difference_table(
 ) -> Table:
     """One line per point and score: the difference from the first point, and whether the published sign shows."""
     columns = ["", "score", "difference [95%]", "p (Holm)", "effect size", "won", "published", "its sign"]
-    rows = []
+    rows, num_seeds = [], len(points[0].training_seeds)
     for point in points[1:]:
         # By their places in the sweep: points between them may have failed.
         theirs = [dict(published[at.number]) if at.number < len(published) else {} for at in (points[0], point)]
         for score in point.scores:
             found = differences[f"{point.label} {score}"]
             size = f"{found.effect_size:+.2f}" if math.isfinite(found.effect_size) else ""
-            tested = [f"{found.adjusted_p:.4f}", size, f"{found.wins.won} of {found.wins.num}"]
+            p = "" if _too_few(num_seeds) else f"{found.adjusted_p:.4f}"
+            tested = [p, size, f"{found.wins.won} of {found.wins.num}"]
             sign = _published_sign(found.interval, score, *theirs)
             rows.append([point.label, score, str(found.interval), *tested, *sign])
         if point.label in harmonics:
             sign = _published_sign(harmonics[point.label], HARMONIC, *theirs)
             rows.append([point.label, HARMONIC, str(harmonics[point.label]), "", "", "", *sign])
-    return Table(f"Differences from {points[0].label}, same prompts and seeds", columns, rows)
+    why = f"; {num_seeds} training seeds are too few for a test" if _too_few(num_seeds) else ""
+    return Table(f"Differences from {points[0].label}, same prompts and seeds{why}", columns, rows)
 
 
 def harmonics_table(points: Sequence[Point], means: Mapping[str, Mapping[str, Interval]], seed: int) -> Table:
@@ -60,6 +63,15 @@ def harmonics_table(points: Sequence[Point], means: Mapping[str, Mapping[str, In
         interval = bootstrap_mean(per_image, point.groups, seed)
         rows.append([point.label, str(means[point.label][HARMONIC]), str(interval), min_max[index], z_scored[index]])
     return Table(f"Harmonics of {first} and {second}", columns, rows)
+
+
+def _of_trainings(point: Point) -> str:
+    return f" of {len(point.training_seeds)} trainings" if point.training_seeds else ""
+
+
+def _too_few(num_seeds: int) -> bool:
+    """Whether flipping the signs of whole trainings, in two to the power of their number ways, can find nothing."""
+    return num_seeds > 1 and 2.0 ** (1 - num_seeds) > 0.05
 
 
 def _across(variant: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> list[str]:

@@ -96,7 +96,7 @@ def draw_missing(generator: IdentifiedGenerator, requests: Sequence[Request], fo
             for (request, path), image in zip(batch, images, strict=True):
                 if not path.exists():
                     # What a generator has to say of an image, such as its singular spectra.
-                    said = {key: value for key, value in image.info.items() if isinstance(value, str)}
+                    said = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
                     told = said | {"prompt": request.prompt, "seed": str(request.seed)}
                     save_png_atomic(image, path, told | noted[path])
     return paths

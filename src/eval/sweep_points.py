@@ -1,27 +1,27 @@
 """What the points of a sweep left behind, read back for comparison."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
+
+from src.eval.sweep_arms import Arm, failures, whole_arms
 
 Row = dict[str, Any]
-OVERRIDES = Path(".hydra") / "overrides.yaml"
+TRAINING_SEED = "training_seed"
 
 
 @dataclass(frozen=True)
 class Point:
-    """One finished point.
+    """One finished point, or several that differ in their training seed alone.
 
     Attributes:
-        folder: Where it left its results.
+        folder: Where it left its results; of several, the first one.
         label: What it sets that other points set otherwise.
         metrics: Content of its ``metrics.json``; ``compared`` says which rows, factors and scores are compared.
-        rows: The images that are compared.
+        rows: The images that are compared; of several points with the column and factor ``training_seed``.
     """
 
     folder: Path
@@ -31,8 +31,8 @@ class Point:
 
     @property
     def number(self) -> int:
-        """Its place in the sweep."""
-        return int(self.folder.name)
+        """Its place in the sweep; of several points, whose seeds vary fastest, the place among such."""
+        return int(self.folder.name) // max(len(self.training_seeds), 1)
 
     @property
     def scores(self) -> list[str]:
@@ -60,20 +60,14 @@ class Point:
         """Labels of every image, factor by factor."""
         return [[row[factor] for row in self.rows] for factor in self.metrics["compared"]["factors"]]
 
+    @property
+    def training_seeds(self) -> list[int]:
+        """Of its points; empty for one point."""
+        return sorted({row[TRAINING_SEED] for row in self.rows if TRAINING_SEED in row})
+
     def values(self, score: str) -> list[float]:
         """One score of every image."""
         return [row[score] for row in self.rows]
-
-
-def finished(folder: Path, since: int = 0) -> list[Path]:
-    """Folders of the points that have finished, in their order.
-
-    Args:
-        folder: Holds one folder per point, named by its number.
-        since: When the sweep was started, in nanoseconds since the epoch. What a point left before belongs to an
-            earlier start, which may have had other encoders, banks or points.
-    """
-    return [job for job in _jobs(folder, since) if _written_since(job / "metrics.json", since)]
 
 
 def read_points(folder: Path, since: int = 0) -> tuple[list[Point], dict[str, str]]:
@@ -82,39 +76,25 @@ def read_points(folder: Path, since: int = 0) -> tuple[list[Point], dict[str, st
     Raises:
         ValueError: If no point has finished, or two of them drew other prompts or seeds.
     """
-    jobs, done = _jobs(folder, since), finished(folder, since)
-    labels = _labels({path: yaml.safe_load((path / OVERRIDES).read_text()) for path in jobs})
-    failures = {labels[path]: _failure(path) for path in jobs if path not in done}
-    points = [_read(path, labels[path]) for path in done]
+    points = [_pooled(arm, label) for label, arm in whole_arms(folder, since).items()]
     if not points:
         raise ValueError(f"no point of the sweep in {folder} has finished; the files error.txt there say why")
     for point in points[1:]:
         if _places(point) != _places(points[0]):
             raise ValueError(f"{point.label} and {points[0].label} drew other prompts or seeds and cannot be paired")
-    return points, failures
+    return points, failures(folder, since)
 
 
-def _jobs(folder: Path, since: int) -> list[Path]:
-    """Points that this start of the sweep has begun; Hydra writes the overrides of each before it runs."""
-    numbered = sorted((path for path in folder.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
-    return [path for path in numbered if _written_since(path / OVERRIDES, since)]
-
-
-def _written_since(path: Path, since: int) -> bool:
-    return path.exists() and path.stat().st_mtime_ns >= since
-
-
-def _failure(path: Path) -> str:
-    return (path / "error.txt").read_text().strip() if (path / "error.txt").exists() else "has not finished"
-
-
-def _labels(settings: Mapping[Path, list[str]]) -> dict[Path, str]:
-    """What each point sets and not all of them set."""
-    common = set.intersection(*map(set, settings.values())) if len(settings) > 1 else set()
-    return {
-        path: ", ".join(one.lstrip("+") for one in told if one not in common and "sweep=" not in one) or path.name
-        for path, told in settings.items()
-    }
+def _pooled(arm: Arm, label: str) -> Point:
+    """The points of an arm as one."""
+    points = {seed: _read(folder, label) for seed, folder in sorted(arm.items())}
+    first = next(iter(points.values()))
+    if len(points) == 1:
+        return first
+    rows = [{TRAINING_SEED: seed, **row} for seed, point in points.items() for row in point.rows]
+    compared = first.metrics["compared"]
+    metrics = first.metrics | {"compared": compared | {"factors": [*compared["factors"], TRAINING_SEED]}}
+    return Point(first.folder, label, metrics, rows)
 
 
 def _read(path: Path, label: str) -> Point:

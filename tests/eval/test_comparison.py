@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +9,24 @@ import yaml
 from PIL import Image
 
 from src.eval.comparison import compare_points
-from src.eval.sweep_points import finished
+from src.eval.comparison_page import prompt_grids
+from src.eval.statistics import bootstrap_mean
+from src.eval.sweep_arms import finished, whole_arms
+from src.eval.sweep_points import Point
 from src.eval.tables import write_rows
 
 PROMPTS, CONCEPTS, SEEDS = [f"prompt {n}" for n in range(8)], [f"subject {n}" for n in range(7)], [0, 1]
 PUBLISHED = [{"clip_t": 0.3, "dino": 0.6}, {"clip_t": 0.4, "dino": 0.7}]
 
 
-def write_point(sweep: Path, number: int, setting: str, gain: float, profile: str = "world") -> None:
+def write_point(
+    sweep: Path, number: int, setting: str, gain: float, profile: str = "world", training_seed: int | None = None
+) -> None:
     """A point whose dino is ``gain`` above a baseline that varies with prompt, concept and seed."""
     folder = sweep / str(number)
     (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["sweep=x", f"+method.{setting}"]))
+    seeds = [] if training_seed is None else [f"++training.seed={training_seed}"]
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["sweep=x", f"+method.{setting}", *seeds]))
     rng, rows = np.random.default_rng(0), []
     for prompt in PROMPTS:
         for concept in CONCEPTS:
@@ -142,3 +149,73 @@ def test_points_with_other_seeds_are_not_paired(sweep: Path, monkeypatch: pytest
 def test_a_sweep_without_a_finished_point_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no point of the sweep"):
         compare_points(tmp_path)
+
+
+GAINS = {("last", 0): 0.0, ("last", 1): 0.01, ("last", 2): 0.02, ("all", 0): 0.1, ("all", 1): 0.25, ("all", 2): 0.1}
+
+
+@pytest.fixture
+def trainings(sweep: Path) -> Path:
+    """Two arms of three trainings; from the first to the second dino grows by .1, .24 and .08, by .14 in the mean."""
+    shutil.rmtree(sweep / "0")
+    for number, ((features, seed), gain) in enumerate(GAINS.items()):
+        write_point(sweep, number, f"features={features}", gain, training_seed=seed)
+    return sweep
+
+
+def test_points_that_differ_in_their_training_seed_are_one_arm(trainings: Path) -> None:
+    compare_points(trainings, published=PUBLISHED)
+    record = json.loads((trainings / "comparison.json").read_text())
+    assert list(record["means"]) == ["method.features=last", "method.features=all"]
+    assert record["training_seeds"] == [0, 1, 2] and record["failed"] == {}
+    # The noise of a place is the same in every point, so only gains are left.
+    differences = [GAINS["all", seed] - GAINS["last", seed] for seed in range(3) for _ in PROMPTS]
+    prompts, seeds = [PROMPTS * 3, [seed for seed in range(3) for _ in PROMPTS]]
+    by_hand = bootstrap_mean(differences, [prompts, seeds])
+    found = record["differences"]["method.features=all dino"]
+    assert found["interval"]["mean"] == pytest.approx(0.14, abs=1e-6)
+    assert [found["interval"][end] for end in ("low", "high")] == pytest.approx([by_hand.low, by_hand.high], abs=1e-3)
+    assert found["wins"] == {"won": 8, "lost": 0, "tied": 0, "num": 8}
+    # Prompts and subjects alone would leave nothing to doubt.
+    assert found["p"] == 0.25 and found["interval"]["high"] - found["interval"]["low"] > 0.05
+    text = (trainings / "table.md").read_text()
+    assert "336 images of 3 trainings each" in text and "+0.100 | shown" in text
+    assert "seeds; 3 training seeds are too few for a test" in text
+    page = (trainings / "report.html").read_text()
+    assert all(f"training_seed {seed}: a line per point" in page for seed in range(3))
+
+
+def test_an_arm_with_a_failed_training_seed_is_named_and_left_out(trainings: Path) -> None:
+    write_point(trainings, 6, "features=embed", 0.3, training_seed=0)
+    (trainings / "4" / "metrics.json").unlink()
+    (trainings / "4" / "error.txt").write_text("no room on the disk\n")
+    compare_points(trainings)
+    record = json.loads((trainings / "comparison.json").read_text())
+    assert list(record["means"]) == ["method.features=last"]
+    assert record["failed"] == {
+        "method.features=all": "training seed 1: no room on the disk",
+        "method.features=embed": "training seed 1: has not finished; training seed 2: has not finished",
+    }
+
+
+def test_no_arm_is_whole_while_seeds_are_missing_from_all(trainings: Path) -> None:
+    for number in (1, 4):
+        (trainings / str(number) / "metrics.json").unlink()
+    assert whole_arms(trainings) == {}
+    with pytest.raises(ValueError, match="no point of the sweep"):
+        compare_points(trainings)
+
+
+def test_trainings_of_one_arm_alone_have_means(sweep: Path) -> None:
+    write_point(sweep, 1, "base_flow=true", 0.4, training_seed=1)
+    compare_points(sweep)
+    record = json.loads((sweep / "comparison.json").read_text())
+    assert list(record["means"]) == ["method.base_flow=true"] and record["training_seeds"] == [0, 1]
+
+
+def test_grids_show_prompts_evenly_whatever_their_seeds_are(sweep: Path) -> None:
+    rows = [{"prompt": f"{at}", "training_seed": 0, "seed": at, "file": "one.png"} for at in range(25)]
+    metrics = {"compared": {"factors": ["prompt", "training_seed"]}}
+    grids = prompt_grids(sweep / "images", [Point(sweep / "0", "one", metrics, rows)])
+    # Every third prompt, 128 pixels each.
+    assert list(grids) == ["training_seed 0"] and grids["training_seed 0"].width // 128 == 9
