@@ -1,21 +1,60 @@
-"""SDXL at its real size with random weights: one training step and one blended sampling step fit 24 GiB of memory."""
+"""Models of real size with random weights: training and drawing with them fit 24 GiB of memory."""
 
+import contextlib
 import resource
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, LlamaConfig, LlamaForCausalLM
 
+from src.data.caption_folder import CaptionFolder
+from src.data.captioned_images import CaptionedImages
 from src.data.concept import ConceptData, Zoom
 from src.data.request import Request
 from src.modules.backbone import DiffusionBackbone
 from src.modules.latexblend import LaTexBlend
+from src.modules.llm.language_model import LanguageModel
+from src.modules.llm_encoder import LLMEncoder
+from src.modules.llmdiff import LLMDiff
+from tests.llms import tiny_tokenizer
 from tests.tiny import SDXL_UNET, tokenizer
+
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+WITHIN_KIB = 24 * 2**20
+
+
+@contextlib.contextmanager
+def made_in(dtype: torch.dtype) -> Iterator[None]:
+    """New weights have this precision."""
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def noise_image(path: Path) -> None:
+    path.parent.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 512, 3), dtype=np.uint8)).save(path)
+
+
+def one_step(folder: Path) -> L.Trainer:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return L.Trainer(accelerator="cpu", max_steps=1, default_root_dir=folder, use_distributed_sampler=False, **quiet)
 
 
 def text_config(width: int, layers: int, heads: int, act: str) -> CLIPTextConfig:
@@ -35,21 +74,60 @@ def text_config(width: int, layers: int, heads: int, act: str) -> CLIPTextConfig
     )
 
 
-def sdxl(folder: Path) -> StableDiffusionXLPipeline:
-    words = tokenizer(folder / "words")
-    words.model_max_length = 77
-    unet = UNet2DConditionModel(**SDXL_UNET)
-    vae = AutoencoderKL(
+def autoencoder(sample_size: int, scaling_factor: float) -> AutoencoderKL:
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
         latent_channels=4,
-        sample_size=1024,
-        scaling_factor=0.13025,
+        sample_size=sample_size,
+        scaling_factor=scaling_factor,
     )
+
+
+def sd15(folder: Path) -> StableDiffusionPipeline:
+    words = tokenizer(folder / "words")
+    words.model_max_length = 77
+    return StableDiffusionPipeline(
+        vae=autoencoder(512, 0.18215),
+        text_encoder=CLIPTextModel(text_config(768, 12, 12, "quick_gelu")),
+        tokenizer=words,
+        # All else are the defaults of diffusers.
+        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+        scheduler=DDIMScheduler(**BETAS, steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def llama_1b(folder: Path) -> Path:
+    """Llama 3.2 1B as it lies on disk, in bfloat16; its tokenizer knows a few words only."""
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        tie_word_embeddings=True,
+    )
+    with made_in(torch.bfloat16):
+        model = LlamaForCausalLM(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_235_814_400
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def sdxl(folder: Path) -> StableDiffusionXLPipeline:
+    words = tokenizer(folder / "words")
+    words.model_max_length = 77
+    unet = UNet2DConditionModel(**SDXL_UNET)
     return StableDiffusionXLPipeline(
-        vae=vae,
+        vae=autoencoder(1024, 0.13025),
         text_encoder=CLIPTextModel(text_config(768, 12, 12, "quick_gelu")),
         text_encoder_2=CLIPTextModelWithProjection(text_config(1280, 32, 20, "gelu")),
         tokenizer=words,
@@ -62,14 +140,9 @@ def sdxl(folder: Path) -> StableDiffusionXLPipeline:
 
 @pytest.mark.slow
 def test_sdxl_learns_and_draws_within_24_gib(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 255, (600, 512, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photos" / "0.png")
-    torch.set_default_dtype(torch.bfloat16)
-    try:
+    noise_image(tmp_path / "photos" / "0.png")
+    with made_in(torch.bfloat16):
         pipeline = sdxl(tmp_path)
-    finally:
-        torch.set_default_dtype(torch.float32)
     backbone = DiffusionBackbone(pipeline, "sdxl")
     learner = LaTexBlend(
         backbone,
@@ -81,16 +154,34 @@ def test_sdxl_learns_and_draws_within_24_gib(tmp_path: Path) -> None:
     )
     assert sum(p.numel() for p in learner.delta.changes.parameters()) == 340_787_200
     data = ConceptData(str(tmp_path / "photos"), "dog", 512, num_views=1, zoom=Zoom(0.6), num_val=0)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(learner, data)
+    one_step(tmp_path).fit(learner, data)
     size = Path(learner.export()["concept bank"]).stat().st_size
     assert 665_600 < size < 690_000
     assert learner.sample([Request("a <subject> on the grass", 0)])[0].size == (512, 512)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 24 * 2**20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < WITHIN_KIB
+
+
+@pytest.mark.slow
+def test_llmdiff_learns_between_a_1b_model_and_sd15_within_24_gib(tmp_path: Path) -> None:
+    noise_image(tmp_path / "photos" / "0.png")
+    (tmp_path / "photos" / "0.txt").write_text("a red dog on the left of a very small tree " * 6)
+    llm = llama_1b(tmp_path / "llm")
+    backbone = DiffusionBackbone(sd15(tmp_path), "sd15")
+    assert sum(parameter.numel() for parameter in backbone.unet.parameters()) == 859_520_964
+    encoder = LLMEncoder(LanguageModel.from_pretrained(str(llm), "bfloat16"))
+    learner = LLMDiff(
+        backbone, encoder, str(tmp_path / "adapter.safetensors"), num_warmup_steps=0, caption_dropout=0.0, ema_decay=0.9
+    )
+    before = {name: parameter.detach().clone() for name, parameter in learner.named_parameters()}
+    one_step(tmp_path).fit(learner, CaptionedImages(CaptionFolder(tmp_path / "photos"), 512))
+    # The new branch starts at zero: its queries, keys and values learn from the second step on.
+    moved = {name for name, p in learner.named_parameters() if not torch.equal(p, before[name])}
+    assert {"adapter.phi.weight", "adapter.phi_bias"} <= moved
+    assert len([name for name in moved if name.endswith("to_out.weight")]) == 16
+    assert all(torch.isfinite(parameter).all() for parameter in learner.parameters())
+    assert Path(learner.export()["adapter"]).stat().st_size > 4 * sum(p.numel() for p in learner.parameters())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"peak {peak / 2**20:.1f} GiB")
+    assert peak < WITHIN_KIB
+    # pytest would keep its 2.5 GB.
+    shutil.rmtree(llm)

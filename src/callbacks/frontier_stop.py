@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor
 
 from src.callbacks.guard import notice
-from src.data.request import Request
+from src.callbacks.samples import log_scores, requests_for
 from src.eval.scores import clip_t, pair_mean
 
 
@@ -79,8 +78,7 @@ class FrontierStop(L.Callback):
         self.identity, self.prompt = identity, prompt
         self.every_n_steps, self.patience = every_n_steps, patience
         self.min_delta, self.prompt_drop = min_delta, prompt_drop
-        seeds = range(first_seed, first_seed + num_seeds)
-        self.requests = [Request(prompt, seed) for seed in seeds for prompt in prompts]
+        self.requests = requests_for(prompts, num_seeds, first_seed)
         self.texts = list(texts) * num_seeds
         self.scores: list[tuple[float, float]] = []
 
@@ -126,11 +124,7 @@ class FrontierStop(L.Callback):
             dino = pair_mean(self.identity.encode_images(images), self.references).mean().item()
             prompt = clip_t(self.prompt.encode_images(images), self.prompt.encode_texts(self.texts)).mean().item()
         self.scores.append((dino, prompt))
-        metrics = {"val/dino": dino, "val/clip_t": prompt}
-        # Where ModelCheckpoint(monitor="val/dino") and searches look.
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+        log_scores(trainer, {"val/dino": dino, "val/clip_t": prompt})
 
     def _checks_without_growth(self) -> int:
         best, since = float("-inf"), 0

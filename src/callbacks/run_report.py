@@ -10,15 +10,18 @@ from pathlib import Path
 import lightning as L
 from PIL import Image
 
+from src.callbacks.curve_families import Curve, families, family_figure
+from src.data.pictures import image_grid, save_png_atomic
 from src.eval.report import Report
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "hydra-core")
 MAX_GRIDS = 12
-Curve = tuple[list[float], list[float]]
 
 
 class RunReport(L.Callback):
     """Writes ``report.html`` into the run folder when training ends.
+
+    Metrics whose names differ by a number at the end share a figure; these figures are in ``curves.png``, too.
 
     Args:
         run_dir: The run folder; whatever of ``logs/version_*/metrics.csv``, ``samples/*.png`` and
@@ -44,7 +47,7 @@ def write_run_report(run_dir: Path, title: str) -> Path:
     report.add_config(_command(), "Command")
     logs = sorted(run_dir.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     if logs:
-        report.add_curves(read_curves(logs), "Curves")
+        _add_curves(report, read_curves(logs), run_dir / "curves.png")
     pictures = sorted((run_dir / "samples").glob("references.png"))
     pictures += _spread(sorted((run_dir / "samples").glob("step-*.png")))
     if pictures:
@@ -58,6 +61,17 @@ def write_run_report(run_dir: Path, title: str) -> Path:
     report.add_config({"python": platform.python_version(), "machine": platform.machine(), **versions}, "Environment")
     report.write(run_dir / "report.html")
     return run_dir / "report.html"
+
+
+def _add_curves(report: Report, curves: dict[str, Curve], path: Path) -> None:
+    """One figure per metric, but one for a whole family; those of families are also written to ``path``."""
+    found = families(curves)
+    report.add_curves({name: lines[name] for lines in found.values() if len(lines) == 1 for name in lines}, "Curves")
+    figures = {family: family_figure(family, lines) for family, lines in found.items() if len(lines) > 1}
+    for family, figure in figures.items():
+        report.add_image(figure, family.rstrip("/"))
+    if figures:
+        save_png_atomic(image_grid(list(figures.values()), 2), path)
 
 
 def read_curves(paths: list[Path]) -> dict[str, Curve]:

@@ -4,19 +4,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.utilities.seed import isolate_rng
+from PIL import Image
 
+from src.callbacks.samples import log_scores, requests_for
 from src.callbacks.trackers import log_samples
 from src.data.pictures import image_grid, save_png_atomic
-from src.data.request import Request
+from src.eval.profile import Profile
 
 
 class SampleGrid(L.Callback):
     """Grids at the start, every ``every_n_steps`` steps and at the end, as ``<folder>/step-000500.png``.
 
-    Loggers that take images get each one with its prompt, seed and step.
+    Loggers that take images get each one with its prompt, seed and step. With a profile, ``val/clip_t`` is logged: the
+    mean CLIP-T of the grid's images.
 
-    The module offers ``sample(requests) -> images``. The datamodule's ``photos``, where it has them, are drawn once as
-    ``references.png``.
+    The module offers ``sample(requests) -> images``; the training's random state is left as it was. The datamodule's
+    ``photos``, where it has them, are drawn once as ``references.png``.
 
     Args:
         folder: Where the grids go.
@@ -24,15 +28,29 @@ class SampleGrid(L.Callback):
         num_seeds: Rows of the grid.
         every_n_steps: 0 for start and end only.
         first_seed: Seed of the first row.
+        profile: Scores the images; None for no score.
+        texts: What each prompt says to the profile's CLIP; None where prompts are plain text and name no concept.
+
+    Raises:
+        ValueError: If there is not one text per prompt.
     """
 
     def __init__(
-        self, folder: str, prompts: Sequence[str], num_seeds: int = 2, every_n_steps: int = 0, first_seed: int = 0
+        self,
+        folder: str,
+        prompts: Sequence[str],
+        num_seeds: int = 2,
+        every_n_steps: int = 0,
+        first_seed: int = 0,
+        profile: Profile | None = None,
+        texts: Sequence[str] | None = None,
     ) -> None:
-        self.folder, self.every_n_steps = Path(folder), every_n_steps
-        seeds = range(first_seed, first_seed + num_seeds)
-        self.requests = [Request(prompt, seed) for seed in seeds for prompt in prompts]
-        self.columns = len(prompts)
+        texts = prompts if texts is None else texts
+        if len(texts) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many texts, got {len(texts)}")
+        self.folder, self.every_n_steps, self.profile = Path(folder), every_n_steps, profile
+        self.requests = requests_for(prompts, num_seeds, first_seed)
+        self.columns, self.texts = len(prompts), list(texts) * num_seeds
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Before."""
@@ -57,8 +75,15 @@ class SampleGrid(L.Callback):
         path = self.folder / f"step-{trainer.global_step:06d}.png"
         if not trainer.is_global_zero or path.exists():
             return
-        images = pl_module.sample(self.requests)
+        with isolate_rng():
+            images = pl_module.sample(self.requests)
+            if self.profile is not None:
+                log_scores(trainer, {"val/clip_t": self._clip_t(images, self.profile)})
         captions = [f"{request.prompt} | seed {request.seed}" for request in self.requests]
         metadata = {"step": str(trainer.global_step), "requests": "\n".join(captions)}
         save_png_atomic(image_grid(images, self.columns, captions), path, metadata)
         log_samples(trainer.loggers, self.requests, images, trainer.global_step)
+
+    def _clip_t(self, images: Sequence[Image.Image], profile: Profile) -> float:
+        pictures, texts = profile.clip.encode_images(images), profile.clip.encode_texts(self.texts)
+        return profile.text_score(pictures, texts).mean().item()

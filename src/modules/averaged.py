@@ -1,5 +1,7 @@
 """A LightningModule that follows its weights with an exponential average, which is what it exports."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -14,6 +16,16 @@ class AveragedModule(L.LightningModule):
         """Average these parameters from now on."""
         self.averaged = parameters
         self.ema = EMAModel(parameters, decay=decay)
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """While active, the followed parameters are their averages; afterwards they are bit for bit what they were."""
+        self.ema.store(self.averaged)
+        try:
+            self.ema.copy_to(self.averaged)
+            yield
+        finally:
+            self.ema.restore(self.averaged)
 
     def on_fit_start(self) -> None:
         """Bring the averaged weights to the device."""

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from src.data.encoded import EncodedData
 from src.data.request import Request
+from src.modules.averaged import AveragedModule
 from src.modules.backbone import Conditioning, DiffusionBackbone
 from src.modules.diffusion import diffusion_target, draw_noise, min_snr_weights, per_sample_mse, step_generator
 from src.modules.llm.options import AdapterOptions, choose
 from src.modules.llm_encoder import LLMEncoder
 from src.modules.llmdiff_adapter import LLMDiffAdapter
 from src.modules.llmdiff_generator import LLMDiffGenerator
-from src.modules.pretrain.averaged import AveragedModule
 from src.modules.tensor_file import digest
 
 SCALARS = ("gain", "rho", "a1", "b1", "a2", "b2")
@@ -45,7 +45,7 @@ class LLMDiff(AveragedModule):
         num_warmup_steps: Of linear warm-up.
         caption_dropout: Share of empty captions, for classifier-free guidance.
         snr_gamma: Min-SNR weighting, or None.
-        ema_decay: Of the weights that are exported; 0 exports the last ones.
+        ema_decay: Of the weights that are validated, drawn with and exported; 0 takes the last ones.
         gradient_checkpointing: Compute the UNet's activations twice instead of keeping them.
         encode_ahead: Encode all captions and images before the first step, and free the language model.
         sampling: Options of ``LLMDiffGenerator`` for sample grids.
@@ -136,9 +136,10 @@ class LLMDiff(AveragedModule):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """The same loss on fixed noise and timesteps, which no training step has; nothing is dropped."""
+        """The same loss of what would be exported, on fixed noise and timesteps, which no training step has."""
         generators = [step_generator(self.hparams.seed, at, rank=-1) for at in batch["position"].tolist()]
-        loss = self.losses(self._latents(batch), batch["caption"], generators, batch.get("size_ids")).mean()
+        with self.averaged_weights():
+            loss = self.losses(self._latents(batch), batch["caption"], generators, batch.get("size_ids")).mean()
         self.log("val/loss", loss, batch_size=len(generators), prog_bar=True, sync_dist=True)
 
     def _latents(self, batch: dict[str, Any]) -> Tensor:
@@ -188,24 +189,25 @@ class LLMDiff(AveragedModule):
             super().backward(loss, *args, **kwargs)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log g, h, a and b as often as the loss."""
+        """Log what ``curves`` gives as often as the loss."""
         if self.global_step % self.trainer.log_every_n_steps == 0:
             for logger in self.loggers:
                 logger.log_metrics(self.curves(), step=self.global_step)
 
     def curves(self) -> dict[str, float]:
-        """G and h of every block, a1, b1, a2 and b2 of every cross-attention, by their number."""
+        """G and h of every block, a1 e^b1 and a2 e^b2 and their factors of every cross-attention, by their number."""
         aggregation, layers = self.adapter.aggregation, self.adapter.layers.values()
         found = {"g": aggregation.gains.tolist(), "h": aggregation.noise_levels.tolist()}
-        for name in ("a1", "b1", "a2", "b2"):
-            found[name] = torch.stack([layer.get_parameter(name).detach() for layer in layers]).tolist()
+        for name in ("original_weight", "additional_weight", "a1", "b1", "a2", "b2"):
+            found[name] = torch.stack([getattr(layer, name) for layer in layers]).tolist()
         return {f"{name}/{at:02d}": value for name, values in found.items() for at, value in enumerate(values)}
 
     @torch.no_grad()
     def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """Draw with the adapter as it stands."""
+        """Draw with the adapter as it would be exported now."""
         options = self.hparams.sampling or {}
-        return LLMDiffGenerator(self.backbone, self.adapter, self.encoder, **options).sample(requests)
+        with self.averaged_weights():
+            return LLMDiffGenerator(self.backbone, self.adapter, self.encoder, **options).sample(requests)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up."""
@@ -261,8 +263,11 @@ class LLMDiff(AveragedModule):
         steps = self.global_step if self._trainer else 0
         extra = {"training": json.dumps(training)}
         path = self.adapter.save(self.hparams.export_path, self.encoder, self.backbone, steps, extra)
-        command = f"""python generate.py method=llmdiff adapter={path} "prompt='a red dog on the grass'" seed=0"""
-        return {"adapter": str(path), "next": command}
+        # Whatever configuration it came from: backbones differ in path and precision alone.
+        dtype = str(self.backbone.dtype).removeprefix("torch.")
+        backbone = f"backbone.path={self.backbone.pipeline.name_or_path} backbone.dtype={dtype}"
+        drawing = """"prompt='a red dog on the grass'" seed=0"""
+        return {"adapter": str(path), "next": f"python generate.py method=llmdiff adapter={path} {backbone} {drawing}"}
 
 
 def _by_kind(adapter: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:

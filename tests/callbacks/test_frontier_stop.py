@@ -1,28 +1,14 @@
 """Stopping where a concept gains no identity and loses the prompt."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
 
 from src.callbacks.frontier_stop import FrontierStop
-from tests.callbacks.conftest import TinyData, TinyModule, tiny_trainer
-
-
-class Colours:
-    """Red and green of an image, as a unit vector; the text is red."""
-
-    def encode_images(self, images: Sequence) -> Tensor:
-        pixels = torch.tensor([image.getpixel((0, 0))[:2] for image in images], dtype=torch.float32)
-        return torch.nn.functional.normalize(pixels + 1, dim=-1)
-
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        assert set(texts) <= {"a dog"}
-        return torch.tensor([[1.0, 0.0]]).expand(len(texts), 2)
+from tests.callbacks.conftest import Colours, TinyData, TinyModule, tiny_trainer
 
 
 def frontier(**options) -> FrontierStop:

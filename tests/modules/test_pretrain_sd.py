@@ -8,8 +8,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from src.data.world.datamodules import WorldData
+from src.modules.averaged import AveragedModule
 from src.modules.pretrain.autoencoder import AutoencoderPretraining
-from src.modules.pretrain.averaged import AveragedModule
 from src.modules.pretrain.text_to_image import TextToImagePretraining
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from src.data.world.linear_code import PATCH, LinearCode
+from src.modules.averaged import AveragedModule
 from src.modules.diffusion import per_sample_mse, step_generator
-from src.modules.pretrain.averaged import AveragedModule
 
 LOG_VARIANCE = -6.0
 """Of the posterior: a deviation of 0.05 on latents of unit variance."""
@@ -81,11 +81,9 @@ class AutoencoderPretraining(AveragedModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """PSNR in decibel through encoder and decoder, mean over images, with the averaged weights."""
-        self.ema.store(self.vae.parameters())
-        self.ema.copy_to(self.vae.parameters())
         pixel_values = batch["pixel_values"]
-        restored = self.vae.decode(self.vae.encode(pixel_values).latent_dist.mode()).sample.float().clamp(-1, 1)
-        self.ema.restore(self.vae.parameters())
+        with self.averaged_weights():
+            restored = self.vae.decode(self.vae.encode(pixel_values).latent_dist.mode()).sample.float().clamp(-1, 1)
         psnr = 10 * torch.log10(4 / per_sample_mse(restored, pixel_values)).mean()
         self.log("val/psnr", psnr, batch_size=len(pixel_values), prog_bar=True, sync_dist=True)
 

@@ -7,9 +7,9 @@ import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch import Tensor
 
+from src.modules.averaged import AveragedModule
 from src.modules.diffusion import per_sample_mse, step_generator
 from src.modules.pretrain.autoencoder import code_convolution
-from src.modules.pretrain.averaged import AveragedModule
 from src.modules.scale_ar.bsq import quantise
 from src.modules.scale_ar.bsq_autoencoder import BSQTokenizer
 
@@ -117,14 +117,13 @@ class BSQTokenizerPretraining(AveragedModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """PSNR in decibel after three scales and after all, mean over images, with the averaged weights."""
-        self.ema.store(self.averaged)
-        self.ema.copy_to(self.averaged)
         pixel_values = batch["pixel_values"]
-        sums = quantise(self.tokenizer.encode(pixel_values), self.grids).features
-        for name, feature in (("val/psnr", sums[-1]), ("val/psnr_scale_3", sums[2])):
-            psnr = 10 * torch.log10(4 / per_sample_mse(self.tokenizer.decode(feature), pixel_values)).mean()
+        with self.averaged_weights():
+            sums = quantise(self.tokenizer.encode(pixel_values), self.grids).features
+            restored = {"val/psnr": self.tokenizer.decode(sums[-1]), "val/psnr_scale_3": self.tokenizer.decode(sums[2])}
+        for name, images in restored.items():
+            psnr = 10 * torch.log10(4 / per_sample_mse(images, pixel_values)).mean()
             self.log(name, psnr, batch_size=len(pixel_values), prog_bar=True, sync_dist=True)
-        self.ema.restore(self.averaged)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up and cosine decay."""

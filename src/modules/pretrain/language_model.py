@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, BatchEncoding, LlamaConfig, LlamaForCaus
 
 from src.data.corpus import Text
 from src.data.world.words import write_llm_tokenizer
-from src.modules.pretrain.averaged import AveragedModule
+from src.modules.averaged import AveragedModule
 
 
 class LanguageModelPretraining(AveragedModule):

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from src.data.world.t5_words import write_t5_tokenizer
+from src.modules.averaged import AveragedModule
 from src.modules.diffusion import step_generator
-from src.modules.pretrain.averaged import AveragedModule
 from src.modules.scale_ar.bsq_autoencoder import BSQTokenizer
 from src.modules.scale_ar.infinity import InfinityTransformer
 from src.modules.scale_ar.infinity_pipeline import InfinityPipeline

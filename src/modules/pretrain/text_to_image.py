@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from src.data.world.words import write_clip_tokenizer
+from src.modules.averaged import AveragedModule
 from src.modules.diffusion import diffusion_target, draw_noise, per_sample_mse, step_generator
-from src.modules.pretrain.averaged import AveragedModule
 
 SCHEDULER = {
     "beta_schedule": "scaled_linear",
