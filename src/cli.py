@@ -17,8 +17,10 @@ from rich.console import Console
 import src.run_folders  # noqa: F401  (registers the resolvers)
 from src.error_sentences import explain
 
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+"""Where launchers tell a process its number."""
 # The first process speaks for all.
-console = Console(soft_wrap=True, quiet=os.environ.get("LOCAL_RANK", "0") != "0")
+console = Console(soft_wrap=True, quiet=any(os.environ.get(name, "0") != "0" for name in RANKS))
 
 
 class Sweep(NamedTuple):

@@ -46,7 +46,8 @@ def fit(cfg: DictConfig) -> Fitted:
     data = instantiate(cfg.data, _convert_="all")
     module = instantiate(cfg.method, _convert_="all")
     # As it is written: what is resolved holds the time of the start, which differs between processes.
-    callbacks = [Ranks(OmegaConf.to_yaml(cfg)), *instantiate(cfg.callbacks, _convert_="all").values()]
+    given = instantiate(cfg.callbacks, _convert_="all").values()
+    callbacks = [Ranks(OmegaConf.to_yaml(cfg)), *(callback for callback in given if callback is not None)]
     loggers = list(instantiate(cfg.logger, _convert_="all").values())
     trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, _convert_="all")
     log_config(loggers, cfg)

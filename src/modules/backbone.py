@@ -72,6 +72,11 @@ class DiffusionBackbone:
         return backbone
 
     @property
+    def overrides(self) -> str:
+        """What names it on the command line; whatever configuration it came from, backbones differ in this alone."""
+        return f"backbone.path={self.pipeline.name_or_path} backbone.dtype={str(self.dtype).removeprefix('torch.')}"
+
+    @property
     def is_sdxl(self) -> bool:
         """Whether the UNet also takes pooled text and time ids."""
         return len(self.text_encoders) > 1

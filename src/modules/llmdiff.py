@@ -263,11 +263,9 @@ class LLMDiff(AveragedModule):
         steps = self.global_step if self._trainer else 0
         extra = {"training": json.dumps(training)}
         path = self.adapter.save(self.hparams.export_path, self.encoder, self.backbone, steps, extra)
-        # Whatever configuration it came from: backbones differ in path and precision alone.
-        dtype = str(self.backbone.dtype).removeprefix("torch.")
-        backbone = f"backbone.path={self.backbone.pipeline.name_or_path} backbone.dtype={dtype}"
         drawing = """"prompt='a red dog on the grass'" seed=0"""
-        return {"adapter": str(path), "next": f"python generate.py method=llmdiff adapter={path} {backbone} {drawing}"}
+        command = f"python generate.py method=llmdiff adapter={path} {self.backbone.overrides} {drawing}"
+        return {"adapter": str(path), "next": command}
 
 
 def _by_kind(adapter: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
