@@ -42,7 +42,9 @@ def score(cfg: DictConfig) -> None:
     from src.data.whole_file import write_text
     from src.eval.dry_run import measured_plan
     from src.eval.scored_concept import bank_source, scored_concepts
+    from src.typed_config import check_types
 
+    check_types(cfg)
     protocol = instantiate(cfg.protocol, _convert_="all")
     suite = instantiate(cfg.get("suite"), _convert_="all")
     sources = {**(suite.sources() if suite else {}), **{name: bank_source(path) for name, path in cfg.bank.items()}}

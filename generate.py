@@ -20,6 +20,7 @@ def main(cfg: DictConfig) -> None:
     from src.data.request import Request
     from src.eval.dry_run import measured_plan
     from src.eval.manifest import draw_missing, write_grid
+    from src.typed_config import check_types
 
     if not cfg.prompt:
         raise ValueError("nothing to draw: give a prompt, such as \"prompt='a <rex> on the grass'\" bank.rex=PATH")
@@ -29,6 +30,7 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(
             f"bank.{unused[0]} is given, but no prompt names it: write <{unused[0]}> where it should stand"
         )
+    check_types(cfg)
     folder = Path(cfg.output)
     # An image is at most what its raw pixels are: 3 MB a megapixel.
     free_disk_or_raise(folder, 2 * 3 * 2**20 * len(prompts) * cfg.num_images)

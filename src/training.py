@@ -39,7 +39,9 @@ def fit(cfg: DictConfig) -> Fitted:
 
     from src.callbacks.ranks import Ranks
     from src.callbacks.trackers import log_config, log_exports
+    from src.typed_config import check_types
 
+    check_types(cfg)
     # Its import sets this to INFO: advertisements and a list of devices that are not there.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(cfg.seed, workers=True, verbose=False)

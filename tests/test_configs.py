@@ -14,6 +14,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 import src.cli  # noqa: F401  (registers the resolvers)
+from src.typed_config import check_types
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
@@ -109,6 +110,7 @@ def test_every_experiment_is_whole(name: str) -> None:
     assert cfg.name not in ("unnamed", None), "an experiment names its run folder"
     assert check_keys(cfg)
     OmegaConf.to_container(cfg, resolve=True)
+    check_types(cfg)
 
 
 @pytest.mark.parametrize("name", [name for name in OVERLAYS if name.startswith("sweep/")])
