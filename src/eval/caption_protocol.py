@@ -135,6 +135,7 @@ class CaptionProtocol:
             "compared": {
                 "rows": {},
                 "factors": ["prompt"],
+                "by": "kind",
                 "scores": scores,
                 "frontiers": [("clip_t", "bound"), *([(LOSS, "bound")] if LOSS in scores else [])],
             },

@@ -8,7 +8,14 @@ from src.data.pictures import save_png_atomic
 from src.data.whole_file import write_text
 from src.eval.comparison_figure import comparison_figure
 from src.eval.comparison_page import comparison_page
-from src.eval.comparison_tables import HARMONIC, Published, difference_table, harmonics_table, means_table
+from src.eval.comparison_tables import (
+    HARMONIC,
+    Published,
+    difference_table,
+    harmonics_table,
+    means_table,
+    parts_tables,
+)
 from src.eval.harmonics import harmonic_of_means
 from src.eval.paired import Comparison, adjust, compare, paired_statistic
 from src.eval.profile import same_profile_or_raise
@@ -48,6 +55,7 @@ def compare_points(
     differences = point_differences(points, seed)
     harmonics = {point.label: harmonic_difference(point, points[0], seed) for point in points[1:] if point.pair}
     tables = [means_table(points, means), difference_table(points, differences, harmonics, published or [])]
+    tables += parts_tables(points, seed)
     if points[0].pair:
         tables.append(harmonics_table(points, means, seed))
     figure = comparison_figure(list(means), list(means.values()), points[0].frontiers)

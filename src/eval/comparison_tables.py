@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from src.eval.harmonics import harmonics_per_image, min_max_harmonic, z_scored_harmonic
-from src.eval.paired import Comparison
+from src.eval.paired import Comparison, compare
 from src.eval.results import Table
 from src.eval.statistics import Interval, bootstrap_mean
 from src.eval.sweep_points import Point
@@ -49,6 +49,26 @@ def difference_table(
             rows.append([point.label, HARMONIC, str(harmonics[point.label]), "", "", "", *sign])
     why = f"; {num_seeds} training seeds are too few for a test" if _too_few(num_seeds) else ""
     return Table(f"Differences from {points[0].label}, same prompts and seeds{why}", columns, rows)
+
+
+def parts_tables(points: Sequence[Point], seed: int) -> list[Table]:
+    """Means and differences from the first point, kind of image by kind; none where there are no kinds."""
+    scores, parts = points[0].scores, {point.label: point.parts() for point in points}
+    kinds, columns = list(parts[points[0].label]), ["", "", *scores]
+    first = parts[points[0].label]
+
+    def means(point: Point) -> list[str]:
+        return [str(bootstrap_mean(point.values(score), point.groups, seed)) for score in scores]
+
+    def differences(point: Point, baseline: Point) -> list[str]:
+        found = [compare(point.values(score), baseline.values(score), point.groups, seed) for score in scores]
+        return [str(one.interval) for one in found]
+
+    each = [[kind, label, *means(of[kind])] for kind in kinds for label, of in parts.items()]
+    others = [(kind, point.label) for kind in kinds for point in points[1:]]
+    paired = [[kind, label, *differences(parts[label][kind], first[kind])] for kind, label in others]
+    titled = {"Means of each kind [95% interval]": each, f"Differences from {points[0].label}, of each kind": paired}
+    return [Table(title, columns, rows) for title, rows in titled.items() if rows]
 
 
 def harmonics_table(points: Sequence[Point], means: Mapping[str, Mapping[str, Interval]], seed: int) -> Table:

@@ -1,7 +1,7 @@
 """What the points of a sweep left behind, read back for comparison."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,12 @@ class Point:
     def training_seeds(self) -> list[int]:
         """Of its points; empty for one point."""
         return sorted({row[TRAINING_SEED] for row in self.rows if TRAINING_SEED in row})
+
+    def parts(self) -> dict[str, "Point"]:
+        """The images of each kind alone, where the protocol names a column that tells kinds apart."""
+        column = self.metrics["compared"].get("by")
+        kinds = dict.fromkeys(row[column] for row in self.rows) if column else {}
+        return {kind: replace(self, rows=[row for row in self.rows if row[column] == kind]) for kind in kinds}
 
     def values(self, score: str) -> list[float]:
         """One score of every image."""

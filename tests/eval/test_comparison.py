@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -219,3 +220,27 @@ def test_grids_show_prompts_evenly_whatever_their_seeds_are(sweep: Path) -> None
     grids = prompt_grids(sweep / "images", [Point(sweep / "0", "one", metrics, rows)])
     # Every third prompt, 128 pixels each.
     assert list(grids) == ["training_seed 0"] and grids["training_seed 0"].width // 128 == 9
+
+
+def tell_kinds(folder: Path, gain: float) -> None:
+    """The first half of the prompts is of the kind ``easy``; the others have ``gain`` more."""
+    rows = pq.read_table(folder / "per_image.parquet").to_pylist()
+    for row in rows:
+        easy = row["prompt"] in PROMPTS[:4]
+        row |= {"kind": "easy" if easy else "hard", "dino": row["dino"] + (0.0 if easy else gain)}
+    write_rows(rows, folder / "per_image")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["compared"] |= {"by": "kind", "rows": {"arm": "concept"}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_kinds_of_images_are_compared_one_by_one(sweep: Path) -> None:
+    write_point(sweep, 1, "base_flow=false", 0.2)
+    tell_kinds(sweep / "0", 0.0)
+    tell_kinds(sweep / "1", 0.3)
+    compare_points(sweep)
+    lines = (
+        (sweep / "table.md").read_text().split("Differences from method.base_flow=true, of each kind")[1].splitlines()
+    )
+    dino = {line.split("|")[1].strip(): line.split("|")[4] for line in lines if "base_flow=false" in line[:40]}
+    assert dino["easy"].split()[0] == "0.000" and dino["hard"].split()[0] == "0.300"
