@@ -67,7 +67,8 @@ class AdapterOptions:
         final_norm: Of c: ``layer_norm`` (learnt) or ``none``.
         phi_std: Of phi's initial weight; 0 makes the start independent of the prompt.
         phi_bias: phi's initial bias: ``rows``, the base model's empty prompt position by position, so that the start
-            is the pretrained model, or its ``mean``, one vector.
+            is the pretrained model, or its ``mean``, one vector. Rows also tell the original attention the position of
+            each token, so that word order is no longer the features' merit alone.
         key_value: What the additional keys and values are projected from: ``c``, or ``phi`` of c (fewer parameters).
         bottleneck: Width of one shared projection of c before them; None for none.
         branch_init: ``zero_output`` projection, or a ``zero_weight`` a2.
