@@ -7,7 +7,7 @@ from PIL import Image
 
 from src.modules.backbone import Conditioning, DiffusionBackbone
 from src.modules.diffusion import diffusion_target, per_sample_mse
-from src.modules.scale_ar.image_input import fitted
+from src.modules.image_input import fitted
 
 LEVELS = (0.125, 0.375, 0.625, 0.875)
 """Shares of the noise schedule: the middle of each quarter."""

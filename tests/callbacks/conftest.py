@@ -76,6 +76,18 @@ def tiny_trainer(folder: Path, steps: int, **options: Any) -> L.Trainer:
     )  # fmt: skip
 
 
+def assert_training_is_left_alone(callback: L.Callback, folder: Path) -> None:
+    """Six steps with it leave the losses and the random state of six steps without it."""
+    traces = []
+    for callbacks in ([], [callback]):
+        torch.manual_seed(3)
+        module = TinyModule()
+        tiny_trainer(folder, 6, callbacks=callbacks).fit(module, TinyData())
+        traces.append((module.losses, torch.get_rng_state()))
+    assert traces[0][0] == traces[1][0]
+    assert torch.equal(traces[0][1], traces[1][1])
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     L.seed_everything(1, verbose=False)

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from src.callbacks.frontier_stop import FrontierStop
-from tests.callbacks.conftest import Colours, TinyData, TinyModule, tiny_trainer
+from tests.callbacks.conftest import Colours, TinyData, TinyModule, assert_training_is_left_alone, tiny_trainer
 
 
 def frontier(**options) -> FrontierStop:
@@ -39,14 +38,7 @@ def test_it_goes_on_while_one_of_the_two_holds(tmp_path: Path, options: dict) ->
 
 
 def test_scoring_leaves_the_loss_trace_alone(tmp_path: Path) -> None:
-    traces = []
-    for callbacks in ([], [frontier(patience=30)]):
-        torch.manual_seed(3)
-        module = TinyModule()
-        tiny_trainer(tmp_path, 6, callbacks=callbacks).fit(module, TinyData())
-        traces.append((module.losses, torch.get_rng_state()))
-    assert traces[0][0] == traces[1][0]
-    assert torch.equal(traces[0][1], traces[1][1])
+    assert_training_is_left_alone(frontier(patience=30), tmp_path)
 
 
 def test_a_resumed_training_remembers_its_scores(tmp_path: Path) -> None:

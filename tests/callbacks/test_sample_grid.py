@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
@@ -14,7 +13,7 @@ import src.cli  # noqa: F401  (registers the resolvers)
 from src.callbacks.run_report import read_curves
 from src.callbacks.sample_grid import SampleGrid
 from src.eval.profile import Profile
-from tests.callbacks.conftest import Colours, TinyData, TinyModule, tiny_trainer
+from tests.callbacks.conftest import Colours, TinyData, TinyModule, assert_training_is_left_alone, tiny_trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,14 +43,7 @@ def test_clip_t_of_every_grid_is_logged_and_can_be_monitored(tmp_path: Path) -> 
 
 
 def test_grids_leave_the_loss_trace_alone(tmp_path: Path) -> None:
-    traces = []
-    for callbacks in ([], [grid(tmp_path)]):
-        torch.manual_seed(3)
-        module = TinyModule()
-        tiny_trainer(tmp_path, 6, callbacks=callbacks).fit(module, TinyData())
-        traces.append((module.losses, torch.get_rng_state()))
-    assert traces[0][0] == traces[1][0]
-    assert torch.equal(traces[0][1], traces[1][1])
+    assert_training_is_left_alone(grid(tmp_path), tmp_path)
 
 
 def test_prompts_without_their_texts_are_said(tmp_path: Path) -> None:

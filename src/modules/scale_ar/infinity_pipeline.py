@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import T5EncoderModel, T5TokenizerFast
 
+from src.modules.image_input import fitted
 from src.modules.scale_ar.bsq import quantise
 from src.modules.scale_ar.bsq_autoencoder import BSQTokenizer
 from src.modules.scale_ar.generation import Condition, Generation, OnScale
-from src.modules.scale_ar.image_input import fitted
 from src.modules.scale_ar.infinity import InfinityTransformer
 from src.modules.scale_ar.infinity_sampling import InfinityDraw, cell_grids
 from src.modules.scale_ar.pipeline_call import check_call, check_lengths, check_room, drawn, own_sampling, settled

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchEncoding, CLIPTextModel, CLIPTokenizer
 
+from src.modules.image_input import fitted
 from src.modules.scale_ar.generation import Condition, Generation, OnScale
-from src.modules.scale_ar.image_input import fitted
 from src.modules.scale_ar.pipeline_call import check_call, check_lengths, check_room, drawn, own_sampling, settled
 from src.modules.scale_ar.sampling import Generators
 from src.modules.scale_ar.switti import SwittiTransformer

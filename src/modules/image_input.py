@@ -1,4 +1,4 @@
-"""Images of any shape as a tokenizer takes them."""
+"""Images of any shape as an autoencoder or tokenizer takes them."""
 
 import logging
 from collections.abc import Sequence
