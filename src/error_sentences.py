@@ -44,6 +44,9 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, InterpolationKeyError):
         return f"the configuration value {error.full_key} cannot be read: {str(error).splitlines()[0]}"
     if isinstance(error, InterpolationResolutionError):
+        unset = re.search(r"Environment variable '(\w+)' not found", str(error))
+        if unset:
+            return f"the environment variable {unset.group(1)} is not set; SLURM sets those that trainer=slurm reads"
         # What a resolver of ours said, in OmegaConf's wrapping.
         return str(error).splitlines()[0].removeprefix("ValueError raised while resolving interpolation: ")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

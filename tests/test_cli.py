@@ -93,6 +93,16 @@ def test_what_a_resolver_says_is_not_wrapped(root):
     assert explain(raised.value).startswith("resume=true, but no nowhere/*/checkpoints/last.ckpt exists; start")
 
 
+def test_a_variable_that_a_launcher_sets_is_named(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    cfg = OmegaConf.create({"job": "${oc.env:SLURM_JOB_ID}"})
+    with pytest.raises(InterpolationResolutionError) as raised:
+        _ = cfg.job
+    assert explain(raised.value) == (
+        "the environment variable SLURM_JOB_ID is not set; SLURM sets those that trainer=slurm reads"
+    )
+
+
 def test_a_launcher_that_is_not_installed_says_what_to_type(root):
     # Hydra's own words depend on what is installed, so the error is made by hand.
     missing = MissingConfigException("no", missing_cfg_file="hydra/launcher/submitit_slurm")
