@@ -11,7 +11,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from src.data.world.datamodules import WorldData
 from src.data.world.dataset import VALIDATION_START
-from src.data.world.long_captions import FORMS, INVERSE, long_scene, new_words, places, questions
+from src.data.world.long_captions import (
+    FORMS,
+    INVERSE,
+    long_scene,
+    new_words,
+    places,
+    questions,
+    short_or_long_scene,
+)
 from src.data.world.scenes import RELATIONS, Scene, caption_order, full_caption, sample_scene
 from src.data.world.texts import world_text
 from src.data.world.vocabulary import BACKGROUNDS, COLORS, MARKINGS, NOUNS, PATTERNS, STYLES, is_held_out
@@ -275,3 +283,9 @@ def test_what_is_known_follows_from_what_stands_before() -> None:
                 assert text.text[end] == "."
         else:
             assert not known
+
+
+def test_short_and_long_captions_take_turns() -> None:
+    sentences = [short_or_long_scene(seed).caption.count(".") for seed in range(40)]
+    assert max(sentences[::2]) == 0
+    assert min(sentences[1::2]) > 1

@@ -91,6 +91,16 @@ def test_the_two_exports_are_one_pipeline(tmp_path: Path) -> None:
     assert torch.equal(pipeline.vae.encoder.conv_in.weight, eyes.tokenizer.encoder.conv_in.weight)
 
 
+def test_an_exported_image_tokenizer_learns_on(tmp_path: Path) -> None:
+    first = tokenizer(tmp_path)
+    first.export()
+    second = tokenizer(tmp_path, init_from=str(tmp_path / "infinity"), seed=9)
+    ours, theirs = second.tokenizer.state_dict(), first.tokenizer.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    fit(second, tmp_path, 1, limit_val_batches=0)
+    assert not torch.equal(second.tokenizer.encoder.conv_in.weight, first.tokenizer.encoder.conv_in.weight)
+
+
 def test_training_goes_on_from_an_exported_folder(tmp_path: Path) -> None:
     first = scale_wise(tmp_path)
     first.export()

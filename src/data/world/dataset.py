@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from rich.progress import track
 
-from src.data.world.long_captions import long_scene
+from src.data.world.long_captions import long_scene, short_or_long_scene
 from src.data.world.render import render
 from src.data.world.scenes import Scene, attribute_scene, frame_scene, mixed_scene, sample_scene
 
@@ -22,6 +22,7 @@ SAMPLERS: dict[str, Callable[[int], Scene]] = {
     "mixed": mixed_scene,
     "frames": frame_scene,
     "long": long_scene,
+    "short_or_long": short_or_long_scene,
 }
 CHUNK = 2000
 

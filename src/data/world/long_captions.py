@@ -10,7 +10,7 @@ from itertools import count, pairwise
 
 import numpy as np
 
-from src.data.world.scenes import Placed, Scene, caption_order, sample_scene
+from src.data.world.scenes import Placed, Scene, caption_order, mixed_scene, sample_scene
 from src.data.world.vocabulary import BACKGROUNDS, NOUNS, STYLES, Look, draw_look, is_held_out
 
 NUMBERS = ("no", "one", "two", "three", "four")
@@ -73,6 +73,11 @@ def long_scene(seed: int, form: str | None = None) -> Scene:
     if form == "counted":
         scene = _with_shared_noun(scene, rng)
     return replace(scene, caption=_with_place(scene, chosen.sentences(scene, rng), rng), texture_seed=seed)
+
+
+def short_or_long_scene(seed: int) -> Scene:
+    """Scenes of ``mixed_scene`` and of ``long_scene`` in turn: short captions teach words, long ones what joins them."""
+    return long_scene(seed // 2) if seed % 2 else mixed_scene(seed // 2)
 
 
 def places(scene: Scene) -> list[tuple[str, Placed]]:

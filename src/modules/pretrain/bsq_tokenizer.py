@@ -41,6 +41,7 @@ class BSQTokenizerPretraining(AveragedModule):
         teacher_steps: Until the linear code teaches no more.
         early_share: Of the images that are decoded from a random number of scales.
         ema_decay: Of the exported weights.
+        init_from: Pipeline folder whose tokenizer to start from, best with ``teacher_steps=1``; None for random weights.
         seed: Of initial weights, of the rotation, and of the choice of scales.
     """
 
@@ -61,6 +62,7 @@ class BSQTokenizerPretraining(AveragedModule):
         teacher_steps: int = 6000,
         early_share: float = 0.2,
         ema_decay: float = 0.999,
+        init_from: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -70,6 +72,8 @@ class BSQTokenizerPretraining(AveragedModule):
         tokenizer = BSQTokenizer(
             latent_channels, base_channels, list(channel_multipliers), layers_per_block, patch_size, norm_num_groups
         )
+        if init_from:
+            tokenizer = BSQTokenizer.from_pretrained(init_from, subfolder="vae", dtype=torch.float32)
         # Half-precision convolutions on CPUs are twice as fast with channels last.
         self.tokenizer = tokenizer.to(memory_format=torch.channels_last)
         self.follow(list(self.tokenizer.parameters()), ema_decay)

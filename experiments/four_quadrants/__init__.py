@@ -1,0 +1,1 @@
+"""Word order through the features of a language model."""
