@@ -6,10 +6,10 @@ Every arm is written to ``results`` as soon as it is done and not computed again
 """
 
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,11 @@ from src.modules.pretrain.text_to_image import SCHEDULER, TextToImagePretraining
 RESULTS = Path(__file__).parent / "results"
 FEATURES = ("llmdiff", "last", "penultimate", "embed", "ln_mean", "sum")
 BASE = "the base's own text encoder"
-PHI_BIAS = ("mean", "rows")
-"""One vector for all positions, or one for each, which tells positions by itself."""
+ARMS = {
+    **{f"{features}, mean": (features, "mean") for features in FEATURES},
+    **{f"{features}, rows": (features, "rows") for features in ("llmdiff", "last", "embed")},
+}
+"""Features and phi's initial bias: one vector for all positions, or one for each, which tells positions by itself."""
 SIDE = 8
 # Guidance destroys samples of so flat a world.
 DRAWING = {"num_inference_steps": 20, "guidance_scale": 1.0, "output_type": "latent", "height": SIDE, "width": SIDE}
@@ -104,8 +107,7 @@ def measure(seed: int) -> None:
     """What is missing of one seed."""
     path = _path(seed)
     found = json.loads(path.read_text()) if path.exists() else {}
-    missing = {f"{features}, {bias}": (features, bias) for bias, features in product(PHI_BIAS, FEATURES)}
-    missing = {name: arm for name, arm in missing.items() if name not in found}
+    missing = {name: arm for name, arm in ARMS.items() if name not in found}
     if not missing:
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -138,6 +140,7 @@ def table() -> Table:
 def main() -> None:
     """Measure, write the table."""
     RESULTS.mkdir(exist_ok=True)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for seed in map(int, sys.argv[1:] or "012"):
         measure(seed)
     write_text(RESULTS / "table.md", table().markdown())

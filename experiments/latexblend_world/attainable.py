@@ -1,27 +1,24 @@
 """What a perfect model would score: true renders of each subject in the scene of each prompt, no model at all.
 
-``python experiments/latexblend_world/attainable.py`` from the repository's root. The ceiling of the protocol compares a
+``python -m experiments.latexblend_world.attainable``. The ceiling of the protocol compares a
 subject's photos with each other; no image of a pencil sketch, or with a second object in it, can be that near.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from src.data.world.render import render
+from src.data.world.scenes import Placed, Scene, subject_scene
+from src.data.world.subjects import NUM_PHOTOS, SUBJECTS
+from src.data.world.vocabulary import BACKGROUNDS, STYLES, Look, subject
+from src.eval.results import Table
+from src.eval.scores import clip_t, pair_mean, within_set
+from src.eval.statistics import bootstrap_mean
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from src.data.world.render import render  # noqa: E402
-from src.data.world.scenes import Placed, Scene, subject_scene  # noqa: E402
-from src.data.world.subjects import NUM_PHOTOS, SUBJECTS  # noqa: E402
-from src.data.world.vocabulary import BACKGROUNDS, STYLES, Look, subject  # noqa: E402
-from src.eval.results import Table  # noqa: E402
-from src.eval.scores import clip_t, pair_mean, within_set  # noqa: E402
-from src.eval.statistics import bootstrap_mean  # noqa: E402
-
 NUM_VIEWS = 8
 FIRST_VIEW = 100
 """Beyond those that were photographed as references."""

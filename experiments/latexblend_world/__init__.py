@@ -1,0 +1,1 @@
+"""What a perfect model would score on the suite of the world."""
