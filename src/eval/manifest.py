@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 from rich.progress import track
@@ -34,6 +34,28 @@ class IdentifiedGenerator(Protocol):
         """One image per request."""
 
 
+@runtime_checkable
+class CheckingGenerator(Protocol):
+    """Knows of requests, without drawing them, whether it could."""
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse what could not be drawn.
+
+        Raises:
+            ValueError: If there is such a request.
+        """
+
+
+def check_requests(generator: object, requests: Sequence[Request]) -> None:
+    """Everything that is asked for, before the first of it is drawn, as far as the generator can tell.
+
+    Raises:
+        ValueError: If a request could not be drawn.
+    """
+    if isinstance(generator, CheckingGenerator):
+        generator.check(requests)
+
+
 def request_path(folder: Path, request: Request, drawn_with: dict[str, str]) -> Path:
     """``<words of the prompt>_s<seed>_<hash>.png``; the hash covers prompt, seed and what it is drawn with."""
     record = json.dumps([request.prompt, request.seed, sorted(drawn_with.items())])
@@ -45,8 +67,9 @@ def request_paths(generator: IdentifiedGenerator, requests: Sequence[Request], f
     """Where each request is, or will be, in ``folder``.
 
     Raises:
-        ValueError: If a reference cannot be read.
+        ValueError: If a request could not be drawn, or its reference cannot be read.
     """
+    check_requests(generator, requests)
     return _paths(folder, requests, _drawn_with(generator, requests))
 
 
@@ -82,7 +105,11 @@ def draw_missing(generator: IdentifiedGenerator, requests: Sequence[Request], fo
 
     Returns:
         One path per request, in order. The request stands in the PNG's text chunks.
+
+    Raises:
+        ValueError: If a request could not be drawn, or its reference cannot be read; nothing was drawn then.
     """
+    check_requests(generator, requests)
     drawn_with = _drawn_with(generator, requests)
     paths = _paths(folder, requests, drawn_with)
     noted = dict(zip(paths, drawn_with, strict=True))

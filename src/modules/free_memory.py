@@ -10,9 +10,10 @@ GIBIBYTE = 2**30
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had without swapping."""
+    """Bytes that can be had without swapping; on a GPU with those that torch holds and does not use."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     return psutil.virtual_memory().available
 
 

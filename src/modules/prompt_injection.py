@@ -11,6 +11,7 @@ from src.data.request import TEXT, Request
 from src.modules.sampled_fingerprint import sampled_fingerprint
 from src.modules.scale_ar.call_settings import CallSettings
 from src.modules.scale_ar.generation import Condition, Generation
+from src.modules.scale_ar.peak_memory import Paths
 from src.modules.scale_ar.pipeline_call import check_names
 
 BASE, INJECTED = "base", "injected"
@@ -40,6 +41,10 @@ class PromptInjection:
             self.base, self.injected = (other, own) if self.at == 0 else (own, other)
             generation.keep_images(number)
         generation.condition = self._mixed() if scale_index + 1 == self.at else self.base
+
+    def paths(self, images: int) -> Paths:
+        """Half of a batch is dropped."""
+        return Paths(images // 2)
 
     def _mixed(self) -> Condition:
         check_names("method.routes", self.routes or (), self.injected)

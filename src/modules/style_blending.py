@@ -8,6 +8,7 @@ from torch import Tensor
 
 from src.modules.principal_features import PrincipalFeatures, blended_features, principal_features
 from src.modules.scale_ar.generation import Generation
+from src.modules.scale_ar.peak_memory import Paths
 
 _log = logging.getLogger(__name__)
 SMALL_GAP = 1e-3
@@ -51,6 +52,12 @@ class StyleBlending:
             generation.share_attention()
         if scale_index == generation.model.num_scales - 1:
             self._drop_content(generation)
+
+    def paths(self, images: int) -> Paths:
+        """What a batch of so many images becomes."""
+        drawn = images // 2 if self.style is None else images
+        styles = 1 if self.style is None else len(self.style.emphasised) // images
+        return Paths(drawn, styles + (self.correct_from is not None), self.correct_from == self.blend_after)
 
     def records(self) -> list[str]:
         """Of each image that is drawn, the spectra of what was blended, as JSON."""

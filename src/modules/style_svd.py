@@ -83,8 +83,23 @@ class StyleGenerator:
             "reference.style": f"{weights} {self.blend_after} {self.correct_from} {self.noise}",
         }
 
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse what could not be drawn.
+
+        Raises:
+            ValueError: If a prompt, or the words of a style, are too long for the text encoder and not to be cut.
+        """
+        whole = [] if self.settings.arguments.get("truncate") else [one for one in requests if not one.truncate]
+        words = [_style_words(request) for request in whole if _kind(request) == "text"]
+        self.backbone.check_prompts(list(dict.fromkeys([*(request.prompt for request in whole), *words])))
+
     def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """Draw each request; the result does not depend on what else is in the batch."""
+        """Draw each request; the result does not depend on what else is in the batch.
+
+        Raises:
+            ValueError: As of ``check``; nothing was drawn then.
+        """
+        self.check(requests)
         drawn: dict[Request, Image.Image] = {}
         for batch in self._batches(list(dict.fromkeys(requests))):
             drawn |= zip(batch, self._draw(batch), strict=True)
@@ -114,7 +129,7 @@ class StyleGenerator:
         if kind == "image":
             style = joined([self.style_features(str(request.reference)) for request in requests])
         elif kind == "text":
-            prompts += [str(request.reference).removeprefix(TEXT) for request in requests]
+            prompts += [_style_words(request) for request in requests]
             seeds += seeds
         hook = StyleBlending(style, self.weights, self.blend_after, self.correct_from, self.noise == "shared")
         images = self.backbone(
@@ -146,6 +161,10 @@ def _kind(request: Request) -> str:
     if request.reference is None:
         return "plain"
     return "text" if request.reference.startswith(TEXT) else "image"
+
+
+def _style_words(request: Request) -> str:
+    return str(request.reference).removeprefix(TEXT)
 
 
 def _shape(job: Sequence[Request]) -> tuple[str, bool, int]:

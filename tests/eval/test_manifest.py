@@ -57,6 +57,23 @@ def test_a_missing_image_is_drawn_again_in_its_own_batch(tmp_path: Path) -> None
     assert generator.drawn == REQUESTS[4:8]
 
 
+class Particular(Counting):
+    """Draws no birds."""
+
+    def check(self, requests: list[Request]) -> None:
+        if any("bird" in request.prompt for request in requests):
+            raise ValueError("a bird was asked for")
+
+
+def test_what_cannot_be_drawn_is_said_before_anything_is(tmp_path: Path) -> None:
+    generator = Particular()
+    for draw in (draw_missing, measured_plan):
+        with pytest.raises(ValueError, match="a bird was asked for"):
+            draw(generator, REQUESTS, tmp_path)
+    assert generator.drawn == []
+    assert len(draw_missing(generator, REQUESTS[:6], tmp_path)) == 6
+
+
 class Styled(Counting):
     """Draws in a style, of which its settings say how."""
 

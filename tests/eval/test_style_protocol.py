@@ -50,6 +50,14 @@ class Mixing:
         return Image.blend(plain, load_image(request.reference), self.strength)
 
 
+class Particular(Mixing):
+    """Draws without a style only."""
+
+    def check(self, requests):
+        if any(request.reference for request in requests):
+            raise ValueError("a style was asked for")
+
+
 @pytest.fixture
 def styles(tmp_path):
     write_style_images(tmp_path / "styles")
@@ -296,3 +304,10 @@ def test_the_world_is_scored_by_its_configuration(root, tmp_path, monkeypatch):
     metrics = protocol.run(Mixing(0.8), [], str(tmp_path))
     assert metrics["profile"] == "world_style" and set(metrics["styles"]) == set(STYLE_IMAGES)
     assert metrics["overall"]["change"]["s_img"]["low"] > 0
+
+
+def test_what_cannot_be_drawn_is_said_before_the_control_is(protocol, tmp_path):
+    generator = Particular()
+    with pytest.raises(ValueError, match="a style was asked for"):
+        protocol.run(generator, [], str(tmp_path / "run"))
+    assert generator.requests == []

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from src.data.request import Request
+from src.eval.manifest import draw_missing
 from src.modules.principal_features import decay_weights, principal_features
 from src.modules.style_blending import StyleBlending
 from src.modules.style_svd import SPECTRA, StyleGenerator
@@ -25,6 +27,7 @@ PIPELINES = {
     "switti-ar": lambda folder: tiny_switti.tiny_pipeline(folder, use_ar=True),
 }
 SAMPLING = {"guidance_scale": 2.0}
+LONG = "a red dog on the grass " * 20
 PLAIN = [Request("a dog on the grass", 0), Request("a red cat", 1)]
 
 
@@ -145,14 +148,27 @@ def test_settings_that_are_left_open_are_the_models_own(backbone) -> None:
 
 
 def test_prompts_are_cut_on_request_only(backbone) -> None:
-    long = "a red dog on the grass " * 20
     drawing = generator(backbone)
     with pytest.raises(ValueError, match="or give truncate=True"):
-        drawing.sample([*PLAIN, Request(long, 0)])
-    cut, short = drawing.sample([Request(long, 0, truncate=True), PLAIN[0]])
-    asked = generator(backbone, sampling={**SAMPLING, "truncate": True}).sample([Request(long, 0)])[0]
+        drawing.sample([*PLAIN, Request(LONG, 0)])
+    cut, short = drawing.sample([Request(LONG, 0, truncate=True), PLAIN[0]])
+    asked = generator(backbone, sampling={**SAMPLING, "truncate": True}).sample([Request(LONG, 0)])[0]
     assert np.array_equal(pixels([cut]), pixels([asked]))
     assert np.abs(pixels([short]) - pixels(drawing.sample(PLAIN[:1]))).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "long", [Request(LONG, 0), Request(LONG, 0, reference="text:a blue house"), styled(PLAIN, f"text:{LONG}")[0]]
+)
+def test_a_text_that_is_too_long_is_said_before_anything_is_drawn(backbone, tmp_path, long) -> None:
+    drawing, encoded = generator(backbone, batch_size=1), []
+    backbone.text_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(output))
+    for draw in (drawing.sample, lambda requests: draw_missing(drawing, requests, tmp_path / "images")):
+        with pytest.raises(ValueError, match=r"a prompt of \d+ tokens, but the text encoder takes"):
+            draw([*PLAIN, long])
+    assert not encoded and not list(tmp_path.glob("images/*.png"))
+    drawing.check([*PLAIN, replace(long, truncate=True)])
+    generator(backbone, sampling={**SAMPLING, "truncate": True}).check([long])
 
 
 def test_patches_of_cells_are_blended_in_cells(tmp_path, styles) -> None:
@@ -180,13 +196,13 @@ def test_alpha_zero_replaces_the_whole_feature(backbone, styles) -> None:
     images = generator(backbone, alpha=0.0, correct=False).sample(styled(PLAIN, styles[0]))
     feature = backbone.encode_image([Image.open(styles[0])], 2)
 
-    def replace(scale_index: int, generation) -> None:
+    def replaced(scale_index: int, generation) -> None:
         if scale_index == 1:
             generation.feature = feature.expand_as(generation.feature).clone()
 
     seeded = [torch.Generator().manual_seed(request.seed) for request in PLAIN]
     prompts = [request.prompt for request in PLAIN]
-    expected = backbone(prompts, generator=seeded, callback_on_scale_end=[replace], **SAMPLING).images
+    expected = backbone(prompts, generator=seeded, callback_on_scale_end=[replaced], **SAMPLING).images
     assert np.abs(pixels(images) - pixels(expected)).max() <= 1
 
 

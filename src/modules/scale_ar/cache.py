@@ -7,10 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from src.modules.free_memory import room_or_raise
-
-SMALLER = "draw fewer images at a time (method.batch_size=1), or smaller ones"
-
 
 class KeyValueCache:
     """Self-attention of all blocks of a scale-wise model.
@@ -71,12 +67,6 @@ class KeyValueCache:
         self.lengths[block] = stop
         return kept_keys[:, :, :stop], kept_values[:, :, :stop, first_stream:]
 
-    def _check_room(self, like: Tensor, number: int) -> None:
-        """Whether ``number`` more buffers of each block fit, with the rows, heads, width and precision of ``like``."""
-        rows, heads, _, width = like.shape
-        nbytes = len(self.keys) * number * rows * heads * int(self.capacity or 0) * width * like.element_size()
-        room_or_raise(nbytes, like.device, f"keys and values of {rows} rows", SMALLER)
-
     def fork(self, streams: int, shared: bool) -> None:
         """Give every row ``streams`` copies of itself, beside each other.
 
@@ -85,8 +75,6 @@ class KeyValueCache:
             shared: Whether the copies go on with the keys of the first; otherwise each becomes an owner.
         """
         assert self.streams == 1, "a cache is forked once"
-        if self.keys[0] is not None:
-            self._check_room(self.keys[0], streams - 1 if shared else 2 * (streams - 1))
         for block, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             if keys is None or values is None:
                 continue
@@ -99,13 +87,16 @@ class KeyValueCache:
 
     def keep(self, owners: slice | Tensor) -> None:
         """Forget all rows but these; indices of rows that are gone already are passed over."""
+        for buffers in (self.keys, self.values):
+            # One after the other, so that old and new are never there together.
+            for block, buffer in enumerate(buffers):
+                if buffer is not None:
+                    buffers[block] = buffer[owners if isinstance(owners, slice) else owners[owners < len(buffer)]]
 
-        def kept(buffer: Tensor | None) -> Tensor | None:
-            if buffer is None or isinstance(owners, slice):
-                return buffer if buffer is None else buffer[owners]
-            return buffer[owners[owners < len(buffer)]]
-
-        self.keys, self.values = [kept(b) for b in self.keys], [kept(b) for b in self.values]
+    def clear(self) -> None:
+        """Forget everything."""
+        self.keys, self.values = [None] * len(self.keys), [None] * len(self.values)
+        self.lengths = [0] * len(self.lengths)
 
     @property
     def nbytes(self) -> int:

@@ -16,7 +16,16 @@ from src.modules.scale_ar.bsq_autoencoder import BSQTokenizer
 from src.modules.scale_ar.generation import Condition, Generation, OnScale
 from src.modules.scale_ar.infinity import InfinityTransformer
 from src.modules.scale_ar.infinity_sampling import InfinityDraw, cell_grids
-from src.modules.scale_ar.pipeline_call import check_call, check_lengths, check_room, drawn, own_sampling, settled
+from src.modules.scale_ar.peak_memory import BlockBytes, PeakMemory
+from src.modules.scale_ar.pipeline_call import (
+    check_call,
+    check_lengths,
+    check_room,
+    drawn,
+    num_tokens,
+    own_sampling,
+    settled,
+)
 from src.modules.scale_ar.sampling import Generators
 from src.modules.scale_ar.schedule import INFINITY_PREFIXES, ScaleSchedule, ScaleSchedules, infinity_grids
 
@@ -116,6 +125,19 @@ class InfinityPipeline(DiffusionPipeline):
         pixel_values = fitted(images, rows, columns).to(self.vae.device)
         return quantise(self.vae.encode(pixel_values), grids[:num_scales]).features[-1]
 
+    @property
+    def max_tokens(self) -> int:
+        """Of a prompt."""
+        return min(self.tokenizer.model_max_length, self.transformer.config.max_text_length)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that would have to be cut.
+
+        Raises:
+            ValueError: If one is too long for the transformer.
+        """
+        check_lengths(self.tokenizer, prompts, self.max_tokens)
+
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], truncate: bool = False) -> tuple[Tensor, Tensor]:
         """States of the text encoder ``(B, T, E)``, and which of them are no padding, boolean ``(B, T)``.
@@ -123,11 +145,10 @@ class InfinityPipeline(DiffusionPipeline):
         Raises:
             ValueError: If a prompt is too long for the transformer and is not to be truncated.
         """
-        limit = min(self.tokenizer.model_max_length, self.transformer.config.max_text_length)
         if not truncate:
-            check_lengths(self.tokenizer, prompts, limit)
+            self.check_prompts(prompts)
         tokens = self.tokenizer(
-            list(prompts), padding="longest", truncation=True, max_length=limit, return_tensors="pt"
+            list(prompts), padding="longest", truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.text_encoder.device)
         states = self.text_encoder(**tokens).last_hidden_state
         return states, tokens.attention_mask.bool().to(states.device)
@@ -192,10 +213,26 @@ class InfinityPipeline(DiffusionPipeline):
             cfg_insertion_layer=cfg_insertion_layer,
         )
         model = InfinityDraw.planned(self.transformer, self.schedule(height, width), **sampling)
-        check_room(self, model, images)
-        condition = self._condition(prompts, negatives, model.paired(0), truncate).repeated(num_images_per_prompt)
-        generation = Generation(model, condition, images, generator)
+        check_room(self, self._peak(model, prompts + negatives), images, callback_on_scale_end, output_type)
+        generation = Generation(
+            model,
+            self._condition(prompts, negatives, model.paired(0), truncate).repeated(num_images_per_prompt),
+            images,
+            generator,
+        )
         return drawn(self, generation, callback_on_scale_end, output_type, return_dict)
+
+    def _peak(self, model: InfinityDraw, texts: Sequence[str]) -> PeakMemory:
+        length = min(max(num_tokens(self.tokenizer, text) for text in texts), self.max_tokens)
+        return PeakMemory(
+            model,
+            lengths=model.schedule.lengths,
+            logits=2 * self.transformer.config.token_bits,
+            block=BlockBytes.of_infinity(self.transformer, length),
+            feature=(model.channels, *model.cells[-1]),
+            vae=self.vae,
+            patch=self.vae.config.patch_size,
+        )
 
     def _condition(self, prompts: list[str], negatives: list[str], guided: bool, truncate: bool) -> Condition:
         text, mask = self.encode_prompt(prompts + negatives if guided else prompts, truncate)

@@ -4,16 +4,20 @@ import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from src.modules.free_memory import room_or_raise
-from src.modules.scale_ar.cache import SMALLER
-from src.modules.scale_ar.generation import Generation, NextScaleModel, OnScale, generate
+from src.modules.scale_ar.generation import Generation, OnScale, generate
+from src.modules.scale_ar.peak_memory import PeakMemory, forked
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+FEWER = "draw fewer images at a time (method.batch_size=1), or smaller ones"
+OFFLOAD = ", or let other parts wait in main memory (backbone.placement.offload=true)"
+TILES = "decode in overlapping squares (backbone.placement.tiling=true), or draw fewer images at a time"
 SHOWN = 60
 """Characters of a prompt in a message."""
 
@@ -56,18 +60,33 @@ def check_call(num_images_per_prompt: int, output_type: str) -> None:
         raise ValueError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
 
 
-def check_room(pipeline: DiffusionPipeline, model: NextScaleModel, images: int) -> None:
-    """Refuse a batch whose keys and values would not fit, before its text is read.
+def check_room(
+    pipeline: DiffusionPipeline, peak: PeakMemory, images: int, hooks: Sequence[OnScale], output_type: str
+) -> None:
+    """Refuse a batch that would not fit, before its text is read.
 
     Raises:
-        ValueError: If they would not.
+        ValueError: If it would not.
     """
-    if model.cache_capacity is None:
-        return
-    transformer, rows = pipeline.transformer, images * (2 if model.paired(0) else 1)
-    tokens = rows * model.num_blocks * model.cache_capacity
-    nbytes = 2 * tokens * transformer.config.width * transformer.dtype.itemsize
-    room_or_raise(nbytes, pipeline._execution_device, f"keys and values of {images} images", SMALLER)
+    device = pipeline._execution_device
+    paths = forked(hooks, images)
+    waiting = waiting_bytes(pipeline.transformer, device)
+    drawing = waiting + peak.drawing(images, paths, device)
+    decoding = 0 if output_type == "latent" else waiting_bytes(pipeline.vae, device) + peak.decoding(paths)
+    advice = FEWER + (OFFLOAD if device.type == "cuda" and not waiting else "")
+    if decoding > drawing and pipeline.vae.tile is None:
+        advice = TILES
+    room_or_raise(max(drawing, decoding), device, f"drawing {images} images at a time", advice)
+
+
+def waiting_bytes(part: nn.Module, device: torch.device) -> int:
+    """Weights that have yet to come to where they are used."""
+    return sum(weights.nbytes for weights in part.parameters() if weights.device.type != device.type)
+
+
+def num_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
+    """Of a prompt, whole."""
+    return len(tokenizer(prompt, verbose=False).input_ids)
 
 
 def check_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], limit: int) -> None:
@@ -77,7 +96,7 @@ def check_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], li
         ValueError: If one has more than ``limit`` tokens.
     """
     for prompt in prompts:
-        length = len(tokenizer(prompt, verbose=False).input_ids)
+        length = num_tokens(tokenizer, prompt)
         if length > limit:
             raise ValueError(
                 f"a prompt of {length} tokens, but the text encoder takes {limit}: shorten "
@@ -91,6 +110,9 @@ def drawn(
     """Run all scales with a progress bar, and decode unless the last running sum is wanted."""
     with pipeline.progress_bar(total=generation.model.num_scales) as bar:
         images = generate(generation, [*hooks, lambda *_: bar.update()])
+    # Decoding needs the room.
+    generation.cache.clear()
+    generation.condition.clear()
     if output_type != "latent":
         images = pipeline.image_processor.postprocess(pipeline.decode(images), output_type=output_type)
     pipeline.maybe_free_model_hooks()

@@ -13,6 +13,7 @@ from transformers import BatchEncoding, CLIPTextModel, CLIPTokenizer
 
 from src.modules.image_input import fitted
 from src.modules.scale_ar.generation import Condition, Generation, OnScale
+from src.modules.scale_ar.peak_memory import BlockBytes, PeakMemory
 from src.modules.scale_ar.pipeline_call import check_call, check_lengths, check_room, drawn, own_sampling, settled
 from src.modules.scale_ar.sampling import Generators
 from src.modules.scale_ar.switti import SwittiTransformer
@@ -91,6 +92,15 @@ class SwittiPipeline(DiffusionPipeline):
         pixel_values = fitted(images, self.resolution, self.resolution).to(self.vae.device)
         return self.vae.encode_scales(pixel_values, self.transformer.sides, num_scales).features[-1]
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that would have to be cut.
+
+        Raises:
+            ValueError: If one is too long for a text encoder.
+        """
+        for tokenizer in (self.tokenizer, self.tokenizer_2):
+            check_lengths(tokenizer, prompts, tokenizer.model_max_length)
+
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], truncate: bool = False) -> Condition:
         """Text as the transformer takes it, a row for each prompt.
@@ -98,7 +108,9 @@ class SwittiPipeline(DiffusionPipeline):
         Raises:
             ValueError: If a prompt is too long for the text encoders and is not to be truncated.
         """
-        first, second = (_tokens(words, prompts, truncate) for words in (self.tokenizer, self.tokenizer_2))
+        if not truncate:
+            self.check_prompts(prompts)
+        first, second = (_padded(words, prompts) for words in (self.tokenizer, self.tokenizer_2))
         encoders = ((self.text_encoder, first), (self.text_encoder_2, second))
         states = [encoder(tokens.input_ids.to(encoder.device)).last_hidden_state for encoder, tokens in encoders]
         mask = second.attention_mask.bool().to(states[1].device)
@@ -168,17 +180,29 @@ class SwittiPipeline(DiffusionPipeline):
         model = SwittiDraw(self.transformer, self.vae, SwittiSampling(**sampling))
         prompts, negatives = _texts(prompt, negative_prompt)
         images = len(prompts) * num_images_per_prompt
-        check_room(self, model, images)
+        check_room(self, self._peak(model), images, callback_on_scale_end, output_type)
         guided = any(scale != 1 for scale in model.guidance)
-        condition = self.encode_prompt(prompts + negatives if guided else prompts, truncate)
-        generation = Generation(model, condition.repeated(num_images_per_prompt), images, generator)
+        texts = prompts + negatives if guided else prompts
+        generation = Generation(
+            model, self.encode_prompt(texts, truncate).repeated(num_images_per_prompt), images, generator
+        )
         return drawn(self, generation, callback_on_scale_end, output_type, return_dict)
 
+    def _peak(self, model: SwittiDraw) -> PeakMemory:
+        transformer, side = self.transformer, self.transformer.sides[-1]
+        return PeakMemory(
+            model,
+            lengths=[each**2 for each in transformer.sides],
+            logits=transformer.config.num_codes,
+            block=BlockBytes.of_switti(transformer, self.tokenizer.model_max_length),
+            feature=(transformer.config.latent_channels, side, side),
+            vae=self.vae,
+            patch=self.vae.patch_size,
+        )
 
-def _tokens(tokenizer: CLIPTokenizer, prompts: Sequence[str], truncate: bool) -> BatchEncoding:
+
+def _padded(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> BatchEncoding:
     length = tokenizer.model_max_length
-    if not truncate:
-        check_lengths(tokenizer, prompts, length)
     return tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
 
 
