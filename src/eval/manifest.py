@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from PIL import Image
 from rich.progress import track
@@ -30,30 +30,15 @@ class IdentifiedGenerator(Protocol):
         their plain images.
         """
 
-    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """One image per request."""
-
-
-@runtime_checkable
-class CheckingGenerator(Protocol):
-    """Knows of requests, without drawing them, whether it could."""
-
     def check(self, requests: Sequence[Request]) -> None:
-        """Refuse what could not be drawn.
+        """Refuse what could not be drawn, before the first of it is.
 
         Raises:
             ValueError: If there is such a request.
         """
 
-
-def check_requests(generator: object, requests: Sequence[Request]) -> None:
-    """Everything that is asked for, before the first of it is drawn, as far as the generator can tell.
-
-    Raises:
-        ValueError: If a request could not be drawn.
-    """
-    if isinstance(generator, CheckingGenerator):
-        generator.check(requests)
+    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
+        """One image per request."""
 
 
 def request_path(folder: Path, request: Request, drawn_with: dict[str, str]) -> Path:
@@ -69,7 +54,7 @@ def request_paths(generator: IdentifiedGenerator, requests: Sequence[Request], f
     Raises:
         ValueError: If a request could not be drawn, or its reference cannot be read.
     """
-    check_requests(generator, requests)
+    generator.check(requests)
     return _paths(folder, requests, _drawn_with(generator, requests))
 
 
@@ -109,7 +94,7 @@ def draw_missing(generator: IdentifiedGenerator, requests: Sequence[Request], fo
     Raises:
         ValueError: If a request could not be drawn, or its reference cannot be read; nothing was drawn then.
     """
-    check_requests(generator, requests)
+    generator.check(requests)
     drawn_with = _drawn_with(generator, requests)
     paths = _paths(folder, requests, drawn_with)
     noted = dict(zip(paths, drawn_with, strict=True))

@@ -14,7 +14,7 @@ from src.data.style_prompt import StylePrompt
 from src.data.style_reference import StyleReference
 from src.data.whole_file import write_text
 from src.eval.concept_summary import as_json
-from src.eval.manifest import IdentifiedGenerator, check_requests, draw_missing, manifest_lines
+from src.eval.manifest import IdentifiedGenerator, draw_missing, manifest_lines
 from src.eval.profile import Profile
 from src.eval.results import Table, provenance, write_results
 from src.eval.set_scores import SetScores
@@ -97,7 +97,7 @@ class StyleProtocol:
             ValueError: As of ``check``, or if a request could not be drawn.
         """
         self.check(concepts)
-        check_requests(generator, self.requests(concepts))
+        generator.check(self.requests(concepts))
         # Arm by arm, so that no batch holds images of both: those of the control are often there already.
         paths = {arm: draw_missing(generator, self._requests(arm), self.images_dir) for arm in ARMS}
         every = [path for arm in ARMS for path in paths[arm]]

@@ -180,15 +180,27 @@ class ConceptGenerator:
             **banks,
         }
 
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse what could not be drawn.
+
+        Raises:
+            ValueError: If a request asks for a style, for an unknown concept, or for more text than the text encoder
+                takes.
+        """
+        self._placed(requests)
+
+    def _placed(self, requests: Sequence[Request]) -> list[tuple[str, list[Placement]]]:
+        if any(request.reference is not None for request in requests):
+            raise ValueError("a style was given, but this method draws concepts, not styles: add method=style_svd")
+        return [self.place(self.readable(one.prompt) if one.truncate else one.prompt) for one in requests]
+
     def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
         """Draw each request with its own seed; the result does not depend on what else is in the batch.
 
         Raises:
-            ValueError: If a request asks for a style, or for more text than the text encoder takes.
+            ValueError: As of ``check``; nothing was drawn then.
         """
-        if any(request.reference is not None for request in requests):
-            raise ValueError("a style was given, but this method draws concepts, not styles: add method=style_svd")
-        placed = [self.place(self.readable(one.prompt) if one.truncate else one.prompt) for one in requests]
+        placed = self._placed(requests)
         images: list[Image.Image] = []
         for start in range(0, len(requests), self.batch_size):
             stop = start + self.batch_size

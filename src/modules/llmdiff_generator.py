@@ -110,15 +110,23 @@ class LLMDiffGenerator:
     def _adapter_hash(self) -> str:
         return self.adapter.content_hash()
 
-    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """Draw each request with its own seed; the result does not depend on what else is in the batch.
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse what could not be drawn.
 
         Raises:
-            ValueError: If a prompt is too long or a request names a style; nothing was drawn then.
+            ValueError: If a prompt is too long for the language model or a request names a style.
         """
         if any(request.reference is not None for request in requests):
             raise ValueError("LLMDiff draws without a style reference: leave style out, or use method=style_svd")
         self.encoder.count_tokens([request.prompt for request in requests])
+
+    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
+        """Draw each request with its own seed; the result does not depend on what else is in the batch.
+
+        Raises:
+            ValueError: As of ``check``; nothing was drawn then.
+        """
+        self.check(requests)
         images: list[Image.Image] = []
         for start in range(0, len(requests), self.batch_size):
             images += self._draw(requests[start : start + self.batch_size])

@@ -95,15 +95,25 @@ class InjectionGenerator:
             "reference.injection": f"{self.inject_at} {self.routes}",
         }
 
-    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """Draw each request with its own seed.
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse what could not be drawn.
 
         Raises:
-            ValueError: If a request names no words to inject.
+            ValueError: If a request names no words to inject, or a prompt is too long for the text encoder.
         """
         for request in requests:
             if not (request.reference or "").startswith(TEXT):
                 raise ValueError(f"the request {request.prompt!r} needs words to inject, as reference={TEXT}...")
+        injected = [str(request.reference).removeprefix(TEXT) for request in requests]
+        self.backbone.check_prompts(list(dict.fromkeys([*(request.prompt for request in requests), *injected])))
+
+    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
+        """Draw each request with its own seed.
+
+        Raises:
+            ValueError: As of ``check``; nothing was drawn then.
+        """
+        self.check(requests)
         starts = range(0, len(requests), self.batch_size)
         return [image for start in starts for image in self._draw(requests[start : start + self.batch_size])]
 

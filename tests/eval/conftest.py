@@ -89,6 +89,9 @@ class DrawnSubjects:
     def identity(self, prompt=None):
         return {"draws": "subjects"}
 
+    def check(self, requests):
+        """Anything can be drawn."""
+
     def sample(self, requests):
         self.requests += requests
         return [self._draw(request) for request in requests]

@@ -119,6 +119,9 @@ def test_pairs_are_scored_on_their_own_halves(generator, concepts, profile, tmp_
         def identity(self, prompt=None):
             return {"draws": "pairs"}
 
+        def check(self, requests):
+            """Anything can be drawn."""
+
         def sample(self, requests):
             return [self._draw(request) for request in requests]
 

@@ -25,6 +25,9 @@ class Painter:
     def identity(self, prompt=None):
         return {"reference.draws": str(self.injected)}
 
+    def check(self, requests):
+        """Anything can be drawn."""
+
     def sample(self, requests):
         return [self._draw(request) for request in requests]
 

@@ -25,6 +25,9 @@ class Counting:
     def identity(self, prompt: str | None = None) -> dict[str, str]:
         return {"draws": "numbers"}
 
+    def check(self, requests):
+        """Anything can be drawn."""
+
     def sample(self, requests):
         self.drawn += requests
         batch = sum(len(request.prompt) * (request.seed + 1) for request in requests) % 256

@@ -39,6 +39,9 @@ class Mixing:
     def identity(self, prompt=None):
         return {"draws": "mixtures", "reference.strength": str(self.strength)}
 
+    def check(self, requests):
+        """Anything can be drawn."""
+
     def sample(self, requests):
         self.requests += requests
         return [self._draw(request) for request in requests]

@@ -76,7 +76,7 @@ def long_scene(seed: int, form: str | None = None) -> Scene:
 
 
 def short_or_long_scene(seed: int) -> Scene:
-    """Scenes of ``mixed_scene`` and of ``long_scene`` in turn: short captions teach words, long ones what joins them."""
+    """Scenes of ``mixed_scene`` and of ``long_scene`` in turn: words, and what joins them."""
     return long_scene(seed // 2) if seed % 2 else mixed_scene(seed // 2)
 
 

@@ -41,7 +41,7 @@ class BSQTokenizerPretraining(AveragedModule):
         teacher_steps: Until the linear code teaches no more.
         early_share: Of the images that are decoded from a random number of scales.
         ema_decay: Of the exported weights.
-        init_from: Pipeline folder whose tokenizer to start from, best with ``teacher_steps=1``; None for random weights.
+        init_from: Pipeline folder whose tokenizer to start from, best with ``teacher_steps=1``; None for random ones.
         seed: Of initial weights, of the rotation, and of the choice of scales.
     """
 
