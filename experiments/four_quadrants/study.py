@@ -2,7 +2,7 @@
 
 Four quadrants (``src.data.quadrants``) cannot be painted from a bag of words. For every seed, 0 to 2 if none is named,
 a language model and a base model are trained from nothing, then one adapter for each feature and each start of phi.
-Every arm is written to ``results`` as soon as it is done and not computed again; the table is of all that is there.
+Every arm is written to ``results`` as soon as it is done and not computed again; the table is of whole seeds.
 """
 
 import json
@@ -115,7 +115,7 @@ def measure(seed: int) -> None:
         found[BASE] = all_four_right(backbone.pipeline)
         for name, (features, bias) in missing.items():
             found[name] = all_four_right(with_adapter(backbone, llm, features, bias, seed))
-            write_text(path, json.dumps(found, indent=1) + "\n")
+            write_text(path, json.dumps(found) + "\n")
             print(f"seed {seed}, {name}: {sum(found[name])} of {len(found[name])}", flush=True)
 
 
@@ -124,10 +124,11 @@ def _path(seed: int) -> Path:
 
 
 def table() -> Table:
-    """All that was measured, mean over captions and seeds with 95% intervals."""
+    """Of the seeds that are done, mean over captions and seeds with 95% intervals."""
     seeds = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("seed_*.json"))]
+    seeds = [found for found in seeds if set(found) >= set(ARMS)]
     lines = []
-    for name in seeds[0]:
+    for name in (BASE, *ARMS):
         right = [one[name] for one in seeds]
         cells = [(seed, caption) for seed, row in enumerate(right) for caption, _ in enumerate(row)]
         groups = [[str(cell[factor]) for cell in cells] for factor in (0, 1)]
