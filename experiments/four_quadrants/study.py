@@ -1,7 +1,7 @@
-"""Which features of a language model carry word order: ``python -m experiments.four_quadrants.study [SEED ...]``.
+"""Which readings of a language model carry word order: ``python -m experiments.four_quadrants.study [SEED ...]``.
 
 Four quadrants (``src.data.quadrants``) cannot be painted from a bag of words. For every seed, 0 to 2 if none is named,
-a language model and a base model are trained from nothing, then one adapter for each feature and each start of phi.
+a language model and a base model are trained from nothing, then one adapter for each of ``ARMS``.
 Every arm is written to ``results`` as soon as it is done and not computed again; the table is of whole seeds.
 """
 
@@ -32,13 +32,25 @@ from src.modules.pretrain.language_model import LanguageModelPretraining
 from src.modules.pretrain.text_to_image import SCHEDULER, TextToImagePretraining
 
 RESULTS = Path(__file__).parent / "results"
-FEATURES = ("llmdiff", "last", "penultimate", "embed", "ln_mean", "sum")
 BASE = "the base's own text encoder"
-ARMS = {
-    **{f"{features}, mean": (features, "mean") for features in FEATURES},
-    **{f"{features}, rows": (features, "rows") for features in ("llmdiff", "last", "embed")},
+FEATURES = ("llmdiff", "last", "penultimate", "embed", "ln_mean", "sum")
+AS_PRINTED = {"gain_init": 1.0, "noise": "always", "normalisation": "none", "final_norm": "none", "phi_std": 0.01}
+"""The paper's formulas, literally: ``llmdiff=paper_literal``."""
+ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    **{features: ({"features": features}, {}) for features in FEATURES},
+    "llmdiff, first two blocks": ({"blocks": (0, 1)}, {}),
+    "llmdiff, last two blocks": ({"blocks": (2, 3)}, {}),
+    "llmdiff, no noise": ({}, {"noise": "off"}),
+    "llmdiff, noise always": ({}, {"noise": "always"}),
+    "llmdiff, random phi": ({}, {"phi_std": 0.01}),
+    "llmdiff, new branch of weight zero": ({}, {"branch_init": "zero_weight"}),
+    "llmdiff, as printed": ({"append_eos": False}, AS_PRINTED),
+    "llmdiff, rows": ({}, {"phi_bias": "rows"}),
+    "last, rows": ({"features": "last"}, {"phi_bias": "rows"}),
+    "embed, rows": ({"features": "embed"}, {"phi_bias": "rows"}),
 }
-"""Features and phi's initial bias: one vector for all positions, or one for each, which tells positions by itself."""
+"""Options of the encoding and of the adapter. Of the last three phi's bias has a row for each position, as by default:
+that tells positions by itself, so in all others it starts as one vector."""
 SIDE = 8
 # Guidance destroys samples of so flat a world.
 DRAWING = {"num_inference_steps": 20, "guidance_scale": 1.0, "output_type": "latent", "height": SIDE, "width": SIDE}
@@ -75,13 +87,12 @@ def base_model(folder: str | Path, seed: int = 0) -> DiffusionBackbone:
     return DiffusionBackbone(pipeline, "quadrants")
 
 
-def with_adapter(
-    backbone: DiffusionBackbone, llm: LanguageModel, features: str, phi_bias: str, seed: int = 0
-) -> LLMDiffPipeline:
-    """The base model driven by an adapter of these features, trained now."""
-    encoder = LLMEncoder(llm, EncodingOptions(features=features))
+def with_adapter(backbone: DiffusionBackbone, llm: LanguageModel, arm: str, seed: int = 0) -> LLMDiffPipeline:
+    """The base model driven by an adapter of ``ARMS``, trained now."""
+    encoding, adapter = ARMS[arm]
+    encoder = LLMEncoder(llm, EncodingOptions(**encoding))
     rates = {"learning_rate": 3e-3, "scalar_learning_rate": 3e-3, "schedule": "cosine", "num_warmup_steps": 50}
-    options = AdapterOptions(phi_bias=phi_bias)
+    options = AdapterOptions(**{"phi_bias": "mean", **adapter})
     module = LLMDiff(backbone, encoder, "not exported", options, ema_decay=0.99, seed=seed, **rates)
     _fit(module, QuadrantData(32, seed), 1_000)
     module.ema.copy_to(module.averaged)
@@ -107,16 +118,16 @@ def measure(seed: int) -> None:
     """What is missing of one seed."""
     path = _path(seed)
     found = json.loads(path.read_text()) if path.exists() else {}
-    missing = {name: arm for name, arm in ARMS.items() if name not in found}
+    missing = [arm for arm in ARMS if arm not in found]
     if not missing:
         return
     with tempfile.TemporaryDirectory() as folder:
         llm, backbone = language_model(Path(folder) / "llm", seed), base_model(Path(folder) / "sd", seed)
         found[BASE] = all_four_right(backbone.pipeline)
-        for name, (features, bias) in missing.items():
-            found[name] = all_four_right(with_adapter(backbone, llm, features, bias, seed))
+        for arm in missing:
+            found[arm] = all_four_right(with_adapter(backbone, llm, arm, seed))
             write_text(path, json.dumps(found) + "\n")
-            print(f"seed {seed}, {name}: {sum(found[name])} of {len(found[name])}", flush=True)
+            print(f"seed {seed}, {arm}: {sum(found[arm])} of {len(found[arm])}", flush=True)
 
 
 def _path(seed: int) -> Path:
@@ -134,7 +145,7 @@ def table() -> Table:
         groups = [[str(cell[factor]) for cell in cells] for factor in (0, 1)]
         share = bootstrap_mean([float(one) for row in right for one in row], groups)
         lines.append([name, str(share), " ".join(f"{sum(row) / len(row):.2f}" for row in right)])
-    columns = ["features, start of phi", "share", "of each seed"]
+    columns = ["", "share", "of each seed"]
     return Table(f"All four quadrants right, {len(seeds)} seeds", columns, lines)
 
 
