@@ -104,10 +104,15 @@ def _across(variant: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: 
 def _published_sign(
     found: Interval, score: str, baseline: Mapping[str, float], published: Mapping[str, float]
 ) -> list[str]:
-    """The published difference and what the interval says of its sign; nothing where nothing is published."""
+    """The published difference and what the interval says of its sign; nothing where nothing is published.
+
+    Two published means that agree in all their printed digits have no sign.
+    """
     if score not in published or score not in baseline:
         return ["", ""]
     theirs = published[score] - baseline[score]
+    if theirs == 0:
+        return [f"{theirs:+.3f}", "none"]
     if found.low <= 0 <= found.high:
         return [f"{theirs:+.3f}", "undecided"]
     return [f"{theirs:+.3f}", "shown" if (found.mean > 0) == (theirs > 0) else "opposite"]

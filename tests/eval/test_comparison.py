@@ -117,6 +117,12 @@ def test_published_means_are_those_of_the_points_own_places(sweep: Path) -> None
     assert "+0.050 | shown" in (sweep / "table.md").read_text()
 
 
+def test_published_means_that_agree_have_no_sign(sweep: Path) -> None:
+    write_point(sweep, 1, "rank=8", 0.3)
+    compare_points(sweep, published=[{"dino": 0.6}, {"dino": 0.6}])
+    assert "+0.000 | none" in (sweep / "table.md").read_text()
+
+
 def test_the_harmonic_of_scores_that_are_not_positive_is_zero(sweep: Path) -> None:
     write_point(sweep, 1, "base_flow=false", -1.0)
     compare_points(sweep)
