@@ -1,4 +1,4 @@
-"""Four colours in reading order: what no bag of words can paint, LLMDiff must. Ten minutes on one core."""
+"""Four colours in reading order: what no bag of words can paint, LLMDiff must. A quarter of an hour on a busy core."""
 
 import pytest
 

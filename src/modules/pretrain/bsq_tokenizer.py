@@ -38,10 +38,10 @@ class BSQTokenizerPretraining(AveragedModule):
         learning_rate: Peak.
         commitment_weight: Of the squared distance between features and the sum of their codes.
         teacher_weight: Of the squared distance to the linear code, at first.
-        teacher_steps: Until the linear code teaches no more.
+        teacher_steps: Until the linear code teaches no more; 0 for no teacher.
         early_share: Of the images that are decoded from a random number of scales.
         ema_decay: Of the exported weights.
-        init_from: Pipeline folder whose tokenizer to start from, best with ``teacher_steps=1``; None for random ones.
+        init_from: Pipeline folder whose tokenizer to start from, best with ``teacher_steps=0``; None for random ones.
         seed: Of initial weights, of the rotation, and of the choice of scales.
     """
 
@@ -104,7 +104,8 @@ class BSQTokenizerPretraining(AveragedModule):
         self, encoded: Tensor, pixel_values: Tensor, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Features to decode, the teacher's for a share of the images, and the weighted distance to the teacher."""
-        share = 1 - step / self.hparams.teacher_steps
+        steps = self.hparams.teacher_steps
+        share = 1 - step / steps if steps else 0.0
         taught = torch.rand(len(encoded), generator=generator) < share
         if share <= 0:
             return encoded, encoded.new_zeros(())
