@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from omegaconf import DictConfig, OmegaConf
 
 from src.data.corpus import CorpusData
 from src.data.quadrants import QuadrantData, colors_of, quadrant_text, read, split
@@ -34,8 +35,14 @@ from src.modules.pretrain.text_to_image import SCHEDULER, TextToImagePretraining
 RESULTS = Path(__file__).parent / "results"
 BASE = "the base's own text encoder"
 FEATURES = ("llmdiff", "last", "penultimate", "embed", "ln_mean", "sum")
-AS_PRINTED = {"gain_init": 1.0, "noise": "always", "normalisation": "none", "final_norm": "none", "phi_std": 0.01}
+AS_PRINTED = OmegaConf.load(Path(__file__).parents[2] / "conf" / "llmdiff" / "paper_literal.yaml")
 """The paper's formulas, literally: ``llmdiff=paper_literal``."""
+
+
+def _options(settings: DictConfig) -> dict[str, Any]:
+    return {str(name): value for name, value in settings.items() if name != "_target_"}
+
+
 ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **{features: ({"features": features}, {}) for features in FEATURES},
     "llmdiff, first two blocks": ({"blocks": (0, 1)}, {}),
@@ -44,7 +51,7 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llmdiff, noise always": ({}, {"noise": "always"}),
     "llmdiff, random phi": ({}, {"phi_std": 0.01}),
     "llmdiff, new branch of weight zero": ({}, {"branch_init": "zero_weight"}),
-    "llmdiff, as printed": ({"append_eos": False}, AS_PRINTED),
+    "llmdiff, as printed": (_options(AS_PRINTED.encoding), _options(AS_PRINTED.adapter)),
     "llmdiff, rows": ({}, {"phi_bias": "rows"}),
     "last, rows": ({"features": "last"}, {"phi_bias": "rows"}),
     "embed, rows": ({"features": "embed"}, {"phi_bias": "rows"}),
