@@ -73,7 +73,7 @@ def test_where_and_with_what_comfort_it_is_trained_does_not_count(training: dict
         "trainer.val_check_interval=1",
         "logger=tensorboard",
     ]
-    assert digest(training, *elsewhere, *watched, "+method.encoder.cache.folder=x") == digest(training)
+    assert digest(training, *elsewhere, *watched, "method.encoder.cache.folder=x") == digest(training)
 
 
 def test_a_language_model_that_was_trained_anew_is_another_one(training: dict) -> None:

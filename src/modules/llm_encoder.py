@@ -161,7 +161,9 @@ class LLMEncoder:
         """Run the model; padding repeats the last token, which no real position sees."""
         longest = max(map(len, batch.values()))
         padded = torch.tensor([ids + ids[-1:] * (longest - len(ids)) for ids in batch.values()])
-        states = read_states(self.language_model.decoder, padded, self.options)
+        # In its own precision, whatever a training's is: an encoding is the same wherever it is used.
+        with torch.autocast(self.language_model.device.type, enabled=False):
+            states = read_states(self.language_model.decoder, padded, self.options)
         rows = {text: row[:, : len(batch[text])] for text, row in zip(batch, states, strict=True)}
         if self.cache is not None:
             for text, row in rows.items():

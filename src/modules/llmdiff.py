@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from src.modules.tensor_file import digest
 
 SCALARS = ("gain", "rho", "a1", "b1", "a2", "b2")
 """Names of g, of what h comes from, and of the weights of the two cross-attentions."""
+LARGEST_PLAIN = 16
+"""Side of latents up to which a CPU computes attention step by step: fused kernels gain nothing from so few positions
+in float32, and in bfloat16 they make the UNet's part of a training step a third longer."""
 SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine"}
 
 
@@ -113,6 +117,8 @@ class LLMDiff(AveragedModule):
             self.encoder.count_tokens(data.captions)
         self.backbone.to(device)
         self.encoder.language_model.to(device)
+        if device.type == "cpu" and self.backbone.unet.config.sample_size <= LARGEST_PLAIN:
+            self.backbone.unet.set_attn_processor(AttnProcessor())
         if isinstance(data, EncodedData):
             data.encode_with(self.backbone.encode_images, _autoencoder_key(self.backbone))
         if self.hparams.encode_ahead:

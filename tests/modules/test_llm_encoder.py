@@ -334,6 +334,13 @@ def test_the_empty_prompt_is_its_embedding_at_the_first_token(language_model: La
     assert not text.states[0, 1:].any()
 
 
+def test_a_training_in_mixed_precision_changes_no_encoding(language_model: LanguageModel) -> None:
+    encoder = LLMEncoder(language_model)
+    expected = encoder.encode(["a red dog", "two"]).states
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoder.encode(["a red dog", "two"]).states, expected)
+
+
 def test_blocks_beyond_the_model_are_refused(language_model: LanguageModel) -> None:
     with pytest.raises(ValueError, match="names block 3, but .* has 3: 0 to 2"):
         LLMEncoder(language_model, EncodingOptions(blocks=[0, 3]))

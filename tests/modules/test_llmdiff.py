@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
@@ -66,13 +67,12 @@ def test_training_moves_every_tensor_of_the_adapter_and_nothing_else(
     module = learner(tmp_path, llm, kind, **options)
     parts = [module.backbone.unet, module.backbone.vae, module.encoder.language_model.decoder.module]
     frozen = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
-    processors = dict(module.backbone.unet.attn_processors)
     before = {name: parameter.clone() for name, parameter in module.named_parameters()}
     trainer(3, tmp_path).fit(module, LatentData())
     for part, weights in zip(parts, frozen, strict=True):
         assert equal(part.state_dict().values(), weights.values())
         assert all(parameter.grad is None for parameter in part.parameters())
-    assert module.backbone.unet.attn_processors == processors
+    assert {type(processor) for processor in module.backbone.unet.attn_processors.values()} == {AttnProcessor}
     assert {name for name, parameter in module.named_parameters() if torch.equal(parameter, before[name])} == set()
     assert all(name.startswith("adapter.") for name in module.state_dict())
 
