@@ -88,8 +88,18 @@ def mixed_scene(seed: int) -> Scene:
     if which % 2 == 0:
         scene = attribute_scene(seed // 2)
         return replace(scene, caption=_noun_and_place(scene)) if which == 6 else scene
-    scene = sample_scene(seed // 2, 2 if which == 7 else None)
-    return replace(scene, caption=full_caption(scene)) if which == 7 else scene
+    return named_pair_scene(seed // 2) if which == 7 else sample_scene(seed // 2)
+
+
+def named_pair_scene(seed: int) -> Scene:
+    """A training scene of two objects whose caption names all their colours and patterns."""
+    scene = sample_scene(seed, 2)
+    return replace(scene, caption=full_caption(scene))
+
+
+def mixed_or_pair_scene(seed: int) -> Scene:
+    """Mixed scenes and named pairs in turn; the pairs are none of the mixed scenes' own, whose seeds are odd."""
+    return mixed_scene(seed // 2) if seed % 2 == 0 else named_pair_scene(2 * seed)
 
 
 def subject_scene(index: int, view: int, noun: str | None = None, background: str | None = None) -> Scene:

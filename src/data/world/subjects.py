@@ -16,8 +16,12 @@ SUBJECTS: dict[str, tuple[str, int]] = {
     "scout": ("backpack", 15),
     "fido": ("dog", 16),
     "herbie": ("car", 7),
+    "felix": ("cat", 17),
+    "kiwi": ("bird", 18),
+    "hazel": ("rabbit", 20),
+    "chip": ("robot", 29),
 }
-"""Name to class noun and subject number; fido is a second dog, for prompts with two of a kind."""
+"""Name to class noun and subject number; tables score the first five and herbie, settings are chosen on the others."""
 NUM_PHOTOS = 5
 
 
