@@ -87,7 +87,7 @@ def mixed_scene(seed: int) -> Scene:
     which = seed % 8
     if which % 2 == 0:
         scene = attribute_scene(seed // 2)
-        return replace(scene, caption=_noun_and_place(scene)) if which == 6 else scene
+        return replace(scene, caption=_nouns_and_place(scene)) if which == 6 else scene
     return named_pair_scene(seed // 2) if which == 7 else sample_scene(seed // 2)
 
 
@@ -98,8 +98,14 @@ def named_pair_scene(seed: int) -> Scene:
 
 
 def mixed_or_pair_scene(seed: int) -> Scene:
-    """Mixed scenes and named pairs in turn; the pairs are none of the mixed scenes' own, whose seeds are odd."""
-    return mixed_scene(seed // 2) if seed % 2 == 0 else named_pair_scene(2 * seed)
+    """Mixed scenes and pairs in turn; the pairs are none of the mixed scenes' own, whose seeds are odd.
+
+    Three pairs of four have everything named, one in four neither colours nor patterns.
+    """
+    if seed % 2 == 0:
+        return mixed_scene(seed // 2)
+    pair = named_pair_scene(2 * seed)
+    return replace(pair, caption=_nouns_and_place(pair)) if seed % 8 == 7 else pair
 
 
 def subject_scene(index: int, view: int, noun: str | None = None, background: str | None = None) -> Scene:
@@ -119,8 +125,10 @@ def frame_scene(seed: int) -> Scene:
     return Scene(_place([look], None, False, rng), background, "photo", f"a photo of a {look.noun}", None, seed)
 
 
-def _noun_and_place(scene: Scene) -> str:
-    return f"a {scene.objects[0].look.noun} {BACKGROUNDS[scene.background]}"
+def _nouns_and_place(scene: Scene) -> str:
+    medium = "" if scene.style == "photo" else f"a {STYLES[scene.style]} of "
+    nouns = [f"a {placed.look.noun}" for placed in caption_order(scene)]
+    return f"{medium}{_join(nouns, scene.relation)} {BACKGROUNDS[scene.background]}"
 
 
 def _describe(look: Look, rng: np.random.Generator) -> str:

@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from src.data.world.words import write_clip_tokenizer
 from src.modules.averaged import AveragedModule
 from src.modules.diffusion import diffusion_target, draw_noise, per_sample_mse, step_generator
+from src.modules.pretrain.object_phrases import ObjectPhrases
 
 SCHEDULER = {
     "beta_schedule": "scaled_linear",
@@ -39,6 +40,8 @@ class TextToImagePretraining(AveragedModule):
         text_learning_rate: Peak of the text encoder. At the UNet's rate it collapses: it keeps the background, which
             most pixels show, and no longer tells colours and nouns apart.
         caption_dropout: Share of empty captions, for classifier-free guidance.
+        phrases_alone: Share of captions whose objects can be read from their own phrases alone; see ``ObjectPhrases``.
+            Without it the UNet reads colours from the noun's row and shapes from the rows after it.
         ema_decay: Of the weights that are exported.
         init_from: Pipeline folder whose text encoder and UNet to start from; None for random weights.
         seed: Of noise, timesteps and dropout.
@@ -54,6 +57,7 @@ class TextToImagePretraining(AveragedModule):
         learning_rate: float = 1.5e-3,
         text_learning_rate: float = 3e-4,
         caption_dropout: float = 0.1,
+        phrases_alone: float = 0.5,
         ema_decay: float = 0.9995,
         init_from: str | None = None,
         seed: int = 0,
@@ -64,6 +68,7 @@ class TextToImagePretraining(AveragedModule):
         if not (words / "vocab.json").exists():
             write_clip_tokenizer(words)
         self.tokenizer = CLIPTokenizer.from_pretrained(words, model_max_length=MAX_TOKENS)
+        self.phrases = ObjectPhrases(self.tokenizer)
         torch.manual_seed(seed)
         self.text_encoder = _text_encoder(self.tokenizer, text_width, text_layers)
         self.unet = _unet(block_out_channels, latent_channels, text_width)
@@ -82,22 +87,33 @@ class TextToImagePretraining(AveragedModule):
         generator = step_generator(self.hparams.seed, int(batch["step"]), self.global_rank)
         dropped = torch.rand(len(batch["caption"]), generator=generator) < self.hparams.caption_dropout
         captions = ["" if drop else text for drop, text in zip(dropped, batch["caption"], strict=True)]
-        loss = self._losses(batch["latents"], captions, [generator] * len(captions)).mean()
+        text = self._mixed_text(self._ids(captions), generator)
+        loss = self._losses(batch["latents"], text, [generator] * len(captions)).mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The same error on fixed noise and timesteps."""
         generators = [step_generator(1, index, batch_idx) for index in range(len(batch["caption"]))]
-        loss = self._losses(batch["latents"], batch["caption"], generators).mean()
+        text = self._encode(self._ids(batch["caption"]))
+        loss = self._losses(batch["latents"], text, generators).mean()
         self.log("val/loss", loss, batch_size=len(generators), prog_bar=True, sync_dist=True)
 
-    def _losses(self, latents: Tensor, captions: list[str], generators: list[torch.Generator]) -> Tensor:
+    def _ids(self, captions: list[str]) -> Tensor:
+        return self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+    def _encode(self, ids: Tensor) -> Tensor:
+        return self.text_encoder(ids.to(self.device)).last_hidden_state
+
+    def _mixed_text(self, ids: Tensor, generator: torch.Generator) -> Tensor:
+        """Text states of a training batch: the first ``phrases_alone`` of it read alone, the others as they are."""
+        alone = round(self.hparams.phrases_alone * len(ids))
+        return torch.cat([self.phrases.read_alone(self._encode, ids[:alone], generator), self._encode(ids[alone:])])
+
+    def _losses(self, latents: Tensor, text: Tensor, generators: list[torch.Generator]) -> Tensor:
         noise, timesteps = draw_noise(latents, self.scheduler.config.num_train_timesteps, generators)
         noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
-        tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        prompt_embeds = self.text_encoder(tokens.to(self.device)).last_hidden_state
-        prediction = self.unet(noisy_latents, timesteps, prompt_embeds).sample
+        prediction = self.unet(noisy_latents, timesteps, text).sample
         return per_sample_mse(prediction, diffusion_target(self.scheduler, latents, noise, timesteps))
 
     def configure_optimizers(self) -> dict[str, Any]:
