@@ -50,12 +50,23 @@ def _forest(axes: Axes, intervals: Sequence[Interval], score: str) -> None:
 
 def _frontier(axes: Axes, labels: Sequence[str], means: Sequence[Any], across: str, up: str) -> None:
     x, y = [by[across].mean for by in means], [by[up].mean for by in means]
-    axes.plot(x, y, "-", color=SOFT, linewidth=0.8)
+    if in_order(labels):
+        axes.plot(x, y, "-", color=SOFT, linewidth=0.8)
     for row, (at_x, at_y) in enumerate(zip(x, y, strict=True)):
         axes.plot(at_x, at_y, "o", color=SOFT if row == 0 else INK)
         axes.annotate(str(row + 1), (at_x, at_y), textcoords="offset points", xytext=(5, 4), fontsize=8)
     axes.set(title="frontier", xlabel=across, ylabel=up)
     _plain(axes)
+
+
+def in_order(labels: Sequence[str]) -> bool:
+    """Whether the points are rising or falling values of one key, such as ``alpha``: only those are joined by a line."""
+    keys, values = zip(*(label.rpartition("=")[::2] for label in labels), strict=True)
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        return False
+    return len(set(keys)) == 1 and numbers in (sorted(numbers), sorted(numbers, reverse=True))
 
 
 def _plain(axes: Axes) -> None:
