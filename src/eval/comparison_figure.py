@@ -60,7 +60,7 @@ def _frontier(axes: Axes, labels: Sequence[str], means: Sequence[Any], across: s
 
 
 def in_order(labels: Sequence[str]) -> bool:
-    """Whether the points are rising or falling values of one key, such as ``alpha``: only those are joined by a line."""
+    """Whether the points are rising or falling values of one key, such as ``alpha``: only those have an order."""
     keys, values = zip(*(label.rpartition("=")[::2] for label in labels), strict=True)
     try:
         numbers = [float(value) for value in values]
