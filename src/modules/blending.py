@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from src.data.prompts import parse_prompt
 from src.data.request import Request
 from src.modules.backbone import DiffusionBackbone, cross_attention_projections
+from src.modules.blending_guidance import BlendingGuidance
 from src.modules.concept_bank import ConceptBank
 from src.modules.denoising_errors import denoising_errors
 from src.modules.device import usable_device
@@ -96,6 +97,7 @@ class ConceptGenerator:
         guidance_scale: Classifier-free guidance.
         blending_start: See ``blended``.
         bind: See ``BlendedText``.
+        blending_guidance: For many or similar concepts in one image; None for none.
         batch_size: Images at a time; does not change an image beyond rounding.
         resolution: Image side; None for the backbone's own.
         negative_prompt: For guidance.
@@ -113,6 +115,7 @@ class ConceptGenerator:
         guidance_scale: float = 5.0,
         blending_start: float = 1.0,
         bind: bool = False,
+        blending_guidance: BlendingGuidance | None = None,
         batch_size: int = 8,
         resolution: int | None = None,
         negative_prompt: str = "",
@@ -129,6 +132,7 @@ class ConceptGenerator:
             self.banks[name] = loaded.to(backbone.device, backbone.dtype)
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.blending_start, self.bind, self.batch_size = blending_start, bind, batch_size
+        self.blending_guidance = blending_guidance or BlendingGuidance()
         self.resolution, self.negative_prompt = resolution or backbone.resolution, negative_prompt
 
     def place(self, prompt: str) -> tuple[str, list[Placement]]:
@@ -177,6 +181,7 @@ class ConceptGenerator:
             "backbone": f"{self.backbone.name} {self.backbone.cross_attention_hash} {self.backbone.dtype}",
             "settings": " ".join(map(str, settings)),
             "negative_prompt": self.negative_prompt,
+            **({"blending_guidance": str(self.blending_guidance)} if self.blending_guidance.num_steps else {}),
             **banks,
         }
 
@@ -209,6 +214,7 @@ class ConceptGenerator:
 
     @torch.no_grad()
     def _draw(self, placed: Sequence[tuple[str, list[Placement]]], seeds: Sequence[int]) -> list[Image.Image]:
+        phrases = [[positions for _, positions in concepts] for _, concepts in placed]
         with blended(self.backbone.unet, [concepts for _, concepts in placed], self.blending_start, self.bind):
             return self.backbone.pipeline(
                 [plain for plain, _ in placed],
@@ -218,6 +224,7 @@ class ConceptGenerator:
                 height=self.resolution,
                 width=self.resolution,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                **self.blending_guidance.arguments(self.backbone.pipeline, phrases),
             ).images
 
     def denoising_errors(

@@ -1,0 +1,165 @@
+"""Blending guidance (LaTexBlend Eq. 15): while an image is young, each concept gathers and different ones part.
+
+Shapes: B prompts, H heads, N cells of a feature map, L tokens, T tokens of one prompt's concepts.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+Phrases = Sequence[Sequence[int]]
+"""Of one prompt, the token positions of each concept: V*'s slot first, then the noun's."""
+MAX_CELLS = 32 * 32
+"""Larger feature maps are left out: they say little more and cost the most memory."""
+MAX_SIDE = 8
+"""Maps are averaged down to this many cells a side, as the reference code's 32 x 32 ones are."""
+SHARPNESS = 100.0
+"""Factor before the softmax over places; attention to one token is small everywhere."""
+
+
+@dataclass(frozen=True)
+class BlendingGuidance:
+    """Moves the latents down the gradient of ``separation_loss`` after each early step of a stock pipeline.
+
+    Where the reference code steps by the raw gradient of a sum over all layers, this takes their mean and a step of
+    fixed length, so that one setting suits any number of layers and concepts, any scheduler and any noise level.
+
+    Args:
+        num_steps: Early steps that are guided, beginning with the second; 0 for none.
+        step_size: Length of a move, as a share of the latents' own root mean square.
+
+    Raises:
+        ValueError: If either is out of range.
+    """
+
+    num_steps: int = 0
+    step_size: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        if self.num_steps < 0 or not 0 < self.step_size <= 1:
+            raise ValueError(
+                f"blending_guidance has num_steps {self.num_steps} and step_size {self.step_size}; "
+                "give 0 or more steps, and a step size in (0, 1]"
+            )
+
+    def arguments(self, pipeline: DiffusionPipeline, phrases: Sequence[Phrases]) -> dict[str, Any]:
+        """Keyword arguments of a pipeline's call that guide it; none where there is nothing to guide.
+
+        Args:
+            pipeline: Stable Diffusion or SDXL, with the concepts already installed; see ``blended``.
+            phrases: Of every prompt in the batch.
+        """
+        if not self.num_steps or not any(phrases):
+            return {}
+
+        def after_step(pipeline: DiffusionPipeline, index: int, timestep: Tensor, state: dict[str, Tensor]) -> dict:
+            timesteps = pipeline.scheduler.timesteps
+            if index >= self.num_steps or index + 1 == len(timesteps):
+                return {}
+            gradient = _gradient(pipeline, timesteps[index + 1], state, phrases)
+            return {"latents": _moved(state["latents"], gradient, self.step_size)}
+
+        wanted = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
+        inputs = [name for name in wanted if name in pipeline._callback_tensor_inputs]
+        return {"callback_on_step_end": after_step, "callback_on_step_end_tensor_inputs": inputs}
+
+
+def separation_loss(attention: Tensor, size: tuple[int, int], phrases: Phrases) -> Tensor:
+    """How far V* looks from its own noun, less how far concepts look from each other, in one layer.
+
+    The distance of two tokens is the symmetric KL divergence of where they are attended to. Per concept, the largest
+    between V* and a token of its noun is added; per ordered pair of concepts, the largest from the first to a token of
+    the second, averaged over those tokens, is subtracted.
+
+    Args:
+        attention: Share of its attention that each cell gives each token, shape ``(N, L)``, rows sum to 1.
+        size: Rows and columns of the map, N cells in all.
+        phrases: At least one concept.
+    """
+    columns = attention[:, [at for phrase in phrases for at in phrase]].float()
+    maps = F.adaptive_avg_pool2d(columns.T.unflatten(1, size), [min(side, MAX_SIDE) for side in size])
+    log_share = torch.log_softmax(SHARPNESS * maps.flatten(1), dim=1)
+    share = log_share.exp()
+    distance = ((share[:, None] - share) * (log_share[:, None] - log_share)).sum(-1) / 2
+    stops = torch.tensor([len(phrase) for phrase in phrases]).cumsum(0).tolist()
+    groups = [range(stop - len(phrase), stop) for stop, phrase in zip(stops, phrases, strict=True)]
+    gathered = [distance[group[0], group[1:]].max() for group in groups]
+    parted = [distance[a][:, b].amax(0).mean() for a in groups for b in groups if a != b]
+    return torch.stack(gathered).sum() - (torch.stack(parted).sum() if parted else 0.0)
+
+
+@contextlib.contextmanager
+def recorded_attention(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """While active, every forward pass leaves what each cross-attention layer attends to, ``(B, N, L)``, by layer.
+
+    Probabilities are computed beside the layer's own kernel, averaged over heads, with gradient.
+    """
+    queries: dict[str, Tensor] = {}
+    maps: dict[str, Tensor] = {}
+
+    def keep_query(name: str):
+        return lambda module, inputs, query: queries.update({name: query})
+
+    def keep_map(name: str, heads: int):
+        def hook(module: nn.Module, inputs: tuple, key: Tensor) -> None:
+            query = queries.pop(name)
+            if query.shape[1] <= MAX_CELLS:
+                split_query, split_key = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key))
+                scores = split_query @ split_key.transpose(-1, -2) / math.sqrt(split_query.shape[-1])
+                maps[name] = scores.softmax(-1).mean(1)
+
+        return hook
+
+    layers = {name: module for name, module in unet.named_modules() if name.endswith("attn2")}
+    # Stock attention asks for queries before keys.
+    handles = [layer.to_q.register_forward_hook(keep_query(name)) for name, layer in layers.items()]
+    handles += [layer.to_k.register_forward_hook(keep_map(name, layer.heads)) for name, layer in layers.items()]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _gradient(
+    pipeline: DiffusionPipeline, timestep: Tensor, state: Mapping[str, Tensor], phrases: Sequence[Phrases]
+) -> Tensor:
+    """Of the mean loss over layers with respect to the latents; conditional rows are the last ones."""
+    number = len(phrases)
+    added = None
+    if "add_text_embeds" in state:
+        added = {"text_embeds": state["add_text_embeds"][-number:], "time_ids": state["add_time_ids"][-number:]}
+    with torch.enable_grad(), recorded_attention(pipeline.unet) as maps:
+        latents = state["latents"].detach().requires_grad_()
+        scaled = pipeline.scheduler.scale_model_input(latents, timestep).to(pipeline.unet.dtype)
+        pipeline.unet(scaled, timestep, state["prompt_embeds"][-number:], added_cond_kwargs=added)
+        losses = [
+            separation_loss(attention[row], _grid(attention.shape[1], latents.shape[-2:]), phrases[row])
+            for attention in maps.values()
+            for row in range(number)
+            if phrases[row]
+        ]
+        return torch.autograd.grad(torch.stack(losses).sum() / len(maps), latents)[0]
+
+
+def _grid(cells: int, size: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a map of so many cells, from those of the latents."""
+    factor = round(math.sqrt(size[0] * size[1] / cells))
+    return math.ceil(size[0] / factor), math.ceil(size[1] / factor)
+
+
+def _moved(latents: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+    """Each image's latents, a step of the given share of their root mean square down its own gradient."""
+    places = list(range(1, latents.ndim))
+    length, own = (part.float().square().mean(places, keepdim=True).sqrt() for part in (gradient, latents))
+    # An image without concepts has no gradient and stays.
+    direction = gradient.float() / length.clamp(min=torch.finfo(torch.float32).tiny)
+    return (latents.float() - step_size * own * direction).to(latents.dtype)
