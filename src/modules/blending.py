@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from src.data.prompts import parse_prompt
+from src.data.prompts import FIXED_TEMPLATE, parse_prompt
 from src.data.request import Request
 from src.modules.backbone import DiffusionBackbone, cross_attention_projections
 from src.modules.blending_guidance import BlendingGuidance
@@ -15,7 +15,7 @@ from src.modules.concept_bank import ConceptBank
 from src.modules.denoising_errors import denoising_errors
 from src.modules.device import usable_device
 from src.modules.latent_text import ProjectionCache, cached_projections, replace_rows
-from src.modules.text import concept_positions, tokenize
+from src.modules.text import concept_positions, concept_span, tokenize
 
 Placement = tuple[ConceptBank, list[int]]
 """A bank and the token positions of one mention."""
@@ -27,10 +27,13 @@ class BlendedText:
     Args:
         placements: For every prompt of the batch, in the pipeline's order, the concepts that it mentions.
         bind: Give V*'s key the noun's, as the reference code does: both tokens attend alike.
+        keep_context: The banks hold ``concept_offsets``; they are added to the prompt's own rows.
     """
 
-    def __init__(self, placements: Sequence[Sequence[Placement]], bind: bool = False) -> None:
-        self.placements, self.bind = placements, bind
+    def __init__(
+        self, placements: Sequence[Sequence[Placement]], bind: bool = False, keep_context: bool = False
+    ) -> None:
+        self.placements, self.bind, self.keep_context = placements, bind, keep_context
 
     def __call__(self, name: str, hidden: Tensor, projected: Tensor) -> Tensor:
         """Keys or values ``(rows, L, D)``; conditional rows are the last ones, as in every stock pipeline.
@@ -44,7 +47,8 @@ class BlendedText:
         blended = projected.clone()
         for row, placements in enumerate(self.placements, start=rows - number):
             for bank, positions in placements:
-                blended[row] = replace_rows(blended[row], bank.rows[name], positions)
+                rows = bank.rows[name] + blended[row, positions] if self.keep_context else bank.rows[name]
+                blended[row] = replace_rows(blended[row], rows, positions)
                 if self.bind and name.startswith("k."):
                     blended[row, positions[0]] = blended[row, positions[-1]]
         return blended
@@ -52,7 +56,11 @@ class BlendedText:
 
 @contextlib.contextmanager
 def blended(
-    unet: nn.Module, placements: Sequence[Sequence[Placement]], blending_start: float = 1.0, bind: bool = False
+    unet: nn.Module,
+    placements: Sequence[Sequence[Placement]],
+    blending_start: float = 1.0,
+    bind: bool = False,
+    keep_context: bool = False,
 ) -> Iterator[None]:
     """While active, ``unet`` sees the concepts; afterwards it is bit for bit what it was.
 
@@ -63,13 +71,14 @@ def blended(
         placements: Concepts and positions of every prompt in the batch.
         blending_start: Concepts act at timesteps below this share of the noise schedule; 1 is always.
         bind: See ``BlendedText``.
+        keep_context: See ``BlendedText``.
 
     Raises:
         ValueError: If ``blending_start`` is not in (0, 1].
     """
     if not 0 < blending_start <= 1:
         raise ValueError(f"blending_start is {blending_start}; give a share of the noise schedule in (0, 1]")
-    plain, concepts = ProjectionCache(), ProjectionCache(BlendedText(placements, bind))
+    plain, concepts = ProjectionCache(), ProjectionCache(BlendedText(placements, bind, keep_context))
     current = [concepts]
 
     def before_unet(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -87,6 +96,20 @@ def blended(
             handle.remove()
 
 
+@torch.no_grad()
+def concept_offsets(backbone: DiffusionBackbone, bank: ConceptBank) -> ConceptBank:
+    """What a concept changes in the rows of its noun: the bank's less those of "a noun" in the same template.
+
+    A row of a bank says where its phrase stood when it was extracted: first, alone, in a photo. Added to the rows of
+    a prompt instead of put in their place, the offsets leave what those say of their own context.
+    """
+    prompt, span = concept_span(backbone.tokenizers[0], FIXED_TEMPLATE, bank.class_noun)
+    generic = backbone.encode_text([prompt]).prompt_embeds[0, span]
+    projections = cross_attention_projections(backbone.unet)
+    rows = {name: row - projections[name](generic).to(row) for name, row in bank.rows.items()}
+    return ConceptBank(rows, bank.metadata)
+
+
 class ConceptGenerator:
     """Draws prompts that may mention concepts: ``a <rex> next to a <mittens>``.
 
@@ -97,6 +120,7 @@ class ConceptGenerator:
         guidance_scale: Classifier-free guidance.
         blending_start: See ``blended``.
         bind: See ``BlendedText``.
+        keep_context: Add each concept to what the prompt says at its place, instead of replacing it; an extension.
         blending_guidance: For many or similar concepts in one image; None for none.
         batch_size: Images at a time; does not change an image beyond rounding.
         resolution: Image side; None for the backbone's own.
@@ -115,6 +139,7 @@ class ConceptGenerator:
         guidance_scale: float = 5.0,
         blending_start: float = 1.0,
         bind: bool = False,
+        keep_context: bool = False,
         blending_guidance: BlendingGuidance | None = None,
         batch_size: int = 8,
         resolution: int | None = None,
@@ -129,10 +154,11 @@ class ConceptGenerator:
         for name, bank in (banks or {}).items():
             loaded = bank if isinstance(bank, ConceptBank) else ConceptBank.load(bank)
             loaded.check(backbone.cross_attention_hash, widths, backbone.name)
-            self.banks[name] = loaded.to(backbone.device, backbone.dtype)
+            loaded = loaded.to(backbone.device, backbone.dtype)
+            self.banks[name] = concept_offsets(backbone, loaded) if keep_context else loaded
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.blending_start, self.bind, self.batch_size = blending_start, bind, batch_size
-        self.blending_guidance = blending_guidance or BlendingGuidance()
+        self.keep_context, self.blending_guidance = keep_context, blending_guidance or BlendingGuidance()
         self.resolution, self.negative_prompt = resolution or backbone.resolution, negative_prompt
 
     def place(self, prompt: str) -> tuple[str, list[Placement]]:
@@ -181,6 +207,7 @@ class ConceptGenerator:
             "backbone": f"{self.backbone.name} {self.backbone.cross_attention_hash} {self.backbone.dtype}",
             "settings": " ".join(map(str, settings)),
             "negative_prompt": self.negative_prompt,
+            **({"keep_context": "true"} if self.keep_context else {}),
             **({"blending_guidance": str(self.blending_guidance)} if self.blending_guidance.num_steps else {}),
             **banks,
         }
@@ -212,10 +239,14 @@ class ConceptGenerator:
             images += self._draw(placed[start:stop], [request.seed for request in requests[start:stop]])
         return images
 
+    def _blended(self, placed: Sequence[tuple[str, list[Placement]]]) -> contextlib.AbstractContextManager[None]:
+        placements = [concepts for _, concepts in placed]
+        return blended(self.backbone.unet, placements, self.blending_start, self.bind, self.keep_context)
+
     @torch.no_grad()
     def _draw(self, placed: Sequence[tuple[str, list[Placement]]], seeds: Sequence[int]) -> list[Image.Image]:
         phrases = [[positions for _, positions in concepts] for _, concepts in placed]
-        with blended(self.backbone.unet, [concepts for _, concepts in placed], self.blending_start, self.bind):
+        with self._blended(placed):
             return self.backbone.pipeline(
                 [plain for plain, _ in placed],
                 negative_prompt=[self.negative_prompt] * len(placed),
@@ -240,6 +271,6 @@ class ConceptGenerator:
         for start in range(0, len(images), self.batch_size):
             at = slice(start, start + self.batch_size)
             text = self.backbone.encode_text([plain for plain, _ in placed[at]])
-            with blended(self.backbone.unet, [one for _, one in placed[at]], self.blending_start, self.bind):
+            with self._blended(placed[at]):
                 errors += denoising_errors(self.backbone, images[at], text, seeds[at], self.resolution)
         return errors
