@@ -10,7 +10,7 @@ from PIL import Image
 
 from src.data.request import Request
 from src.modules.backbone import DiffusionBackbone, cross_attention_projections
-from src.modules.blending import BlendedText, ConceptGenerator, blended
+from src.modules.blending import BlendedText, ConceptGenerator, blended, concept_offsets
 from src.modules.concept_bank import ConceptBank
 from src.modules.denoising_errors import LEVELS
 from src.modules.latent_text import replace_rows, transformed_projections
@@ -114,6 +114,37 @@ def test_binding_gives_the_modifier_the_key_of_the_noun(backbone: DiffusionBackb
     assert torch.equal(keys[1], concept.rows[name][1]) and torch.equal(keys[3], concept.rows[name][1])
     assert torch.equal(values[1], concept.rows["v" + name[1:]][0])
     assert not keys[[0, 2, 4]].any()
+
+
+def generic_rows(backbone: DiffusionBackbone, prompt: str, positions: list[int]) -> dict[str, torch.Tensor]:
+    """Plain keys and values of a prompt at some positions."""
+    hidden = backbone.encode_text([prompt]).prompt_embeds[0, positions]
+    with torch.no_grad():
+        return {name: linear(hidden) for name, linear in cross_attention_projections(backbone.unet).items()}
+
+
+def test_a_concept_that_changes_nothing_keeps_every_image_as_it_is(backbone: DiffusionBackbone) -> None:
+    nothing = ConceptBank(generic_rows(backbone, "photo of a dog", [3, 4]), bank(backbone, 0).metadata)
+    prompts = ["a cat left of a <rex>", "a sketch of a <rex> on the grass"]
+    kept = generator(backbone, {"rex": nothing}, keep_context=True)
+    drawn = pixels(kept.sample([Request(prompt, 0) for prompt in prompts]))
+    plain = pixels(kept.sample([Request(prompt.replace("<rex>", "dog"), 0) for prompt in prompts]))
+    assert abs(drawn - plain).max() <= 1
+    replaced = generator(backbone, {"rex": nothing}).sample([Request(prompts[0], 0)])
+    assert abs(pixels(replaced) - plain[:1]).max() > 1
+
+
+def test_context_is_kept_by_adding_what_the_concept_changes(backbone: DiffusionBackbone) -> None:
+    concept = bank(backbone, 0)
+    offsets = concept_offsets(backbone, concept)
+    text = BlendedText([[(offsets, [5, 6])]], keep_context=True)
+    here = generic_rows(backbone, "a cat left of a dog", [5, 6])
+    extracted = generic_rows(backbone, "photo of a dog", [3, 4])
+    for name, linear in cross_attention_projections(backbone.unet).items():
+        projected = torch.zeros(1, 8, linear.out_features)
+        projected[0, [5, 6]] = here[name]
+        expected = concept.rows[name] + here[name] - extracted[name]
+        assert torch.allclose(text(name, projected, projected)[0, [5, 6]], expected, atol=1e-5)
 
 
 def test_blending_start_is_a_timestep(backbone: DiffusionBackbone) -> None:
