@@ -47,8 +47,8 @@ class BlendedText:
         blended = projected.clone()
         for row, placements in enumerate(self.placements, start=rows - number):
             for bank, positions in placements:
-                rows = bank.rows[name] + blended[row, positions] if self.keep_context else bank.rows[name]
-                blended[row] = replace_rows(blended[row], rows, positions)
+                concept = bank.rows[name] + blended[row, positions] if self.keep_context else bank.rows[name]
+                blended[row] = replace_rows(blended[row], concept, positions)
                 if self.bind and name.startswith("k."):
                     blended[row, positions[0]] = blended[row, positions[-1]]
         return blended

@@ -85,7 +85,7 @@ def separation_loss(attention: Tensor, size: tuple[int, int], phrases: Phrases) 
         phrases: At least one concept.
     """
     columns = attention[:, [at for phrase in phrases for at in phrase]].float()
-    maps = F.adaptive_avg_pool2d(columns.T.unflatten(1, size), [min(side, MAX_SIDE) for side in size])
+    maps = F.adaptive_avg_pool2d(columns.T.unflatten(1, size), (min(size[0], MAX_SIDE), min(size[1], MAX_SIDE)))
     log_share = torch.log_softmax(SHARPNESS * maps.flatten(1), dim=1)
     share = log_share.exp()
     distance = ((share[:, None] - share) * (log_share[:, None] - log_share)).sum(-1) / 2
