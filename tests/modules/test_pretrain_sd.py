@@ -22,8 +22,8 @@ def autoencoder(folder: Path) -> AutoencoderPretraining:
     return AutoencoderPretraining(str(folder / "sd"), str(folder / "code.safetensors"), [8, 8, 8, 8], 8)
 
 
-def text_to_image(folder: Path) -> TextToImagePretraining:
-    return TextToImagePretraining(str(folder / "sd"), [32, 32], 8, text_width=32, text_layers=1)
+def text_to_image(folder: Path, **options) -> TextToImagePretraining:
+    return TextToImagePretraining(str(folder / "sd"), [32, 32], 8, text_width=32, text_layers=1, **options)
 
 
 def fit(module: AveragedModule, source: WorldData, folder: Path, steps: int, checkpoint: Path | None = None) -> None:
@@ -73,3 +73,19 @@ def test_the_two_exports_are_one_stock_pipeline(tmp_path: Path) -> None:
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a red dog", num_inference_steps=2, height=64, width=64).images[0].size == (64, 64)
     assert torch.allclose(next(pipeline.unet.parameters()), average[0], atol=1e-3)
+
+
+def test_a_share_of_captions_is_read_alone(tmp_path: Path) -> None:
+    def text(share: float) -> torch.Tensor:
+        module = text_to_image(tmp_path, phrases_alone=share)
+        ids = module._ids(["a red dog left of a blue cat", "a sketch of a green car at night"])
+        with torch.no_grad():
+            return module._mixed_text(ids, torch.Generator().manual_seed(0))
+
+    plain, half, alone = text(0.0), text(0.5), text(1.0)
+    assert torch.equal(half[1], plain[1]) and torch.allclose(half[0], alone[0], atol=1e-6)
+    assert not torch.allclose(alone[0], plain[0]) and not torch.allclose(alone[1], plain[1])
+    # Nothing stands before the first phrase, so its rows are the plain caption's.
+    assert torch.allclose(alone[0, :4], plain[0, :4], atol=1e-6)
+    with pytest.raises(ValueError, match="phrases_alone is 1.5; give a share"):
+        text(1.5)

@@ -44,7 +44,10 @@ class TextToImagePretraining(AveragedModule):
             Without it the UNet reads colours from the noun's row and shapes from the rows after it.
         ema_decay: Of the weights that are exported.
         init_from: Pipeline folder whose text encoder and UNet to start from; None for random weights.
-        seed: Of noise, timesteps and dropout.
+        seed: Of noise, timesteps, dropout and the other objects of captions read alone.
+
+    Raises:
+        ValueError: If ``phrases_alone`` is no share.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class TextToImagePretraining(AveragedModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not 0 <= phrases_alone <= 1:
+            raise ValueError(f"method.phrases_alone is {phrases_alone}; give a share of the captions, 0 to 1")
         self.save_hyperparameters()
         words = Path(export_dir) / "tokenizer"
         if not (words / "vocab.json").exists():
@@ -108,7 +113,10 @@ class TextToImagePretraining(AveragedModule):
     def _mixed_text(self, ids: Tensor, generator: torch.Generator) -> Tensor:
         """Text states of a training batch: the first ``phrases_alone`` of it read alone, the others as they are."""
         alone = round(self.hparams.phrases_alone * len(ids))
-        return torch.cat([self.phrases.read_alone(self._encode, ids[:alone], generator), self._encode(ids[alone:])])
+        # Attention takes no empty batch.
+        states = [self.phrases.read_alone(self._encode, ids[:alone], generator)] if alone else []
+        states += [self._encode(ids[alone:])] if alone < len(ids) else []
+        return torch.cat(states)
 
     def _losses(self, latents: Tensor, text: Tensor, generators: list[torch.Generator]) -> Tensor:
         noise, timesteps = draw_noise(latents, self.scheduler.config.num_train_timesteps, generators)
