@@ -103,7 +103,8 @@ def concept_offsets(backbone: DiffusionBackbone, bank: ConceptBank) -> ConceptBa
     A row of a bank says where its phrase stood when it was extracted: first, alone, in a photo. Added to the rows of
     a prompt instead of put in their place, the offsets leave what those say of their own context.
     """
-    prompt, span = concept_span(backbone.tokenizers[0], FIXED_TEMPLATE, bank.class_noun)
+    template = bank.metadata.get("extraction_template", FIXED_TEMPLATE)
+    prompt, span = concept_span(backbone.tokenizers[0], template, bank.class_noun)
     generic = backbone.encode_text([prompt]).prompt_embeds[0, span]
     projections = cross_attention_projections(backbone.unet)
     rows = {name: row - projections[name](generic).to(row) for name, row in bank.rows.items()}
