@@ -11,7 +11,7 @@ from rich.progress import track
 
 from src.data.world.long_captions import long_scene, short_or_long_scene
 from src.data.world.render import render
-from src.data.world.scenes import Scene, attribute_scene, frame_scene, mixed_or_pair_scene, mixed_scene, sample_scene
+from src.data.world.scenes import Scene, attribute_scene, frame_scene, mixed_scene, mixed_with_pairs_scene, sample_scene
 
 VALIDATION_START = 10_000_000
 """First scene seed that no training set reaches; validation scenes count up from here."""
@@ -20,7 +20,7 @@ SAMPLERS: dict[str, Callable[[int], Scene]] = {
     "scenes": sample_scene,
     "attributes": attribute_scene,
     "mixed": mixed_scene,
-    "mixed_or_pair": mixed_or_pair_scene,
+    "mixed_with_pairs": mixed_with_pairs_scene,
     "frames": frame_scene,
     "long": long_scene,
     "short_or_long": short_or_long_scene,

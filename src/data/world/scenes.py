@@ -97,15 +97,18 @@ def named_pair_scene(seed: int) -> Scene:
     return replace(scene, caption=full_caption(scene))
 
 
-def mixed_or_pair_scene(seed: int) -> Scene:
-    """Mixed scenes and pairs in turn; the pairs are none of the mixed scenes' own, whose seeds are odd.
+def mixed_with_pairs_scene(seed: int) -> Scene:
+    """Mixed scenes, a quarter of them photos with a bare noun, and a pair after every three.
 
-    Three pairs of four have everything named, one in four neither colours nor patterns.
+    The pairs are none of the mixed scenes' own, whose seeds are odd. Three pairs of four have everything named, one in
+    four neither colours nor patterns.
     """
-    if seed % 2 == 0:
-        return mixed_scene(seed // 2)
+    group, which = divmod(seed, 4)
+    if which < 3:
+        scene = mixed_scene(3 * group + which)
+        return replace(scene, caption=_nouns_and_place(scene)) if (3 * group + which) % 8 == 2 else scene
     pair = named_pair_scene(2 * seed)
-    return replace(pair, caption=_nouns_and_place(pair)) if seed % 8 == 7 else pair
+    return replace(pair, caption=_nouns_and_place(pair)) if group % 4 == 3 else pair
 
 
 def subject_scene(index: int, view: int, noun: str | None = None, background: str | None = None) -> Scene:
