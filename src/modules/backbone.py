@@ -2,9 +2,10 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from src.modules.text import tokenize
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SAMPLING: dict[str, Any] = {"num_inference_steps": 30, "guidance_scale": 5.0, "keep_context": False}
+"""How concepts are drawn where neither the backbone nor the call says it."""
 
 
 @dataclass
@@ -34,10 +37,22 @@ class DiffusionBackbone:
     Args:
         pipeline: A Stable Diffusion or SDXL pipeline; its weights are frozen here and never changed.
         name: What it is called in banks and reports.
+        sampling: What suits this model where a call leaves it open, if it is not that of ``SAMPLING``.
+
+    Raises:
+        ValueError: If ``sampling`` has another key.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline, name: str) -> None:
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline,
+        name: str,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> None:
+        if unknown := set(sampling or {}) - set(SAMPLING):
+            raise ValueError(f"backbone.sampling has no {min(unknown)!r}; choose among {', '.join(SAMPLING)}")
         self.pipeline, self.name = pipeline, name
+        self.sampling = {**SAMPLING, **(sampling or {})}
         self.unet, self.vae = pipeline.unet, pipeline.vae
         encoders = [(pipeline.tokenizer, pipeline.text_encoder)]
         if isinstance(pipeline, StableDiffusionXLPipeline):
@@ -50,11 +65,17 @@ class DiffusionBackbone:
         pipeline.set_progress_bar_config(disable=True)
 
     @classmethod
-    def from_pretrained(cls, path: str, dtype: str = "float32", local_files_only: bool = False) -> "DiffusionBackbone":
+    def from_pretrained(
+        cls,
+        path: str,
+        dtype: str = "float32",
+        local_files_only: bool = False,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> "DiffusionBackbone":
         """Load a hub id or a local folder in diffusers' layout.
 
         Raises:
-            ValueError: If the folder is missing or ``dtype`` is unknown.
+            ValueError: If the folder is missing, or ``dtype`` or a key of ``sampling`` is unknown.
         """
         if dtype not in DTYPES:
             raise ValueError(f"backbone.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -66,7 +87,7 @@ class DiffusionBackbone:
         pipeline = DiffusionPipeline.from_pretrained(
             path, dtype=loaded, local_files_only=local_files_only, use_safetensors=True
         )
-        backbone = cls(pipeline, Path(path).name if looks_local else path)
+        backbone = cls(pipeline, Path(path).name if looks_local else path, sampling)
         if DTYPES[dtype] != loaded:
             pipeline.to(DTYPES[dtype])
         return backbone

@@ -117,11 +117,11 @@ class ConceptGenerator:
     Args:
         backbone: The stock model.
         banks: Concept name to bank, or to the path of one.
-        num_inference_steps: Of the backbone's own scheduler.
+        num_inference_steps: Of the backbone's own scheduler; None for what suits the backbone, here and in the next.
         guidance_scale: Classifier-free guidance.
+        keep_context: Add each concept to what the prompt says at its place, instead of replacing it; an extension.
         blending_start: See ``blended``.
         bind: See ``BlendedText``.
-        keep_context: Add each concept to what the prompt says at its place, instead of replacing it; an extension.
         blending_guidance: For many or similar concepts in one image; None for none.
         batch_size: Images at a time; does not change an image beyond rounding.
         resolution: Image side; None for the backbone's own.
@@ -136,11 +136,11 @@ class ConceptGenerator:
         self,
         backbone: DiffusionBackbone,
         banks: Mapping[str, ConceptBank | str] | None = None,
-        num_inference_steps: int = 30,
-        guidance_scale: float = 5.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        keep_context: bool | None = None,
         blending_start: float = 1.0,
         bind: bool = False,
-        keep_context: bool = False,
         blending_guidance: BlendingGuidance | None = None,
         batch_size: int = 8,
         resolution: int | None = None,
@@ -149,17 +149,19 @@ class ConceptGenerator:
     ) -> None:
         if device is not None:
             backbone.to(usable_device(device, "method.device"))
-        self.backbone = backbone
+        self.backbone, own = backbone, backbone.sampling
+        self.num_inference_steps = own["num_inference_steps"] if num_inference_steps is None else num_inference_steps
+        self.guidance_scale = own["guidance_scale"] if guidance_scale is None else guidance_scale
+        self.keep_context = own["keep_context"] if keep_context is None else keep_context
         widths = {name: linear.out_features for name, linear in cross_attention_projections(backbone.unet).items()}
         self.banks = {}
         for name, bank in (banks or {}).items():
             loaded = bank if isinstance(bank, ConceptBank) else ConceptBank.load(bank)
             loaded.check(backbone.cross_attention_hash, widths, backbone.name)
             loaded = loaded.to(backbone.device, backbone.dtype)
-            self.banks[name] = concept_offsets(backbone, loaded) if keep_context else loaded
-        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
+            self.banks[name] = concept_offsets(backbone, loaded) if self.keep_context else loaded
         self.blending_start, self.bind, self.batch_size = blending_start, bind, batch_size
-        self.keep_context, self.blending_guidance = keep_context, blending_guidance or BlendingGuidance()
+        self.blending_guidance = blending_guidance or BlendingGuidance()
         self.resolution, self.negative_prompt = resolution or backbone.resolution, negative_prompt
 
     def place(self, prompt: str) -> tuple[str, list[Placement]]:

@@ -244,9 +244,8 @@ class LaTexBlend(L.LightningModule):
         """Write the bank; nothing else of the training is needed to generate."""
         path = self.extract_bank().save(self.hparams.export_path)
         name = self.hparams.concept
-        drawn_like = " ".join(
-            f"method.{key}={value}" for key, value in (self.hparams.sampling or {}).items() if value is not None
-        )
+        given = {key: value for key, value in (self.hparams.sampling or {}).items() if value is not None}
+        drawn_like = " ".join(f"method.{key}={value}" for key, value in {**self.backbone.sampling, **given}.items())
         command = f"""python generate.py "prompt='a <{name}> on the beach'" bank.{name}={path} num_images=4 seed=0"""
         command = f"{command} {self.backbone.overrides} {drawn_like}".rstrip()
         return {"concept bank": str(path), "next": command}

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.modules.backbone import DiffusionBackbone, cross_attention_projections
+from src.modules.backbone import SAMPLING, DiffusionBackbone, cross_attention_projections
+from src.modules.blending import ConceptGenerator
 from tests.tiny import tiny_sd, tiny_sdxl
 
 
@@ -50,3 +51,20 @@ def test_a_folder_that_is_no_pipeline_is_said(tmp_path: Path) -> None:
         DiffusionBackbone.from_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match="float32, float16, bfloat16"):
         DiffusionBackbone.from_pretrained(str(tmp_path), "int8")
+
+
+def test_what_a_call_leaves_open_the_backbone_says(tmp_path: Path) -> None:
+    pipeline, own = tiny_sd(tmp_path), {"num_inference_steps": 7, "guidance_scale": 2.0, "keep_context": True}
+    pipeline.save_pretrained(tmp_path / "saved")
+
+    def drawing(backbone: DiffusionBackbone, **given) -> dict:
+        generator = ConceptGenerator(backbone, **given)
+        return {key: getattr(generator, key) for key in SAMPLING}
+
+    backbone = DiffusionBackbone.from_pretrained(str(tmp_path / "saved"), sampling=own)
+    assert drawing(backbone) == own
+    given = {"num_inference_steps": 3, "guidance_scale": 0.0, "keep_context": False}
+    assert drawing(backbone, **given) == given
+    assert drawing(DiffusionBackbone(pipeline, "tiny")) == SAMPLING
+    with pytest.raises(ValueError, match="no 'cfg'; choose among num_inference_steps, guidance_scale, keep_context"):
+        DiffusionBackbone(pipeline, "tiny", {"cfg": 2.0})
