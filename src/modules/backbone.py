@@ -11,6 +11,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
+from src.modules.own_sampling import own_sampling
 from src.modules.text import tokenize
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -49,10 +50,8 @@ class DiffusionBackbone:
         name: str,
         sampling: Mapping[str, Any] | None = None,
     ) -> None:
-        if unknown := set(sampling or {}) - set(SAMPLING):
-            raise ValueError(f"backbone.sampling has no {min(unknown)!r}; choose among {', '.join(SAMPLING)}")
         self.pipeline, self.name = pipeline, name
-        self.sampling = {**SAMPLING, **(sampling or {})}
+        self.sampling = own_sampling(SAMPLING, sampling)
         self.unet, self.vae = pipeline.unet, pipeline.vae
         encoders = [(pipeline.tokenizer, pipeline.text_encoder)]
         if isinstance(pipeline, StableDiffusionXLPipeline):

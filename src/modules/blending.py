@@ -15,6 +15,7 @@ from src.modules.concept_bank import ConceptBank
 from src.modules.denoising_errors import denoising_errors
 from src.modules.device import usable_device
 from src.modules.latent_text import ProjectionCache, cached_projections, replace_rows
+from src.modules.own_sampling import settled
 from src.modules.text import concept_positions, concept_span, tokenize
 
 Placement = tuple[ConceptBank, list[int]]
@@ -117,7 +118,7 @@ class ConceptGenerator:
     Args:
         backbone: The stock model.
         banks: Concept name to bank, or to the path of one.
-        num_inference_steps: Of the backbone's own scheduler; None for what suits the backbone, here and in the next.
+        num_inference_steps: Of the backbone's own scheduler; None for the backbone's own, as in the next two.
         guidance_scale: Classifier-free guidance.
         keep_context: Add each concept to what the prompt says at its place, instead of replacing it; an extension.
         blending_start: See ``blended``.
@@ -149,10 +150,13 @@ class ConceptGenerator:
     ) -> None:
         if device is not None:
             backbone.to(usable_device(device, "method.device"))
-        self.backbone, own = backbone, backbone.sampling
-        self.num_inference_steps = own["num_inference_steps"] if num_inference_steps is None else num_inference_steps
-        self.guidance_scale = own["guidance_scale"] if guidance_scale is None else guidance_scale
-        self.keep_context = own["keep_context"] if keep_context is None else keep_context
+        self.backbone = backbone
+        self.num_inference_steps, self.guidance_scale, self.keep_context = settled(
+            backbone.sampling,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            keep_context=keep_context,
+        ).values()
         widths = {name: linear.out_features for name, linear in cross_attention_projections(backbone.unet).items()}
         self.banks = {}
         for name, bank in (banks or {}).items():

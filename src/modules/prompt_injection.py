@@ -8,11 +8,11 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from src.data.request import TEXT, Request
+from src.modules.own_sampling import check_names
 from src.modules.sampled_fingerprint import sampled_fingerprint
 from src.modules.scale_ar.call_settings import CallSettings
 from src.modules.scale_ar.generation import Condition, Generation
 from src.modules.scale_ar.peak_memory import Paths
-from src.modules.scale_ar.pipeline_call import check_names
 
 BASE, INJECTED = "base", "injected"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from src.modules.scale_ar.pipeline_call import check_names
+from src.modules.own_sampling import check_names
 
 OF_A_REQUEST = ("prompt", "num_images_per_prompt", "generator", "output_type", "return_dict", "callback_on_scale_end")
 """Arguments that the generator gives itself."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import T5EncoderModel, T5TokenizerFast
 
 from src.modules.image_input import fitted
+from src.modules.own_sampling import own_sampling, settled
 from src.modules.scale_ar.bsq import quantise
 from src.modules.scale_ar.bsq_autoencoder import BSQTokenizer
 from src.modules.scale_ar.generation import Condition, Generation, OnScale
@@ -23,8 +24,6 @@ from src.modules.scale_ar.pipeline_call import (
     check_room,
     drawn,
     num_tokens,
-    own_sampling,
-    settled,
 )
 from src.modules.scale_ar.sampling import Generators
 from src.modules.scale_ar.schedule import INFINITY_PREFIXES, ScaleSchedule, ScaleSchedules, infinity_grids

@@ -1,8 +1,7 @@
 """What a call of either pipeline begins and ends with."""
 
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -20,32 +19,6 @@ OFFLOAD = ", or let other parts wait in main memory (backbone.placement.offload=
 TILES = "decode in overlapping squares (backbone.placement.tiling=true), or draw fewer images at a time"
 SHOWN = 60
 """Characters of a prompt in a message."""
-
-
-def own_sampling(known: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a model's calls leave open: what holds for its kind, and what it has of its own.
-
-    Raises:
-        ValueError: If there is no such argument.
-    """
-    check_names("backbone.sampling", changes or {}, known)
-    return {**known, **(changes or {})}
-
-
-def settled(own: Mapping[str, Any], **given: Any) -> dict[str, Any]:
-    """A call's arguments; None stands for the model's own."""
-    return {name: own[name] if value is None else value for name, value in given.items()}
-
-
-def check_names(what: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Refuse settings that do not exist.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    for name in given:
-        if name not in known:
-            raise ValueError(f"{what} has no {name!r}; choose among {', '.join(known)}")
 
 
 def check_call(num_images_per_prompt: int, output_type: str) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import BatchEncoding, CLIPTextModel, CLIPTokenizer
 
 from src.modules.image_input import fitted
+from src.modules.own_sampling import own_sampling, settled
 from src.modules.scale_ar.generation import Condition, Generation, OnScale
 from src.modules.scale_ar.peak_memory import BlockBytes, PeakMemory
-from src.modules.scale_ar.pipeline_call import check_call, check_lengths, check_room, drawn, own_sampling, settled
+from src.modules.scale_ar.pipeline_call import check_call, check_lengths, check_room, drawn
 from src.modules.scale_ar.sampling import Generators
 from src.modules.scale_ar.switti import SwittiTransformer
 from src.modules.scale_ar.switti_sampling import SwittiDraw, SwittiSampling

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from src.modules.own_sampling import own_sampling
 from src.modules.scale_ar.call_settings import CallSettings
 from src.modules.scale_ar.infinity_pipeline import SAMPLING
-from src.modules.scale_ar.pipeline_call import own_sampling
 from src.modules.scale_ar.switti_sampling import SwittiSampling
 from tests.modules.scale_ar.tiny_infinity import tiny_pipeline
 

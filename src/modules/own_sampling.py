@@ -1,0 +1,30 @@
+"""What a model draws with where a call leaves it open."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+
+def own_sampling(known: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a model's calls leave open: what holds for its kind, and what it has of its own.
+
+    Raises:
+        ValueError: If there is no such argument.
+    """
+    check_names("backbone.sampling", changes or {}, known)
+    return {**known, **(changes or {})}
+
+
+def settled(own: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+    """A call's arguments; None stands for the model's own."""
+    return {name: own[name] if value is None else value for name, value in given.items()}
+
+
+def check_names(what: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse settings that do not exist.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{what} has no {name!r}; choose among {', '.join(known)}")
