@@ -78,6 +78,7 @@ class DiffusionBackbone:
         """
         if dtype not in DTYPES:
             raise ValueError(f"backbone.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+        sampling = own_sampling(SAMPLING, sampling)  # Refused here, before the weights are read.
         looks_local = path.startswith((".", "/", "~", "world")) or Path(path).exists()
         if looks_local and not (Path(path).expanduser() / "model_index.json").exists():
             raise ValueError(f"{path} is no diffusers pipeline folder: it has no model_index.json")

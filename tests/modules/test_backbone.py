@@ -68,3 +68,5 @@ def test_what_a_call_leaves_open_the_backbone_says(tmp_path: Path) -> None:
     assert drawing(DiffusionBackbone(pipeline, "tiny")) == SAMPLING
     with pytest.raises(ValueError, match="no 'cfg'; choose among num_inference_steps, guidance_scale, keep_context"):
         DiffusionBackbone(pipeline, "tiny", {"cfg": 2.0})
+    with pytest.raises(ValueError, match="no 'cfg'"):
+        DiffusionBackbone.from_pretrained("no/such-hub-id", sampling={"cfg": 2.0})
