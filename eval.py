@@ -7,8 +7,8 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from src import cli
-from src.cli import Sweep, current_sweep, friendly, point
+from src.run import cli
+from src.run.cli import Sweep, current_sweep, friendly, point
 
 
 @friendly
@@ -26,8 +26,8 @@ def main(cfg: DictConfig) -> None:
 
 def compare(cfg: DictConfig, sweep: Sweep) -> None:
     """Put what this start of the sweep has finished side by side, show the table."""
-    from src.eval.comparison import compare_points
-    from src.eval.sweep_arms import whole_arms
+    from src.eval.sweeps.comparison import compare_points
+    from src.eval.sweeps.points import whole_arms
 
     if whole_arms(sweep.folder, sweep.started):
         compare_points(sweep.folder, cfg.comparison.title, cfg.comparison.published, cfg.seed, sweep.started)
@@ -37,12 +37,11 @@ def compare(cfg: DictConfig, sweep: Sweep) -> None:
 def score(cfg: DictConfig) -> None:
     """Compose, build, generate and score, show the table."""
     # Seconds of imports, which a mistyped key need not wait for.
-    from src.callbacks.tracked_results import log_results
-    from src.callbacks.trackers import log_config
-    from src.data.whole_file import write_text
-    from src.eval.dry_run import measured_plan
-    from src.eval.scored_concept import bank_source, scored_concepts
-    from src.typed_config import check_types
+    from src.callbacks.trackers.loggers import log_config, log_results
+    from src.data.files import write_text
+    from src.eval.draw import measured_plan
+    from src.eval.protocols.subjects import bank_source, scored_concepts
+    from src.run.cli import check_types
 
     check_types(cfg)
     protocol = instantiate(cfg.protocol, _convert_="all")

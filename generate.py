@@ -6,8 +6,8 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
-from src import cli
-from src.cli import friendly, point
+from src.run import cli
+from src.run.cli import friendly, point
 
 
 @friendly
@@ -16,11 +16,10 @@ from src.cli import friendly, point
 def main(cfg: DictConfig) -> None:
     """Compose, build, draw what is missing, show where it is."""
     # Seconds of imports, which a mistyped key need not wait for.
-    from src.data.disk import free_disk_or_raise
+    from src.data.files import free_disk_or_raise
     from src.data.request import Request
-    from src.eval.dry_run import measured_plan
-    from src.eval.manifest import draw_missing, write_grid
-    from src.typed_config import check_types
+    from src.eval.draw import draw_missing, measured_plan, write_grid
+    from src.run.cli import check_types
 
     if not cfg.prompt:
         raise ValueError("nothing to draw: give a prompt, such as \"prompt='a <rex> on the grass'\" bank.rex=PATH")

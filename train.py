@@ -4,9 +4,9 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from src import cli
-from src.cli import friendly, point
-from src.training import fit
+from src.run import cli
+from src.run.cli import friendly, point
+from src.run.training import fit
 
 
 @friendly

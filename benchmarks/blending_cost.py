@@ -11,9 +11,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from src.modules.backbone import DiffusionBackbone, cross_attention_projections
-from src.modules.blending import blended
-from src.modules.concept_bank import ConceptBank
+from src.modules.backbones.unet import DiffusionBackbone, cross_attention_projections
+from src.modules.latexblend.bank import ConceptBank
+from src.modules.latexblend.generator import blended
 
 PROMPT = "a dog, a cat, a bird, a car, a cup, a hat, a fish and a duck"
 COUNTS = (0, 1, 4, 8)

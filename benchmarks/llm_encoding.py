@@ -18,12 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from src.modules.llm.cache import EncodingCache
-from src.modules.llm.decoder import Decoder
-from src.modules.llm.language_model import Identity
-from src.modules.llm.options import EncodingOptions
-from src.modules.llm.states import read_states
-from src.modules.llm_encoder import TextStates
+from src.modules.llmdiff.decoder import Decoder
+from src.modules.llmdiff.encoder import EncodingCache, TextStates
+from src.modules.llmdiff.language_model import Identity
+from src.modules.llmdiff.options import EncodingOptions
+from src.modules.llmdiff.states import read_states
 
 
 def language_model(folder: str) -> Decoder:

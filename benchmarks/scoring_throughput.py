@@ -25,10 +25,9 @@ from torch.nn.functional import normalize
 
 from src.data.world.render import render
 from src.data.world.scenes import sample_scene
-from src.eval.embedding_cache import CachedEncoder
-from src.eval.encoders import OpenClipEncoder
-from src.eval.network_encoder import ImageEncoder
-from src.eval.read_ahead import BATCH
+from src.eval.encoders.cache import CachedEncoder
+from src.eval.encoders.models import OpenClipEncoder
+from src.eval.encoders.network import BATCH, ImageEncoder
 
 SIDE = 512
 NUMBERS = (500, 2000)

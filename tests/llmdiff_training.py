@@ -10,13 +10,12 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from src.callbacks.ranks import Ranks
-from src.data.step_sampling import Draw, StepBatchSampler
-from src.data.stepped import SteppedData
-from src.modules.backbone import DiffusionBackbone
-from src.modules.llm.language_model import LanguageModel
-from src.modules.llm.options import AdapterOptions
-from src.modules.llm_encoder import LLMEncoder
-from src.modules.llmdiff import LLMDiff
+from src.data.order import Draw, StepBatchSampler, SteppedData
+from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.llmdiff.encoder import LLMEncoder
+from src.modules.llmdiff.language_model import LanguageModel
+from src.modules.llmdiff.learner import LLMDiff
+from src.modules.llmdiff.options import AdapterOptions
 from tests.llms import WORDS
 from tests.tiny import tiny_sd, tiny_sdxl
 

@@ -11,9 +11,9 @@ from hydra.errors import ConfigCompositionException, InstantiationException, Mis
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
-from src import cli
-from src.error_sentences import explain
-from src.run_folders import sweep_dir
+from src.run import cli
+from src.run.cli import sweep_dir
+from src.run.errors import explain
 
 
 def run(root, *arguments, **environment):

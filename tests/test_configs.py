@@ -13,8 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-import src.cli  # noqa: F401  (registers the resolvers)
-from src.typed_config import check_types
+import src.run.cli  # noqa: F401  (registers the resolvers)
+from src.run.cli import check_types
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))

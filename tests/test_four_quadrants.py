@@ -3,8 +3,8 @@
 import pytest
 
 from experiments.four_quadrants.study import all_four_right, base_model, language_model, with_adapter
-from src.modules.backbone import DiffusionBackbone
-from src.modules.llm.language_model import LanguageModel
+from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.llmdiff.language_model import LanguageModel
 
 pytestmark = pytest.mark.slow
 

@@ -21,15 +21,15 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, LlamaConfig, LlamaForCausalLM
 
-from src.data.caption_folder import CaptionFolder
-from src.data.captioned_images import CaptionedImages
-from src.data.concept import ConceptData, Zoom
+from src.data.captions.datamodule import CaptionedImages
+from src.data.captions.sources import CaptionFolder
 from src.data.request import Request
-from src.modules.backbone import DiffusionBackbone
-from src.modules.latexblend import LaTexBlend
-from src.modules.llm.language_model import LanguageModel
-from src.modules.llm_encoder import LLMEncoder
-from src.modules.llmdiff import LLMDiff
+from src.data.subject import ConceptData, Zoom
+from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.latexblend.learner import LaTexBlend
+from src.modules.llmdiff.encoder import LLMEncoder
+from src.modules.llmdiff.language_model import LanguageModel
+from src.modules.llmdiff.learner import LLMDiff
 from tests.llms import tiny_tokenizer
 from tests.tiny import SDXL_UNET, tokenizer
 

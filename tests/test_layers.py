@@ -1,4 +1,4 @@
-"""Imports point one way: entry points -> callbacks -> modules | eval -> data."""
+"""Imports point one way: entry points -> run -> callbacks -> modules | eval -> data; the world stays in its folders."""
 
 import ast
 from pathlib import Path
@@ -12,6 +12,7 @@ ALLOWED = {
     "modules": {"modules", "data"},
     "eval": {"eval", "data"},
     "callbacks": {"callbacks", "modules", "eval", "data"},
+    "run": {"run", "callbacks", "modules", "eval", "data"},
 }
 FILES = sorted((ROOT / "src").rglob("*.py"))
 
@@ -41,6 +42,11 @@ def test_imports_point_down(path: Path) -> None:
         assert of_project(path) <= ALLOWED[layer]
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if "world" not in path.parts], ids=str)
+def test_only_the_world_knows_the_world(path: Path) -> None:
+    assert not [name for name in imported(path) if name.startswith("src.") and ".world." in name]
+
+
 def test_every_folder_of_src_is_a_known_layer() -> None:
     folders = {path.parent.name for path in (ROOT / "src").glob("*/__init__.py")}
     assert folders == set(ALLOWED)
@@ -52,6 +58,6 @@ def test_no_grab_bags(name: str) -> None:
 
 
 def test_the_walk_sees_what_it_should(tmp_path: Path) -> None:
-    source = "import src.eval.scores\nfrom src.data import images\ndef f():\n    from src.modules.text import g\n"
+    source = "import src.eval.draw\nfrom src.data import images\ndef f():\n    from src.modules.generator import g\n"
     (tmp_path / "a.py").write_text(source)
     assert of_project(tmp_path / "a.py") == {"eval", "data", "modules"}

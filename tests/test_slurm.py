@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-import src.cli  # noqa: F401  (registers the resolvers)
+import src.run.cli  # noqa: F401  (registers the resolvers)
 from tests.llmdiff_training import LatentData, learner, trainer
 from tests.llms import tiny_llm_folder
 

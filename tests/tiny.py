@@ -13,7 +13,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from src.data.world.words import write_clip_tokenizer
+from src.data.world.tokenizers import write_clip_tokenizer
 
 LENGTH = 32
 

@@ -1,7 +1,7 @@
 """Which readings of a language model carry word order: ``python -m experiments.four_quadrants.study [SEED ...]``.
 
-Four quadrants (``src.data.quadrants``) cannot be painted from a bag of words. For every seed, 0 to 2 if none is named,
-a language model and a base model are trained from nothing, then one adapter for each of ``ARMS``.
+Four quadrants (``src.data.world.quadrants``) cannot be painted from a bag of words. For every seed, 0 to 2 if none is
+named, a language model and a base model are trained from nothing, then one adapter for each of ``ARMS``.
 Every arm is written to ``results`` as soon as it is done and not computed again; the table is of whole seeds.
 """
 
@@ -18,19 +18,19 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from omegaconf import DictConfig, OmegaConf
 
-from src.data.corpus import CorpusData
-from src.data.quadrants import QuadrantData, colors_of, quadrant_text, read, split
-from src.data.whole_file import write_text
-from src.eval.results import Table
-from src.eval.statistics import bootstrap_mean
-from src.modules.backbone import DiffusionBackbone
-from src.modules.llm.language_model import LanguageModel
-from src.modules.llm.options import AdapterOptions, EncodingOptions
-from src.modules.llm_encoder import LLMEncoder
-from src.modules.llmdiff import LLMDiff
-from src.modules.llmdiff_pipeline import LLMDiffPipeline
-from src.modules.pretrain.language_model import LanguageModelPretraining
-from src.modules.pretrain.text_to_image import SCHEDULER, TextToImagePretraining
+from src.data.files import write_text
+from src.data.texts import CorpusData
+from src.data.world.quadrants import QuadrantData, colors_of, quadrant_text, read, split
+from src.eval.results.results import Table
+from src.eval.statistics.bootstrap import bootstrap_mean
+from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.llmdiff.encoder import LLMEncoder
+from src.modules.llmdiff.generator import LLMDiffPipeline
+from src.modules.llmdiff.language_model import LanguageModel
+from src.modules.llmdiff.learner import LLMDiff
+from src.modules.llmdiff.options import AdapterOptions, EncodingOptions
+from src.modules.world.language_model import LanguageModelPretraining
+from src.modules.world.text_to_image import SCHEDULER, TextToImagePretraining
 
 RESULTS = Path(__file__).parent / "results"
 BASE = "the base's own text encoder"

@@ -10,13 +10,13 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from src.data.world.export import NUM_PHOTOS, SUBJECTS
 from src.data.world.render import render
 from src.data.world.scenes import Placed, Scene, subject_scene
-from src.data.world.subjects import NUM_PHOTOS, SUBJECTS
 from src.data.world.vocabulary import BACKGROUNDS, STYLES, Look, subject
-from src.eval.results import Table
-from src.eval.scores import clip_t, pair_mean, within_set
-from src.eval.statistics import bootstrap_mean
+from src.eval.results.results import Table
+from src.eval.scores.similarity import clip_t, pair_mean, within_set
+from src.eval.statistics.bootstrap import bootstrap_mean
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_VIEWS = 8

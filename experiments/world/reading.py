@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from src.data.world.dataset import VALIDATION_START
+from src.data.prompts import tokenize
+from src.data.world.datamodules import VALIDATION_START
 from src.data.world.render import render
 from src.data.world.scenes import Scene, attribute_scene, caption_order, full_caption, named_pair_scene
 from src.data.world.vocabulary import COLORS, NOUNS, Look
-from src.eval.results import Table
-from src.eval.statistics import bootstrap_ratio
-from src.modules.backbone import Conditioning, DiffusionBackbone
-from src.modules.denoising_errors import denoising_errors
-from src.modules.text import tokenize
+from src.eval.results.results import Table
+from src.eval.statistics.bootstrap import bootstrap_ratio
+from src.modules.backbones.unet import Conditioning, DiffusionBackbone
+from src.modules.training.diffusion import denoising_errors
 
 NUM_SCENES = 256
 WORDS = {"noun": NOUNS, "color": tuple(COLORS)}

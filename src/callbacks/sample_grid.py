@@ -1,16 +1,29 @@
 """Draws the same prompts with the same seeds while a model learns, with the model itself: no second pipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 
-from src.callbacks.samples import log_scores, requests_for
-from src.callbacks.trackers import log_samples
+from src.callbacks.trackers.loggers import log_samples
 from src.data.pictures import image_grid, save_png_atomic
+from src.data.request import Request
 from src.eval.profile import Profile
+
+
+def requests_for(prompts: Sequence[str], num_seeds: int, first_seed: int) -> list[Request]:
+    """Every prompt with each of the seeds, seed by seed."""
+    return [Request(prompt, seed) for seed in range(first_seed, first_seed + num_seeds) for prompt in prompts]
+
+
+def log_scores(trainer: L.Trainer, scores: Mapping[str, float]) -> None:
+    """Tell the loggers, and put scores where ``ModelCheckpoint(monitor="val/clip_t")`` and searches look."""
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scores.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(scores), step=trainer.global_step)
 
 
 class SampleGrid(L.Callback):

@@ -1,14 +1,17 @@
-"""A user's photos: whatever a folder holds becomes upright RGB images, or one sentence says which file does not."""
+"""A user's images: whatever a folder holds becomes upright RGB, or one sentence says which file does not."""
 
 import hashlib
+import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MIN_SIDE = 16
@@ -143,3 +146,25 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "it is not an image, or it is damaged"
     return str(error) or "it is damaged"
+
+
+_log = logging.getLogger(__name__)
+SAME_SHAPE = 0.01
+"""Aspect ratios that differ less than this are not worth a word."""
+
+
+def fitted(images: Sequence[Image.Image], height: int, width: int) -> Tensor:
+    """RGB images, resized to cover the frame (Lanczos) and cropped to its centre: ``(B, 3, H, W)`` in [-1, 1]."""
+    for image in images:
+        if abs(image.width / image.height - width / height) > SAME_SHAPE:
+            _log.warning(
+                "an image of %d x %d pixels is cropped in the centre to the shape of %d x %d",
+                *image.size,
+                width,
+                height,
+            )
+            break
+    pixels = np.stack(
+        [np.asarray(ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)) for image in images]
+    )
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from src.data.whole_file import whole_file
+from src.data.files import whole_file
 
 GAP = 4
 FONT_SIZE = 10

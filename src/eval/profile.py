@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from src.eval.embedding_cache import CachedEncoder, CachedTextEncoder
-from src.eval.network_encoder import ImageEncoder, TextImageEncoder
-from src.eval.scores import clip_t, own_reference, pair_mean, within_set
+from src.eval.encoders.cache import CachedEncoder, CachedTextEncoder
+from src.eval.encoders.network import ImageEncoder, TextImageEncoder
+from src.eval.scores.similarity import clip_t, own_reference, pair_mean, within_set
 
 TEXTS = {
     "class_noun": "the prompt with the class noun in place of the concept",

@@ -8,8 +8,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from src.callbacks.curve_families import families, family_figure
-from src.callbacks.run_report import RunReport
+from src.callbacks.run_report import RunReport, families, family_figure
 from tests.callbacks.conftest import TinyData, TinyModule, tiny_trainer
 
 

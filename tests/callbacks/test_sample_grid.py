@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
 
-import src.cli  # noqa: F401  (registers the resolvers)
+import src.run.cli  # noqa: F401  (registers the resolvers)
 from src.callbacks.run_report import read_curves
 from src.callbacks.sample_grid import SampleGrid
 from src.eval.profile import Profile

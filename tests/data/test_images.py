@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.disk import free_disk_or_raise
+from src.data.files import free_disk_or_raise
 from src.data.images import EXTENSIONS, content_hash, find_images, load_folder, load_image
 from src.data.pictures import image_grid, save_png_atomic
 

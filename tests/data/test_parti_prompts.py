@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from src.data.parti_prompts import StylePrompt, style_prompts
+from src.data.styles import StylePrompt, style_prompts
 
 COUNTS = {
     "Artifacts": 66,

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from src.data.prompts import TEMPLATES, parse_prompt
-from src.modules.text import concept_positions, concept_span, tokenize
+from src.data.prompts import TEMPLATES, concept_positions, concept_span, parse_prompt, tokenize
 from tests.tiny import tokenizer
 
 NOUNS = {"rex": "dog", "fido": "dog", "mittens": "cat", "my.cup": "coffee cup"}

@@ -4,7 +4,7 @@ import signal
 import time
 from pathlib import Path
 
-from src.data.turns import take_turns
+from src.data.files import take_turns
 
 
 def work(folder: Path, name: str, seconds: float) -> None:

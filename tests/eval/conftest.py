@@ -12,10 +12,10 @@ from transformers import CLIPTokenizer
 
 from src.data.world.render import render
 from src.data.world.scenes import subject_scene
-from src.data.world.words import write_clip_tokenizer
-from src.eval.encoders import OpenClipEncoder, TimmEncoder
+from src.data.world.tokenizers import write_clip_tokenizer
+from src.eval.encoders.models import OpenClipEncoder, TimmEncoder
 from src.eval.profile import Profile
-from src.eval.scored_concept import ScoredConcept
+from src.eval.protocols.subjects import ScoredConcept
 
 SIZE, TOKENS = 32, 24
 PREPROCESS = {"size": SIZE, "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7], "interpolation": "bicubic"}

@@ -5,11 +5,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-import src.cli  # noqa: F401  (registers the resolvers)
-from src.eval.concept_protocol import ConceptProtocol
-from src.eval.embedding_cache import CachedEncoder
+import src.run.cli  # noqa: F401  (registers the resolvers)
+from src.eval.encoders.cache import CachedEncoder
 from src.eval.profile import PAIRINGS, TEXTS, Profile, same_profile_or_raise
-from src.eval.scores import clip_t, own_reference, pair_mean, within_set
+from src.eval.protocols.concept import ConceptProtocol
+from src.eval.scores.similarity import clip_t, own_reference, pair_mean, within_set
 
 B32 = "open_clip ViT-B-32-quickgelu openai"
 PUBLISHED = {

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.modules.backbone import DiffusionBackbone
-from src.modules.blending import ConceptGenerator
-from src.modules.device import usable_device
+from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.generator import usable_device
+from src.modules.latexblend.generator import ConceptGenerator
 from tests.tiny import tiny_sd
 
 

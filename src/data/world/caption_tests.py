@@ -1,13 +1,15 @@
-"""Held-out scenes with captions that take more and more reading: short, long, attributes bound, relations, numbers."""
+"""Held-out captions and pairs of prompts whose ground truth is known: what generators are tested with."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
-from src.data.world.dataset import VALIDATION_START
+import numpy as np
+
+from src.data.world.datamodules import VALIDATION_START
 from src.data.world.long_captions import left_to_right, long_scene
 from src.data.world.scenes import Scene, attribute_scene, full_caption, sample_scene
-from src.data.world.vocabulary import Look
+from src.data.world.vocabulary import COLORS, NOUNS, Look
 
 LONG = 40
 """Words of a long caption, at least."""
@@ -121,3 +123,52 @@ KINDS = {
 }
 """``short``: one object. ``long``: two or three, in 40 words or more. ``binding``: attributes apart from their objects.
 ``relation``: two objects, one left of, right of, above or below the other. ``counting``: three or four, by number."""
+
+
+DIFFERENCES = {"object": (True, False), "color": (False, True), "both": (True, True)}
+"""What changes from the base prompt to the other: the object, the colour."""
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """A base prompt and the one that is injected into it, with the words that tell them apart."""
+
+    base_object: str
+    base_color: str
+    injected_object: str
+    injected_color: str
+
+    @property
+    def base(self) -> str:
+        """The prompt of the whole generation."""
+        return f"a photo of a {self.base_color} {self.base_object}"
+
+    @property
+    def injected(self) -> str:
+        """The prompt whose influence is measured."""
+        return f"a photo of a {self.injected_color} {self.injected_object}"
+
+
+def prompt_pairs(difference: str, number: int, seed: int = 0) -> list[PromptPair]:
+    """Distinct pairs, the same for the same seed.
+
+    Args:
+        difference: A key of ``DIFFERENCES``.
+        number: How many.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If the difference is unknown, or there are not that many pairs.
+    """
+    if difference not in DIFFERENCES:
+        raise ValueError(f"prompts cannot differ in {difference!r}; choose one of {', '.join(DIFFERENCES)}")
+    other_object, other_color = DIFFERENCES[difference]
+    most = len(NOUNS) * len(COLORS) * (len(NOUNS) - 1 if other_object else 1) * (len(COLORS) - 1 if other_color else 1)
+    if number > most:
+        raise ValueError(f"{number} pairs of prompts were asked for; there are {most} that differ in {difference}")
+    rng = np.random.default_rng([seed, 6])
+    found: dict[PromptPair, None] = {}
+    while len(found) < number:
+        nouns, colors = rng.permutation(NOUNS)[:2].tolist(), rng.permutation(list(COLORS))[:2].tolist()
+        found[PromptPair(nouns[0], colors[0], nouns[other_object], colors[other_color])] = None
+    return list(found)

@@ -1,6 +1,8 @@
-"""What the world's models are trained on: images, captions and linear codes of rendered scenes."""
+"""What the world's models are trained on: rendered scenes, their captions, linear codes and attributes."""
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,87 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from numpy.lib.format import open_memmap
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.step_sampling import Draw, StepBatchSampler, batches_of
-from src.data.world.dataset import SAMPLERS, VALIDATION_START, rendered, to_pixel_values
+from src.data.order import Draw, StepBatchSampler, batches_of
 from src.data.world.linear_code import LinearCode
+from src.data.world.long_captions import long_scene, short_or_long_scene
+from src.data.world.render import render
+from src.data.world.scenes import (
+    Scene,
+    attribute_scene,
+    frame_scene,
+    full_caption,
+    mixed_scene,
+    mixed_with_pairs_scene,
+    sample_scene,
+)
+from src.data.world.vocabulary import BACKGROUNDS, COLORS, NOUNS, PATTERNS
+
+VALIDATION_START = 10_000_000
+"""First scene seed that no training set reaches; validation scenes count up from here."""
+
+SAMPLERS: dict[str, Callable[[int], Scene]] = {
+    "scenes": sample_scene,
+    "attributes": attribute_scene,
+    "mixed": mixed_scene,
+    "mixed_with_pairs": mixed_with_pairs_scene,
+    "frames": frame_scene,
+    "long": long_scene,
+    "short_or_long": short_or_long_scene,
+}
+CHUNK = 2000
+
+
+def rendered(cache_dir: str | Path, kind: str, first: int, number: int, size: int = 64) -> np.ndarray:
+    """The images of ``number`` scenes with consecutive seeds, rendered on first use.
+
+    Args:
+        cache_dir: Where the array is kept between runs.
+        kind: A key of ``SAMPLERS``.
+        first: Seed of the first scene.
+        number: How many scenes.
+        size: Image side in pixels.
+
+    Returns:
+        A read-only memory map, uint8, shape ``(number, size, size, 3)``.
+
+    Raises:
+        ValueError: If ``kind`` is unknown.
+    """
+    if kind not in SAMPLERS:
+        raise ValueError(f"unknown kind of scenes {kind!r}; choose one of {', '.join(SAMPLERS)}")
+    path = Path(cache_dir) / f"{kind}_{first}_{number}_{size}.npy"
+    if not path.exists():
+        _render_all(path, kind, first, number, size)
+    return np.load(path, mmap_mode="r")
+
+
+def _render_all(path: Path, kind: str, first: int, number: int, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    images = open_memmap(partial, mode="w+", dtype=np.uint8, shape=(number, size, size, 3))
+    starts = range(0, number, CHUNK)
+    jobs = [(kind, first + start, min(CHUNK, number - start), size) for start in starts]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for start, chunk in zip(track(starts, "rendering scenes"), pool.map(_render_chunk, jobs), strict=True):
+            images[start : start + len(chunk)] = chunk
+    images.flush()
+    os.replace(partial, path)
+
+
+def _render_chunk(job: tuple[str, int, int, int]) -> np.ndarray:
+    kind, first, number, size = job
+    return np.stack([np.asarray(render(SAMPLERS[kind](seed), size)) for seed in range(first, first + number)])
+
+
+def to_pixel_values(images: np.ndarray) -> np.ndarray:
+    """Turn uint8 images ``(B, H, W, 3)`` into float32 ``(B, 3, H, W)`` in [-1, 1]."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / 127.5 - 1.0
+
 
 FIT_IMAGES = 20_000
 
@@ -160,3 +237,88 @@ def _encode_all(encode: Callable[[np.ndarray], np.ndarray], images: np.ndarray) 
 
 def _same(batch: Any) -> Any:
     return batch
+
+
+class CaptionPairs(Scenes):
+    """Like ``Scenes`` of kind "scenes"; batches also hold ``full_caption``."""
+
+    def __init__(self, images: np.ndarray, first: int) -> None:
+        # Not super().__init__(): it would draw every scene a second time for its caption.
+        self.images, self.first, self.kind = images, first, "scenes"
+        self.latents, self.crop, self.seed = None, None, 0
+        scenes = [sample_scene(first + index) for index in range(len(images))]
+        self.captions = [scene.caption for scene in scenes]
+        self.full_captions = [full_caption(scene) for scene in scenes]
+
+    def __getitems__(self, draws: list[Draw]) -> dict[str, Any]:
+        """One whole batch."""
+        full_captions = [self.full_captions[draw.index] for draw in draws]
+        return {**super().__getitems__(draws), "full_caption": full_captions}
+
+
+class CaptionPairsData(WorldData):
+    """World scenes for contrastive training: images with both captions.
+
+    Args:
+        cache_dir: Where rendered images are kept; the same files as ``WorldData``'s.
+        batch_size: Per rank.
+        num_train: Training scenes.
+        num_val: Validation scenes.
+        seed: Of the data order.
+    """
+
+    def __init__(self, cache_dir: str, batch_size: int, num_train: int, num_val: int, seed: int = 0) -> None:
+        super().__init__(cache_dir, batch_size, num_train, num_val, seed=seed)
+
+    def _scenes(self, first: int, number: int, crop: int | None) -> CaptionPairs:
+        return CaptionPairs(self._images(first, number), first)
+
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "object": NOUNS,
+    "color": tuple(COLORS),
+    "pattern": PATTERNS,
+    "background": tuple(BACKGROUNDS),
+}
+"""What an attribute scene's caption says, and the words it chooses from."""
+
+
+def attribute_words(scene: Scene) -> dict[str, str]:
+    """The scene's word for each of ``ATTRIBUTES``; only the first object counts."""
+    look = scene.objects[0].look
+    return {"object": look.noun, "color": look.color, "pattern": look.pattern, "background": scene.background}
+
+
+def attribute_labels(scene: Scene) -> list[int]:
+    """Index of the scene's word for each of ``ATTRIBUTES``."""
+    return [ATTRIBUTES[name].index(word) for name, word in attribute_words(scene).items()]
+
+
+class AttributeScenes(Scenes):
+    """Like ``Scenes`` of kind "attributes"; batches also hold ``labels``, ``(B, 4)``."""
+
+    def __init__(self, images: np.ndarray, first: int) -> None:
+        super().__init__(images, first, "attributes")
+        self.labels = torch.tensor([attribute_labels(attribute_scene(first + i)) for i in range(len(images))])
+
+    def __getitems__(self, draws: list[Draw]) -> dict[str, Any]:
+        """One whole batch."""
+        return {**super().__getitems__(draws), "labels": self.labels[[draw.index for draw in draws]]}
+
+
+class AttributeData(WorldData):
+    """Attribute scenes for training the probe.
+
+    Args:
+        cache_dir: Where rendered images are kept.
+        batch_size: Per rank.
+        num_train: Training scenes.
+        num_val: Validation scenes.
+        seed: Of the data order.
+    """
+
+    def __init__(self, cache_dir: str, batch_size: int, num_train: int, num_val: int, seed: int = 0) -> None:
+        super().__init__(cache_dir, batch_size, num_train, num_val, kind="attributes", seed=seed)
+
+    def _scenes(self, first: int, number: int, crop: int | None) -> AttributeScenes:
+        return AttributeScenes(self._images(first, number), first)

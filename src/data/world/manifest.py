@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from src.data.whole_file import write_text
+from src.data.files import write_text
 
 NAME = "manifest.json"
 FORMAT = 1

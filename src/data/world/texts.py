@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from src.data.corpus import Text, copied, draw_words
+from src.data.texts import Text, copied, draw_words
 from src.data.world.long_captions import long_scene, questions
 from src.data.world.scenes import attribute_scene, full_caption, sample_scene
 from src.data.world.vocabulary import COLORS, NOUNS, PATTERNS

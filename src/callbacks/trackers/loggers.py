@@ -1,0 +1,143 @@
+"""What the loggers of a run are told: configuration, samples, exports, and the results of an evaluation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from src.callbacks.trackers.wandb import Guard, WandbTracker
+from src.data.request import Request
+
+
+def tensorboard_tracker(run_dir: str) -> TensorBoardLogger:
+    """Lightning's logger writing to ``<run_dir>/tensorboard``: ``tensorboard --logdir <run_dir>``.
+
+    A resumed training writes to the same folder, so that its curves go on.
+
+    Args:
+        run_dir: The run folder.
+
+    Raises:
+        ValueError: If the package is missing.
+    """
+    try:
+        return TensorBoardLogger(run_dir, name="tensorboard", version="", default_hp_metric=False)
+    except ModuleNotFoundError as error:
+        raise ValueError("logger=tensorboard needs a package; type: pip install -e '.[tensorboard]'") from error
+
+
+def log_config(loggers: Sequence[Logger], cfg: DictConfig) -> None:
+    """Every key of a run's configuration, resolved, as plain containers."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    for logger in loggers:
+        logger.log_hyperparams(plain)
+
+
+def log_exports(loggers: Sequence[Logger], exports: Mapping[str, str]) -> None:
+    """What the module exported, as W&B artifacts; then the W&B run is closed."""
+    for logger in loggers:
+        if isinstance(logger, WandbTracker):
+            logger.log_exports(exports)
+            logger.close()
+
+
+def log_samples(
+    loggers: Sequence[Logger], requests: Sequence[Request], images: Sequence[Image.Image], step: int
+) -> None:
+    """Single images with their prompts, seeds and step.
+
+    To W&B as ``samples/images`` and as rows of ``samples/table``, to TensorBoard as one image per prompt and seed.
+
+    Args:
+        loggers: Any of Lightning's; those that take no images are passed over.
+        requests: One per image.
+        images: What was drawn.
+        step: When.
+    """
+    for logger in loggers:
+        guard = getattr(logger, "guard", Guard(type(logger).__name__))
+        if isinstance(logger, WandbLogger) and getattr(logger, "started", True):
+            guard(_to_wandb, logger, requests, images, step)
+        elif isinstance(logger, TensorBoardLogger):
+            guard(_to_tensorboard, logger, requests, images, step)
+
+
+def _to_wandb(logger: Any, requests: Sequence[Request], images: Sequence[Image.Image], step: int) -> None:
+    import wandb
+
+    captions = [f"{request.prompt} | seed={request.seed} | step={step}" for request in requests]
+    logger.log_image("samples/images", list(images), step=step, caption=captions)
+    pairs = zip(images, requests, strict=True)
+    rows = [[wandb.Image(image), request.prompt, request.seed, step] for image, request in pairs]
+    logger.log_table("samples/table", columns=["image", "prompt", "seed", "step"], data=rows, step=step)
+
+
+def _to_tensorboard(logger: Any, requests: Sequence[Request], images: Sequence[Image.Image], step: int) -> None:
+    for image, request in zip(images, requests, strict=True):
+        tag = f"samples/{request.prompt} | seed={request.seed}"
+        logger.experiment.add_image(tag, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+
+def log_results(
+    loggers: Sequence[Logger],
+    metrics: Mapping[str, Any],
+    run_dir: Path,
+    images_dir: Path,
+    references: Mapping[str, Image.Image],
+) -> None:
+    """Log what a protocol left in its run folder; then the W&B run is closed.
+
+    Args:
+        loggers: Any of Lightning's. W&B also gets ``test/samples``: image, reference, prompt, seed and scores in a row.
+        metrics: What the protocol returned; the means in its ``overall`` become ``test/<arm>/<score>``.
+        run_dir: Holds ``per_image.parquet``.
+        images_dir: Holds the images that its column ``file`` names.
+        references: Name of a concept or a style to one of its pictures.
+    """
+    for logger in loggers:
+        logger.log_metrics(means(metrics.get("overall", {}), "test"), step=0)
+        if isinstance(logger, WandbTracker):
+            if logger.started:
+                logger.guard(_log_samples, logger, run_dir, images_dir, references)
+            logger.close()
+        else:
+            logger.save()
+
+
+def means(node: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """Every ``mean`` at any depth, under its path joined by slashes."""
+    found: dict[str, float] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping) and "mean" in value:
+            found |= {f"{prefix}/{key}": value["mean"]} if value["mean"] is not None else {}
+        elif isinstance(value, Mapping):
+            found |= means(value, f"{prefix}/{key}")
+    return found
+
+
+def _log_samples(logger: WandbTracker, run_dir: Path, images_dir: Path, references: Mapping[str, Image.Image]) -> None:
+    import wandb
+
+    rows = [row for row in pq.read_table(run_dir / "per_image.parquet").to_pylist() if row.get("file")]
+    if not rows:
+        return
+    columns = [column for column in rows[0] if column != "file"]
+    photos = {name: wandb.Image(photo) for name, photo in references.items()}
+    data = [
+        [wandb.Image(str(images_dir / row["file"])), photos.get(_subject(row)), *(row[c] for c in columns)]
+        for row in rows
+    ]
+    logger.log_table("test/samples", columns=["image", "reference", *columns], data=data)
+    # As plain images, too: an offline table keeps its pixels apart from it.
+    for path in sorted(run_dir.glob("grid_*.png")):
+        logger.log_image(f"test/{path.stem}", [str(path)])
+
+
+def _subject(row: Mapping[str, Any]) -> str:
+    """What a row's image is to be like: a concept, a style, or nothing."""
+    return row.get("concept") or row.get("style") or ""

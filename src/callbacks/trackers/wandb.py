@@ -1,0 +1,252 @@
+"""Lightning's W&B logger, made so that it never stops a run, never hangs it, and keeps all it writes in its folder."""
+
+import netrc
+import os
+import re
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+def notice(text: str) -> None:
+    """One line to the user, beside the progress bar."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+class Guard:
+    """Runs calls whose failure must not stop a training; the first failure is announced, later ones are not.
+
+    Args:
+        what: Who is called, for the notice.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what, self.failed = what, False
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What ``function`` returns, or None where it raises."""
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if not self.failed:
+                notice(f"{self.what} failed ({sentence_of(error)}); the training goes on and its CSV log is whole")
+            self.failed = True
+            return None
+
+
+def sentence_of(error: Exception) -> str:
+    """An error's kind and first line."""
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *lines[:1]])
+
+
+# Keys of the public host are filed under this name, whichever of its names is called.
+PUBLIC_HOST = "api.wandb.ai"
+
+
+def choose_mode(base_url: str, configured: str, seconds: float) -> tuple[str, str | None]:
+    """How to start W&B.
+
+    Args:
+        base_url: Of the host.
+        configured: What W&B's own settings say; ``online`` where nobody has said anything.
+        seconds: How long the host may take to answer.
+
+    Returns:
+        A mode of ``wandb.init``, and the reason where it had to be ``offline``. What the user asked for, with
+        ``WANDB_MODE`` or ``wandb offline``, is taken as it is.
+    """
+    if "WANDB_MODE" in os.environ or configured != "online":
+        return os.environ.get("WANDB_MODE", configured), None
+    if not has_api_key(base_url):
+        return "offline", "no API key is set"
+    if not answers(base_url, seconds):
+        return "offline", f"{base_url} did not answer within {seconds:g} s"
+    return "online", None
+
+
+def has_api_key(base_url: str) -> bool:
+    """Whether the environment or netrc holds a key for the host."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        found = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc")
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any(found.authenticators(host) for host in (urlsplit(base_url).netloc, PUBLIC_HOST))
+
+
+def answers(url: str, seconds: float) -> bool:
+    """Whether a host sends any HTTP response, short of a server error, within so many seconds."""
+    heard = threading.Event()
+    # In a thread, since no time-out covers the look-up of a name.
+    call = threading.Thread(target=_call, args=(url, seconds, heard), daemon=True)
+    call.start()
+    call.join(seconds)
+    return heard.is_set()
+
+
+def _call(url: str, seconds: float, heard: threading.Event) -> None:
+    try:
+        with urlopen(url, timeout=seconds):
+            heard.set()
+    except HTTPError as error:
+        if error.code < 500:
+            heard.set()
+    except (OSError, ValueError):
+        return
+
+
+# Seconds; W&B's own are 90 and for ever. What did not go up in time stays on disk for `wandb sync`.
+TIMEOUTS = {"WANDB_INIT_TIMEOUT": "30", "WANDB_FINISH_TIMEOUT": "120"}
+
+
+class WandbTracker(WandbLogger):
+    """Online where there is a key and the host answers, else offline, else silent; each step down is one notice.
+
+    All files lie in ``<run_dir>/wandb``, pixels of tables included, so that ``wandb sync`` can upload an offline run
+    later. The run's id lies there too: a resumed training continues the same W&B run.
+
+    Args:
+        run_dir: The run folder.
+        project: Where the run goes.
+        entity: User or team; None for the account's default.
+        name: Of the run.
+        group: Runs to compare: the experiment.
+        job_type: Such as ``train``.
+        tags: To filter by; None among them is left out.
+        seconds: How long the host may take to answer.
+    """
+
+    def __init__(
+        self,
+        run_dir: str,
+        project: str = "atelier",
+        entity: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        tags: Sequence[str | None] = (),
+        seconds: float = 3.0,
+    ) -> None:
+        tagged = [tag for tag in tags if tag]
+        super().__init__(name, run_dir, project=project, entity=entity, group=group, job_type=job_type, tags=tagged)
+        # The parent always passes it, and W&B always warns of it.
+        self._wandb_init.pop("anonymous", None)
+        self._experiment: Any = None
+        self.folder, self.seconds = Path(run_dir).absolute() / "wandb", seconds
+        self.guard = Guard("W&B")
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, or something that takes every call and does nothing where none could be started."""
+        if self._experiment is None:
+            self._experiment = self._started()
+        return self._experiment
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a W&B run behind this object."""
+        return not isinstance(self.experiment, _DummyExperiment)
+
+    def _started(self) -> Any:
+        try:
+            return self._start()
+        except Exception as error:
+            notice(f"W&B could not start ({sentence_of(error)}); this run is logged to CSV only")
+            return _DummyExperiment()
+
+    def _start(self) -> Any:
+        self._keep_inside()
+        # Seconds of imports, which only the process that logs has to wait for.
+        import wandb
+
+        settings = wandb.setup().settings
+        mode, reason = choose_mode(settings.base_url, settings.mode, self.seconds)
+        if reason:
+            notice(f"W&B is offline, {reason}; upload later: wandb sync {self.folder}/offline-run-*")
+        # Several trainings of one process are several runs.
+        own = {"id": self._persisted_id(), "mode": mode, "reinit": "finish_previous"}
+        run = wandb.init(**{**self._wandb_init, **own})
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return run
+
+    def _keep_inside(self) -> None:
+        """Pixels of tables, artifacts and caches would go to the home directory.
+
+        W&B's settings stay where they are: nothing is written there, and they say which host the user belongs to.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        os.environ["WANDB_DATA_DIR"] = str(self.folder / "data")
+        os.environ["WANDB_CACHE_DIR"] = str(self.folder / "cache")
+        for variable, seconds in TIMEOUTS.items():
+            os.environ.setdefault(variable, seconds)
+
+    def _persisted_id(self) -> str:
+        file = self.folder / "run_id.txt"
+        known = file.read_text().strip() if file.exists() else ""
+        if not known:
+            known = uuid.uuid4().hex[:8]
+            file.write_text(f"{known}\n")
+        return known
+
+    def log_hyperparams(self, params: Any) -> None:
+        """As the parent's."""
+        if self.started:
+            self.guard(super().log_hyperparams, params)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """As the parent's."""
+        if self.started:
+            self.guard(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def log_exports(self, exports: Mapping[str, str]) -> None:
+        """What a training made, as artifacts: ``concept bank: PATH`` becomes one of type ``concept-bank``.
+
+        Args:
+            exports: What a module's ``export`` returns; values that are no path are passed over.
+        """
+        for what, path in exports.items():
+            if self.started and os.path.exists(path):
+                self.guard(self._log_artifact, what, Path(path))
+
+    def _log_artifact(self, what: str, path: Path) -> None:
+        import wandb
+
+        kind = re.sub(r"[^\w.-]", "-", what)
+        artifact = wandb.Artifact(f"{kind}-{re.sub(r'[^A-Za-z0-9_.-]', '-', path.stem)}", type=kind)
+        add = artifact.add_dir if path.is_dir() else artifact.add_file
+        add(str(path))
+        self.experiment.log_artifact(artifact)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the run of a training that failed; one that succeeded still has its exports to log."""
+        if status == "failed":
+            self.close(exit_code=1)
+
+    @rank_zero_only
+    def close(self, exit_code: int = 0) -> None:
+        """Finish the run; the next training of this process starts its own, with its own folders."""
+        if self._experiment is not None and self.started:
+            self.guard(self._finish, exit_code)
+
+    def _finish(self, exit_code: int) -> None:
+        import wandb
+
+        self._experiment.finish(exit_code=exit_code)
+        # W&B's service reads the folders once.
+        wandb.teardown(exit_code)

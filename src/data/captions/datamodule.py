@@ -1,0 +1,192 @@
+"""Images with captions for training, from any source that can be asked for the n-th: bucketed, encoded, resumable."""
+
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from rich.progress import track
+from torch import Tensor
+
+from src.data.captions.buckets import Size, aspect_buckets, nearest_bucket
+from src.data.captions.items import LEAVE_OUT, CaptionedItems, LatentStore
+from src.data.captions.sources import CaptionSource
+from src.data.images import image_size
+from src.data.order import BucketBatchSampler, Draw, SteppedData, batches_of
+
+Encode = Callable[[Tensor], Tensor]
+"""Images ``(B, 3, H, W)`` in [-1, 1] to latents ``(B, C, h, w)``."""
+
+
+class EncodedData(L.LightningDataModule):
+    """Turns the images of each batch into latents, once ``encode_with`` has said how.
+
+    A batch of images holds ``pixels``, uint8 ``(B, H, W, 3)``, and ``digests``, its images' names in the store; a batch
+    that was found in the store holds ``latents`` instead. What the training gets always holds ``latents``, rounded to
+    half precision whether they were stored or not, so that a full store changes nothing but the time.
+
+    Args:
+        cache_dir: Where latents are kept; None to encode every batch anew.
+    """
+
+    def __init__(self, cache_dir: str | None, **loading: Any) -> None:
+        super().__init__(**loading)
+        self.cache_dir = cache_dir
+        self.encode: Encode | None = None
+        self.store: LatentStore | None = None
+
+    def encode_with(self, encode: Encode, key: str) -> None:
+        """Say how images become latents; to be called before the loaders are asked for.
+
+        Args:
+            encode: The autoencoder's encoder, scaling included.
+            key: A name for its weights and precision, fit for a folder.
+        """
+        self.encode = encode
+        self.store = LatentStore(Path(self.cache_dir) / "latents", key) if self.cache_dir else None
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Encode what the store did not have, and keep it."""
+        if "pixels" not in batch or self.encode is None:
+            return batch
+        rest = {name: value for name, value in batch.items() if name not in ("pixels", "digests")}
+        return {**rest, "latents": self._encoded(batch["pixels"], batch["digests"])}
+
+    def _encoded(self, pixels: Tensor, digests: list[str]) -> Tensor:
+        assert self.encode is not None
+        latents = self.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).to(torch.float16)
+        if self.store is not None:
+            for name, each in zip(digests, latents, strict=True):
+                self.store.write(name, each)
+        return latents.float()
+
+
+logger = logging.getLogger(__name__)
+READERS = 16
+"""Threads that look at the headers of all images: it waits for the disk, not for the processor."""
+
+
+class CaptionedImages(EncodedData, SteppedData):
+    """Images with captions, as latents in batches of one shape.
+
+    Every header is read when this object is built: a missing caption or a damaged file is said before a model is
+    loaded. The order of the data is a function of (seed, step, rank), so a resumed training goes on exactly. Images are
+    never mirrored: their captions may say left and right.
+
+    Args:
+        source: Where images and captions come from.
+        resolution: Side of the square bucket in pixels; the others have about its area.
+        batch_size: Per step and rank.
+        num_val: Images that are kept out of training for the validation loss, always the same ones.
+        max_ratio: Of the longer side of a bucket to the shorter; 1 cuts every image to a square.
+        bucket_step: Difference between the sides of neighbouring buckets in pixels.
+        cache_dir: Where latents are kept; None to encode every batch anew.
+        skip_unreadable: Leave out images that cannot be read, after naming them, instead of stopping.
+        num_workers: Processes that read and cut images.
+        seed: Of the order.
+
+    Raises:
+        ValueError: If images cannot be read, none is left to train on, or resolution and step do not go together.
+    """
+
+    train: CaptionedItems
+    val: CaptionedItems
+
+    def __init__(
+        self,
+        source: CaptionSource,
+        resolution: int = 512,
+        batch_size: int = 1,
+        num_val: int = 0,
+        max_ratio: float = 1.0,
+        bucket_step: int = 64,
+        cache_dir: str | None = None,
+        skip_unreadable: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(cache_dir, batch_size=batch_size, seed=seed, num_workers=num_workers)
+        buckets = aspect_buckets(resolution, max_ratio, bucket_step)
+        sizes = _readable_sizes(source, skip_unreadable)
+        if len(sizes) <= num_val:
+            raise ValueError(f"{len(sizes)} readable images cannot spare data.num_val={num_val}; give a smaller number")
+        order = np.random.default_rng(0).permutation(list(sizes)).tolist()
+        self.train, self.val = (
+            CaptionedItems(source, {i: nearest_bucket(sizes[i], buckets) for i in sorted(part)}, skip_unreadable)
+            for part in (order[num_val:], order[:num_val])
+        )
+
+    @property
+    def captions(self) -> list[str]:
+        """Every caption of training and validation, for whoever encodes text ahead."""
+        return sorted({*self.train.captions, *self.val.captions})
+
+    def encode_with(self, encode: Encode, key: str) -> None:
+        """Say how images become latents; see ``EncodedData``."""
+        super().encode_with(encode, key)
+        self.train.store = self.val.store = self.store
+
+    def encode_ahead(self) -> None:
+        """Fill the store, each rank its share; afterwards no batch needs the encoder.
+
+        Raises:
+            ValueError: If there is no folder to keep them in.
+        """
+        if self.store is None:
+            raise ValueError("latents are encoded ahead into a folder: set data.cache_dir")
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        batches = [(items, draws) for items in (self.train, self.val) for draws in items.in_order(self.batch_size)]
+        for items, draws in track(batches[rank::ranks], "encoding images", transient=True):
+            self.on_after_batch_transfer(items.__getitems__(draws), 0)
+        self.trainer.strategy.barrier()
+
+    def train_batches(self) -> Iterable[list[Draw]]:
+        """Which images the coming steps take: one bucket at a time."""
+        trainer = self.trainer
+        num_batches, first_batch = batches_of(trainer)
+        small = [bucket for bucket in self.train.buckets if len(bucket) < self.batch_size * trainer.world_size]
+        if small and len(self.train.buckets) > 1:
+            rank_zero_warn(
+                f"{len(small)} of {len(self.train.buckets)} image shapes have fewer images than a batch, so that their "
+                "batches repeat some; data.max_ratio=1 puts all images into one shape"
+            )
+        return BucketBatchSampler(
+            self.train.buckets,
+            self.batch_size,
+            num_batches,
+            self.seed,
+            first_batch,
+            trainer.global_rank,
+            trainer.world_size,
+        )
+
+    def val_batches(self) -> Iterable[list[Draw]]:
+        """The validation images, bucket by bucket."""
+        return self.val.in_order(self.batch_size)
+
+
+def _readable_sizes(source: CaptionSource, skip_unreadable: bool) -> dict[int, Size]:
+    """Width and height by number; images whose header is damaged are named, and left out only on request."""
+
+    def look(index: int) -> Size | str:
+        try:
+            with source.open(index) as file:
+                return image_size(file, source.name(index))
+        except (ValueError, OSError) as error:
+            return str(error)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        seen = list(track(pool.map(look, range(len(source))), "reading headers", len(source), transient=True))
+    broken = [size for size in seen if isinstance(size, str)]
+    if broken:
+        more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
+        found = f"{len(broken)} of {len(source)} images cannot be used: {'; '.join(broken[:3])}{more}"
+        if not skip_unreadable:
+            raise ValueError(f"{found}; {LEAVE_OUT}")
+        logger.warning("%s; they are left out", found)
+    return {index: size for index, size in enumerate(seen) if not isinstance(size, str)}

@@ -1,0 +1,184 @@
+"""The images of a batch: decoded only where their latents are not stored yet."""
+
+import hashlib
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from src.data.captions.buckets import Size, fitted, size_ids
+from src.data.captions.sources import CaptionSource
+from src.data.files import whole_file
+from src.data.images import decode_image, image_size
+from src.data.order import Draw
+
+
+def digest(encoded: bytes, bucket: Size) -> str:
+    """Hex name of an image file's content as cut to a bucket."""
+    return hashlib.sha256(b"%dx%d:" % bucket + encoded).hexdigest()
+
+
+class LatentStore:
+    """Latents by digest, in half precision; several processes may read and write at once.
+
+    Args:
+        folder: Made when something is written.
+        key: What the encoder is, such as a hash of its weights and precision: nothing needs to be cleared by hand.
+    """
+
+    def __init__(self, folder: str | Path, key: str) -> None:
+        self.folder = Path(folder) / key
+
+    def read(self, name: str) -> Tensor | None:
+        """Latents ``(C, h, w)``, or None if there are none to read."""
+        path = self._path(name)
+        if not path.exists():
+            return None
+        try:
+            return load_file(path)["latents"]
+        except (SafetensorError, KeyError):
+            logging.getLogger(__name__).warning("%s is damaged; the image is encoded again", path)
+            return None
+
+    def write(self, name: str, latents: Tensor) -> None:
+        """Keep latents ``(C, h, w)``."""
+        with whole_file(self._path(name)) as partial:
+            save_file({"latents": latents.to("cpu", torch.float16).contiguous()}, partial)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """An image file that is known to be readable.
+
+    Attributes:
+        name: What a sentence to the user calls it.
+        encoded: The file.
+        bucket: Width and height to cut it to.
+        digest: Its name in the store.
+        latents: From the store, or None.
+        pixels: uint8 ``(H, W, 3)``, or None if there are latents.
+    """
+
+    name: str
+    encoded: bytes
+    bucket: Size
+    digest: str
+    latents: Tensor | None
+    pixels: np.ndarray | None
+
+
+def load(encoded: bytes, name: str, bucket: Size, store: LatentStore | None) -> LoadedImage:
+    """Look an image up in the store, or decode it.
+
+    Raises:
+        ValueError: If it cannot be decoded.
+    """
+    key = digest(encoded, bucket)
+    latents = store.read(key) if store else None
+    pixels = _pixels(encoded, name, bucket) if latents is None else None
+    return LoadedImage(name, encoded, bucket, key, latents, pixels)
+
+
+def image_batch(images: Sequence[LoadedImage]) -> dict[str, Any]:
+    """Images of one bucket: ``latents`` if all are stored, else ``pixels`` and ``digests``; and ``size_ids``."""
+    sizes = [image_size(io.BytesIO(image.encoded), image.name) for image in images]
+    batch: dict[str, Any] = {
+        "size_ids": torch.tensor([size_ids(size, image.bucket) for size, image in zip(sizes, images, strict=True)])
+    }
+    stored = [image.latents for image in images if image.latents is not None]
+    if len(stored) == len(images):
+        return {**batch, "latents": torch.stack(stored).float()}
+    # The encoder takes whole batches: what the store has is decoded with the rest.
+    pixels = [
+        _pixels(image.encoded, image.name, image.bucket) if image.pixels is None else image.pixels for image in images
+    ]
+    return {**batch, "pixels": torch.from_numpy(np.stack(pixels)), "digests": [image.digest for image in images]}
+
+
+def _pixels(encoded: bytes, name: str, bucket: Size) -> np.ndarray:
+    return fitted(decode_image(io.BytesIO(encoded), name), bucket)
+
+
+LEAVE_OUT = "remove them, or leave them out with data.skip_unreadable=true"
+logger = logging.getLogger(__name__)
+
+
+class CaptionedItems(Dataset):
+    """Part of a source; draws name images by their number in the source.
+
+    Args:
+        source: Images and captions.
+        bucket_of: The bucket of every image of this part, by its number.
+        skip_unreadable: Take the next image of the bucket for one that cannot be decoded.
+    """
+
+    def __init__(self, source: CaptionSource, bucket_of: dict[int, Size], skip_unreadable: bool = False) -> None:
+        self.source, self.bucket_of, self.skip_unreadable = source, bucket_of, skip_unreadable
+        shapes = sorted(set(bucket_of.values()))
+        self.buckets = [[index for index in bucket_of if bucket_of[index] == shape] for shape in shapes]
+        self.store: LatentStore | None = None
+        self.skipped: set[int] = set()
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.bucket_of)
+
+    @property
+    def captions(self) -> list[str]:
+        """One per image."""
+        return [self.source.captions[index] for index in self.bucket_of]
+
+    def in_order(self, batch_size: int) -> list[list[Draw]]:
+        """Every image once, in batches of one bucket; an image's position is its place among all."""
+        place = {index: at for at, index in enumerate(i for bucket in self.buckets for i in bucket)}
+        starts = [(bucket, start) for bucket in self.buckets for start in range(0, len(bucket), batch_size)]
+        return [[Draw(i, 0, place[i]) for i in bucket[start : start + batch_size]] for bucket, start in starts]
+
+    def __getitems__(self, draws: list[Draw]) -> dict[str, Any]:
+        """One whole batch; see ``image_batch``."""
+        loaded = [self._load(draw.index) for draw in draws]
+        return {
+            "caption": [self.source.captions[index] for index, _ in loaded],
+            "step": torch.tensor(draws[0].step),
+            "position": torch.tensor([draw.position for draw in draws]),
+            **image_batch([image for _, image in loaded]),
+        }
+
+    def _load(self, index: int) -> tuple[int, LoadedImage]:
+        """The image, or the next one that can be read; and its number."""
+        while index in self.skipped:
+            index = self._next(index)
+        with self.source.open(index) as file:
+            encoded = file.read()
+        try:
+            return index, load(encoded, self.source.name(index), self.bucket_of[index], self.store)
+        except ValueError as error:
+            self._skip(index, error)
+            return self._load(index)
+
+    def _skip(self, index: int, error: ValueError) -> None:
+        if not self.skip_unreadable:
+            raise ValueError(f"{error}; {LEAVE_OUT}") from error
+        self.skipped.add(index)
+        logger.warning("%s; left out, number %d of this process", error, len(self.skipped))
+        if self.skipped >= set(self._bucket(index)):
+            raise ValueError(f"none of the {len(self._bucket(index))} images of one shape can be read") from error
+
+    def _next(self, index: int) -> int:
+        bucket = self._bucket(index)
+        return bucket[(bucket.index(index) + 1) % len(bucket)]
+
+    def _bucket(self, index: int) -> list[int]:
+        return next(bucket for bucket in self.buckets if index in bucket)

@@ -1,0 +1,281 @@
+"""Images with captions in webdataset shards: who reads what, and how the parts of several workers become one batch."""
+
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from src.data.captions.buckets import Size
+from src.data.captions.items import LEAVE_OUT, LatentStore, LoadedImage, image_batch, load
+from src.data.images import EXTENSIONS
+
+MEMBERS = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
+
+
+class ShardSample(NamedTuple):
+    """One image of a shard: what to call it, its file and its caption."""
+
+    name: str
+    encoded: bytes
+    caption: str
+
+
+class CaptionShards:
+    """Tar files whose members share a name: ``0001.jpg`` and ``0001.txt`` (or ``0001.json``).
+
+    The samples form ``num_streams`` endless streams. In each epoch every shard goes to exactly one stream, in a new
+    order, so that all streams together show every sample once; within a stream, samples are shuffled in blocks. What a
+    stream gives depends on the seed alone, and not on who reads it.
+
+    Args:
+        shards: Paths or anything else that webdataset opens; ``{0000..0099}`` stands for a hundred of them.
+        num_streams: How many readers may share the work.
+        caption: Member that holds the caption, with ``json.caption`` for the field of a JSON member.
+        block: Samples that are shuffled together; so many encoded images are held in memory per stream.
+        seed: Of the order.
+
+    Raises:
+        ValueError: If a shard is missing or cut short, there are fewer shards than streams, or the first has no image
+            or no caption.
+    """
+
+    def __init__(
+        self, shards: str | Sequence[str], num_streams: int, caption: str = "txt", block: int = 1000, seed: int = 0
+    ) -> None:
+        self.shards = expanded(shards)
+        self.num_streams, self.caption, self.block, self.seed = num_streams, caption, block, seed
+        _check_files([Path(shard) for shard in self.shards if ":" not in shard])
+        if len(self.shards) < num_streams:
+            raise ValueError(
+                f"{len(self.shards)} shards cannot be dealt to data.num_streams={num_streams}; give at most as many"
+            )
+        if next(self.read(self.shards[0]), None) is None:
+            raise ValueError(f"the shard {self.shards[0]} is empty")
+
+    def stream(self, number: int) -> Iterator[ShardSample]:
+        """The samples of one stream, without end."""
+        for epoch in count():
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))
+            mine = (self.shards[shard] for shard in order[number :: self.num_streams])
+            samples = (sample for shard in mine for sample in self.read(shard))
+            rng = np.random.default_rng([self.seed, epoch, number])
+            while block := list(islice(samples, self.block)):
+                yield from (block[at] for at in rng.permutation(len(block)))
+
+    def read(self, shard: str) -> Iterator[ShardSample]:
+        """The samples of one shard in their order.
+
+        Raises:
+            ValueError: If the shard is damaged, or a sample lacks its image or its caption.
+        """
+        import webdataset
+
+        try:
+            for members in webdataset.tarfile_samples([{"url": shard}]):
+                yield self._sample(members, shard)
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise ValueError(f"the shard {shard} cannot be read: {error}") from error
+
+    def _sample(self, members: dict[str, Any], shard: str) -> ShardSample:
+        name = f"{members['__key__']} in {shard}"
+        has = ", ".join(member for member in members if not member.startswith("__"))
+        image = next((members[member] for member in MEMBERS if member in members), None)
+        if image is None:
+            raise ValueError(f"{name} has no image; it has: {has}")
+        member, _, field = self.caption.partition(".")
+        if member not in members:
+            raise ValueError(f"{name} has no caption: there is no member {member}, only: {has}; set data.caption")
+        text = _text(members[member], field)
+        if not text:
+            raise ValueError(f"{name} has no caption: {self.caption} holds no text; set data.caption")
+        return ShardSample(name, image, text)
+
+
+def expanded(shards: str | Sequence[str]) -> list[str]:
+    """Paths or addresses of all shards, braces expanded.
+
+    Raises:
+        ValueError: If webdataset is not installed, or there is none.
+    """
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError as error:
+        raise ValueError("webdataset is not installed; run: pip install 'atelier[webdataset]'") from error
+    listed = [shards] if isinstance(shards, str) else list(shards)
+    found = [url for pattern in listed for url in expand_urls(pattern)]
+    if not found:
+        raise ValueError("no shards are given; set data.train.shards to paths such as 'shards/{0000..0099}.tar'")
+    return found
+
+
+def _check_files(paths: list[Path]) -> None:
+    absent = [path for path in paths if not path.is_file()]
+    if absent:
+        raise ValueError(f"there is no shard {absent[0]} ({len(absent)} of {len(paths)} are missing)")
+    for path in paths:
+        # Readers take the end of the file for the end of the archive, and what is missing would go unnoticed.
+        if path.suffix == ".tar" and not _ends_well(path):
+            raise ValueError(f"the shard {path} is cut short: it does not end as a tar file does; copy it again")
+
+
+def _ends_well(path: Path) -> bool:
+    size = min(path.stat().st_size, tarfile.BLOCKSIZE)
+    with path.open("rb") as file:
+        file.seek(-size, os.SEEK_END)
+        return file.read() == bytes(tarfile.BLOCKSIZE)
+
+
+def _text(member: bytes, field: str) -> str:
+    """The caption of a member with single spaces; empty if there is none."""
+    text = member.decode("utf-8", errors="replace")
+    if field:
+        try:
+            text = json.loads(text).get(field)
+        except (json.JSONDecodeError, AttributeError):
+            return ""
+    return " ".join(text.split()) if isinstance(text, str) else ""
+
+
+logger = logging.getLogger(__name__)
+MOST_SKIPPED = 100
+"""Unreadable images in a row after which a stream gives up."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One image and where it belongs: its place in the global batch of its step."""
+
+    image: LoadedImage
+    caption: str
+    position: int
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Turns samples into images of one size.
+
+    Attributes:
+        bucket: Width and height.
+        store: Where latents may lie.
+        skip_unreadable: Whether the next image stands in for one that cannot be read.
+    """
+
+    bucket: Size
+    store: LatentStore | None
+    skip_unreadable: bool
+
+    def images(self, samples: Iterable[ShardSample]) -> Iterator[tuple[LoadedImage, str]]:
+        """As many images with captions as there are samples, so that counting samples counts images.
+
+        Raises:
+            ValueError: If an image cannot be read, or with ``skip_unreadable`` too many in a row.
+        """
+        owed = 1
+        for sample in samples:
+            try:
+                image = load(sample.encoded, sample.name, self.bucket, self.store)
+            except ValueError as error:
+                if not self.skip_unreadable or owed > MOST_SKIPPED:
+                    raise ValueError(f"{error}; {LEAVE_OUT}") from error
+                logger.warning("%s; left out", error)
+                owed += 1
+                continue
+            yield from [(image, sample.caption)] * owed
+            owed = 1
+
+
+class StreamShares(IterableDataset):
+    """What some streams give to each step; with several workers, what this worker's streams give.
+
+    Args:
+        shards: Where the streams come from.
+        streams: Numbers of those that are read here.
+        share: Images that each stream gives to a step.
+        steps: For which steps.
+        reader: Decodes them.
+    """
+
+    def __init__(self, shards: CaptionShards, streams: Sequence[int], share: int, steps: range, reader: Reader) -> None:
+        self.shards, self.streams, self.share, self.steps, self.reader = shards, streams, share, steps, reader
+
+    def __iter__(self) -> Iterator[tuple[int, list[Placed]]]:
+        """Step and its images, in the order of their positions."""
+        worker = get_worker_info()
+        streams = self.streams[worker.id :: worker.num_workers] if worker else self.streams
+        start = self.steps.start * self.share
+        flows = {number: self.reader.images(islice(self.shards.stream(number), start, None)) for number in streams}
+        for step in self.steps:
+            images = [(number * self.share + at, next(flows[number])) for number in streams for at in range(self.share)]
+            yield step, [Placed(image, caption, position) for position, (image, caption) in images]
+
+
+class StepBatches:
+    """One batch per step, put together from what the workers read.
+
+    Args:
+        shares: What to read.
+        num_workers: Processes; 0 reads in this one.
+    """
+
+    def __init__(self, shares: StreamShares, num_workers: int) -> None:
+        self.shares, self.num_workers = shares, num_workers
+
+    def __len__(self) -> int:
+        """Steps in all: a resumed Lightning loop goes on counting from the first."""
+        return self.shares.steps.stop
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the batches of the remaining steps."""
+        # Items come from the workers in turns. A generator of its own leaves the training's random state alone.
+        loader = DataLoader(
+            self.shares,
+            batch_size=None,
+            num_workers=self.num_workers,
+            collate_fn=_whole,
+            generator=torch.Generator(),
+        )
+        parts = iter(loader)
+        while turn := list(islice(parts, max(1, self.num_workers))):
+            (step,) = {step for step, _ in turn}
+            yield _batch(step, sorted((placed for _, part in turn for placed in part), key=attrgetter("position")))
+
+
+@dataclass(frozen=True)
+class ValidationBatches:
+    """The first ``number`` images of some shards, in their order, ``batch_size`` at a time."""
+
+    shards: CaptionShards
+    number: int
+    batch_size: int
+    reader: Reader
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Read them from the start."""
+        samples = (sample for shard in self.shards.shards for sample in self.shards.read(shard))
+        images = enumerate(self.reader.images(islice(samples, self.number)))
+        placed = (Placed(image, caption, position) for position, (image, caption) in images)
+        while batch := list(islice(placed, self.batch_size)):
+            yield _batch(0, batch)
+
+
+def _batch(step: int, placed: list[Placed]) -> dict[str, Any]:
+    return {
+        "caption": [each.caption for each in placed],
+        "step": torch.tensor(step),
+        "position": torch.tensor([each.position for each in placed]),
+        **image_batch([each.image for each in placed]),
+    }
+
+
+def _whole(item: Any) -> Any:
+    return item

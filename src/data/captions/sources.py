@@ -1,0 +1,201 @@
+"""Where images with captions come from: folders as everybody has them, and Hugging Face datasets."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from src.data.images import EXTENSIONS, find_images
+
+
+class CaptionSource(Protocol):
+    """Images by number; every one of them has a caption."""
+
+    captions: Sequence[str]
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def name(self, index: int) -> str:
+        """What an image is called in a sentence to the user."""
+
+    def open(self, index: int) -> BinaryIO:
+        """The encoded image, to be read and closed."""
+
+
+def clean(text: str) -> str:
+    """A caption in one line with single spaces."""
+    return " ".join(text.split())
+
+
+def named(names: list[str], what: str) -> str:
+    """How many of something there are, and the first of their names."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{len(names)} {what}{'s' if len(names) > 1 else ''} ({', '.join(names[:5])}{more})"
+
+
+METADATA = "metadata.jsonl"
+
+
+class CaptionFolder:
+    """A folder of images, subfolders included, with captions in ``metadata.jsonl`` or in a ``.txt`` beside each image.
+
+    Args:
+        folder: With a ``metadata.jsonl`` as Hugging Face's imagefolder has it, one object with ``file_name`` and the
+            caption per line; or without, and then ``dog.jpg`` goes with ``dog.txt``.
+        text_column: Name of the caption in ``metadata.jsonl``.
+
+    Raises:
+        ValueError: If there is no image, or an image without a caption, or a caption without an image; they are named.
+    """
+
+    def __init__(self, folder: str | Path, text_column: str = "text") -> None:
+        self.folder = Path(folder)
+        images = _images_below(self.folder)
+        if not images:
+            # Says what is there instead.
+            find_images(self.folder)
+        metadata = self.folder / METADATA
+        listed = metadata.is_file()
+        found = _read_metadata(metadata, text_column, images) if listed else _read_beside(images)
+        bare = [str(path.relative_to(self.folder)) for path in images if not found.get(path)]
+        if bare:
+            where = f"{METADATA} has no text for them" if listed else "each needs a .txt of the same name"
+            raise ValueError(f"{named(bare, 'image')} in {self.folder} without a caption: {where}")
+        self.paths, self.captions = images, [found[path] for path in images]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The path."""
+        return str(self.paths[index])
+
+    def open(self, index: int) -> BinaryIO:
+        """The file."""
+        return self.paths[index].open("rb")
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Every image file, sorted; nothing hidden, nothing in hidden folders."""
+    below = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    seen = (path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(path for path in seen if path.is_file())
+
+
+def _read_beside(images: list[Path]) -> dict[Path, str]:
+    texts = ((path, path.with_suffix(".txt")) for path in images)
+    return {path: clean(_read_text(text)) for path, text in texts if text.is_file()}
+
+
+def _read_metadata(path: Path, text_column: str, images: list[Path]) -> dict[Path, str]:
+    captions, known = {}, set(images)
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if line.strip():
+            name, text = _read_line(line, text_column, f"{path}, line {number}")
+            captions[path.parent / name] = clean(text)
+    absent = [str(image) for image in captions if image not in known]
+    if absent:
+        raise ValueError(f"{path} names {named(absent, 'file')} that the folder does not hold as images")
+    return captions
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _read_line(line: str, text_column: str, where: str) -> tuple[str, str]:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    for column in ("file_name", text_column):
+        if not isinstance(entry, dict) or not isinstance(entry.get(column), str):
+            columns = ", ".join(entry) if isinstance(entry, dict) else "no object"
+            raise ValueError(f"{where} has no text {column!r} (it has: {columns}); name the caption with text_column")
+    return entry["file_name"], entry[text_column]
+
+
+class CaptionDataset:
+    """A Hugging Face dataset with a column of images and a column of captions.
+
+    Args:
+        path: Folder of ``save_to_disk``, or anything on disk that ``load_dataset`` reads; a name on the hub only with
+            ``download``.
+        split: Which part of it.
+        image_column: Name of the images' column.
+        text_column: Name of the captions' column.
+        name: Configuration of the dataset, where it has several.
+        download: Whether the hub may be asked.
+
+    Raises:
+        ValueError: If it is not there, has no such split or column, or captions are missing; the rows are named.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        image_column: str = "image",
+        text_column: str = "text",
+        name: str | None = None,
+        download: bool = False,
+    ) -> None:
+        if not download and not Path(path).exists():
+            raise ValueError(f"there is no dataset at {path}; to fetch one of that name from the hub add download=true")
+        self.path, self.image_column = path, image_column
+        self.rows = _load(path, name, split)
+        for column in (image_column, text_column):
+            if column not in self.rows.column_names:
+                columns = ", ".join(self.rows.column_names)
+                raise ValueError(f"the dataset {path} has no column {column!r}; it has: {columns}")
+        self.captions = [clean(text) if isinstance(text, str) else "" for text in self.rows[text_column]]
+        bare = [f"row {row}" for row, text in enumerate(self.captions) if not text]
+        if bare:
+            raise ValueError(f"{named(bare, 'image')} of {path} without a caption: {text_column} holds no text there")
+        if not len(self):
+            raise ValueError(f"the split {split!r} of {path} is empty")
+        self.rows = _images_only(self.rows, path, image_column)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        """Dataset and row."""
+        return f"{self.path}, row {index}"
+
+    def open(self, index: int) -> BinaryIO:
+        """The bytes that the table holds, or the file that it names."""
+        image = self.rows[index][self.image_column]
+        if image is None:
+            return io.BytesIO()
+        return io.BytesIO(image["bytes"]) if image["bytes"] is not None else open(image["path"], "rb")
+
+
+def _load(path: str, name: str | None, split: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError("Hugging Face datasets is not installed; run: pip install 'atelier[datasets]'") from error
+    folder = Path(path)
+    saved = any((folder / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
+    loaded = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, name)
+    parts = loaded if isinstance(loaded, dict) else {"train": loaded}
+    if split not in parts:
+        raise ValueError(f"the dataset {path} has no split {split!r}; choose one of: {', '.join(parts)}")
+    return parts[split]
+
+
+def _images_only(rows: Any, path: str, column: str) -> Any:
+    """The column of images, as files instead of pixels."""
+    import datasets
+
+    if not isinstance(rows.features[column], datasets.Image):
+        raise ValueError(f"the column {column!r} of {path} holds {rows.features[column]}, not images")
+    return rows.select_columns(column).cast_column(column, datasets.Image(decode=False))

@@ -1,0 +1,159 @@
+"""Files that are whole or not there, disk space, tensors in a file, and tasks that several processes share."""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error.
+
+    The folder is made if need be.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def free_disk_or_raise(folder: str | Path, needed_bytes: int) -> None:
+    """Check that the file system of ``folder`` (which need not exist yet) has room for ``needed_bytes``.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    folder = Path(folder).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise ValueError(
+            f"writing to {folder} needs about {_readable(needed_bytes)}, but only {_readable(free)} are free there; "
+            "make room or choose another folder"
+        )
+
+
+def _readable(number: int) -> str:
+    value, unit = float(number), 0
+    while value >= 1000 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.0f} {_UNITS[unit]}" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+Task = TypeVar("Task")
+
+POLL_SECONDS = 0.2
+
+
+def take_turns(
+    tasks: Sequence[Task], lock_path: Callable[[Task], Path], is_done: Callable[[Task], bool]
+) -> Generator[Task, None, None]:
+    """Yield each task that is not done while holding its lock; skip what others hold, and wait for it at the end.
+
+    The operating system frees the lock of a process that dies, so nothing stays claimed. A process that fails and lives
+    on must close this iterator (``contextlib.closing``), or it would wait for itself.
+
+    Args:
+        tasks: In the order of preference.
+        lock_path: A file of its own for each task; equal paths in all processes.
+        is_done: Whether somebody has finished it.
+    """
+    waiting = list(tasks)
+    while waiting:
+        left = []
+        for task in waiting:
+            if is_done(task):
+                continue
+            path = lock_path(task)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(path, timeout=0):
+                    if not is_done(task):
+                        yield task
+            except Timeout:
+                left.append(task)
+        waiting = left
+        if waiting:
+            time.sleep(POLL_SECONDS)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Write atomically; ``metadata`` gets the hash of the tensors beside what it says, ``format`` among it."""
+    # Contiguous copies: a view would drag its whole storage into the file.
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with whole_file(path) as partial:
+        save_file(whole, partial, metadata={**metadata, "sha256": digest(whole)})
+    return Path(path)
+
+
+def read_metadata(path: str | Path, expected: str, what: str) -> dict[str, str]:
+    """What a file says about itself, without its tensors.
+
+    Args:
+        path: Of the file.
+        expected: Its ``format``.
+        what: What to call it, such as "an adapter".
+
+    Raises:
+        ValueError: If it is missing, unreadable, or in another format.
+    """
+    return _read(Path(path), expected, what, names_only=True)[0]
+
+
+def read_tensors(path: str | Path, expected: str, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file, verified.
+
+    Raises:
+        ValueError: As ``read_metadata``, or if the content does not match its hash.
+    """
+    metadata, tensors = _read(Path(path), expected, what, names_only=False)
+    if metadata.get("sha256") != digest(tensors):
+        raise ValueError(f"{path} was changed after it was written: its content does not match its sha256")
+    return metadata, tensors
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Sha256 of names and contents."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _read(path: Path, expected: str, what: str, names_only: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ValueError(f"no file at {path}; give the path of {what}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {} if names_only else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as {what} ({error}); it may be truncated") from error
+    if metadata.get("format") != expected:
+        raise ValueError(f"{path} is not {what}: its format is {metadata.get('format')!r}, expected {expected!r}")
+    return metadata, tensors

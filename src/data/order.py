@@ -1,0 +1,205 @@
+"""Data order as a pure function of (seed, step, rank), so that a resumed run sees what it would have seen."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class Draw(NamedTuple):
+    """One element of one training batch: which item, and the coordinates that seed its augmentation."""
+
+    index: int  # type: ignore[assignment]  # instead of tuple.index, which a draw has no use for
+    step: int
+    position: int
+
+
+def batches_of(trainer: Any) -> tuple[int, int]:
+    """Batches of a whole training, and how many of them are behind it; an accumulating step takes several."""
+    each = trainer.accumulate_grad_batches
+    return trainer.max_steps * each, trainer.global_step * each
+
+
+class StepBatchSampler(Sampler[list[Draw]]):
+    """Batches of draws for the steps ``first_step ... num_steps - 1``; a step here is a batch, see ``batches_of``.
+
+    Items are visited in a new permutation each epoch; batches run across epoch ends. With several ranks, each takes
+    its own contiguous share of a global batch of ``batch_size * world_size``.
+
+    Args:
+        num_items: Size of the dataset.
+        batch_size: Items per batch and rank.
+        num_steps: Total length of the training, not what is left of it.
+        seed: Of the permutations.
+        first_step: Where to go on after a resume.
+        rank: This process.
+        world_size: All processes.
+
+    Raises:
+        ValueError: If there is nothing to draw from.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        num_steps: int,
+        seed: int = 0,
+        first_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if num_items < 1 or batch_size < 1:
+            raise ValueError(f"need at least one item and one per batch, got {num_items} items, batch {batch_size}")
+        self.num_items, self.batch_size, self.num_steps = num_items, batch_size, num_steps
+        self.seed, self.first_step, self.rank, self.world_size = seed, first_step, rank, world_size
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """Yield one list of draws per remaining step."""
+        for step in range(self.first_step, self.num_steps):
+            start = (step * self.world_size + self.rank) * self.batch_size
+            yield [
+                Draw(self._item(at), step, self.rank * self.batch_size + position)
+                for position, at in enumerate(range(start, start + self.batch_size))
+            ]
+
+    def __len__(self) -> int:
+        """Steps in all: a resumed Lightning loop goes on counting from the first."""
+        return self.num_steps
+
+    def _item(self, at: int) -> int:
+        epoch, offset = divmod(at, self.num_items)
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(self.num_items))
+        return int(self._order[1][offset])
+
+
+class BucketBatchSampler(Sampler[list[Draw]]):
+    """Batches for the steps ``first_step ... num_steps - 1``; all ranks draw from the same bucket in the same step.
+
+    Each bucket is visited as ``StepBatchSampler`` visits a whole dataset: every item once in each of its epochs, in a
+    new order. A bucket's turn comes in proportion to its size, so that no item is seen more often than another.
+
+    Args:
+        buckets: Item numbers by bucket.
+        batch_size: Items per batch and rank.
+        num_steps: Total length of the training, not what is left of it.
+        seed: Of the order.
+        first_step: Where to go on after a resume.
+        rank: This process.
+        world_size: All processes.
+
+    Raises:
+        ValueError: If there is nothing to draw from.
+    """
+
+    def __init__(
+        self,
+        buckets: Sequence[Sequence[int]],
+        batch_size: int,
+        num_steps: int,
+        seed: int = 0,
+        first_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.buckets = [bucket for bucket in buckets if len(bucket)]
+        if not self.buckets:
+            raise ValueError("there is no image to draw from")
+        self.batch_size, self.num_steps, self.seed, self.first_step = batch_size, num_steps, seed, first_step
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """Yield one list of draws per remaining step."""
+        turns = self._turns()
+        taken = [0] * len(self.buckets)
+        for _ in range(self.first_step):
+            taken[next(turns)] += 1
+        batches = [iter(self._sampler(len(bucket), start)) for bucket, start in zip(self.buckets, taken, strict=True)]
+        for step in range(self.first_step, self.num_steps):
+            turn = next(turns)
+            yield [Draw(self.buckets[turn][draw.index], step, draw.position) for draw in next(batches[turn])]
+
+    def __len__(self) -> int:
+        """Steps in all: a resumed Lightning loop goes on counting from the first."""
+        return self.num_steps
+
+    def _turns(self) -> Iterator[int]:
+        """Whose turn it is, step by step: the bucket that is furthest behind its share."""
+        sizes = [len(bucket) for bucket in self.buckets]
+        owed = [0] * len(sizes)
+        while True:
+            owed = [due + size for due, size in zip(owed, sizes, strict=True)]
+            turn = max(range(len(sizes)), key=lambda bucket: owed[bucket])
+            owed[turn] -= sum(sizes)
+            yield turn
+
+    def _sampler(self, size: int, first: int) -> StepBatchSampler:
+        return StepBatchSampler(size, self.batch_size, self.num_steps, self.seed, first, self.rank, self.world_size)
+
+
+class SteppedData(L.LightningDataModule):
+    """Loaders over two datasets that take a whole batch of draws at a time (``__getitems__``).
+
+    Subclasses set ``train`` and ``val`` in their constructor or in ``setup``; an empty ``val`` means no validation.
+
+    Args:
+        batch_size: Items per step and rank: two processes with half of it see the global batches of one with all.
+        seed: Of the order.
+        num_workers: Processes that prepare batches; 0 does it in the training process.
+    """
+
+    train: Dataset
+    val: Dataset
+
+    def __init__(self, batch_size: int, seed: int = 0, num_workers: int = 0) -> None:
+        super().__init__()
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches from the trainer's current step on."""
+        return self._loader(self.train, self.train_batches())
+
+    def val_dataloader(self) -> DataLoader | list:
+        """The validation items in order, the same ones on every rank."""
+        return self._loader(self.val, self.val_batches()) if self._size(self.val) else []
+
+    def train_batches(self) -> Iterable[list[Draw]]:
+        """Which items the coming steps take."""
+        trainer = self.trainer
+        num_batches, first_batch = batches_of(trainer)
+        return StepBatchSampler(
+            self._size(self.train),
+            self.batch_size,
+            num_batches,
+            self.seed,
+            first_batch,
+            trainer.global_rank,
+            trainer.world_size,
+        )
+
+    def val_batches(self) -> Iterable[list[Draw]]:
+        """Validation draws by batch; the position tells them apart."""
+        draws = [Draw(index, 0, index) for index in range(self._size(self.val))]
+        return [draws[start : start + self.batch_size] for start in range(0, len(draws), self.batch_size)]
+
+    def _size(self, items: Dataset) -> int:
+        return len(items)  # type: ignore[arg-type]  # torch's Dataset leaves the length to its subclasses.
+
+    def _loader(self, items: Dataset, batches: Iterable[list[Draw]]) -> DataLoader:
+        # Every loader draws a seed when it starts; from a generator of its own, the training's random state stays.
+        return DataLoader(
+            items,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            collate_fn=_whole,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),
+        )
+
+
+def _whole(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,118 @@
+"""Styles to draw in, and prompts with and without them."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.data.images import find_images
+from src.data.request import TEXT
+
+
+@dataclass(frozen=True)
+class StylePrompt:
+    """A prompt without any style.
+
+    Attributes:
+        content: Such as ``a cat``.
+        category: The superclass that prompts of arXiv 2507.04482 name, such as ``Animals``; empty to leave it out.
+    """
+
+    content: str
+    category: str = ""
+
+    @property
+    def plain(self) -> str:
+        """Without the style: ``a cat, animals``."""
+        return f"{self.content}, {self.category.lower()}" if self.category else self.content
+
+    def styled(self, style: str) -> str:
+        """In a style: ``a cat, animals, in watercolor painting style``; ``flat style`` stays without a second "style".
+
+        Args:
+            style: Descriptor, such as ``watercolor painting``.
+        """
+        return f"{self.plain}, in {style.removesuffix('style').strip()} style"
+
+
+EXAMPLE = '{"style": "watercolor painting", "content": "a house by a lake"}'
+
+
+@dataclass(frozen=True)
+class StyleReference:
+    """One style to draw in.
+
+    Attributes:
+        name: What tables call it.
+        style: Descriptor that prompts name, such as ``watercolor painting``.
+        reference: As of ``Request``: the path of an image, or ``text:`` and words.
+        content: What the image shows, without its style; empty for words.
+    """
+
+    name: str
+    style: str
+    reference: str
+    content: str = ""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether there is something to be like, or to copy."""
+        return not self.reference.startswith(TEXT)
+
+
+def style_references(folder: str | Path | None, words: Sequence[str] = ()) -> list[StyleReference]:
+    """Styles that are shown, and styles that are only described.
+
+    Args:
+        folder: Each of its images is a style; ``NAME.json`` beside it says which, and what it shows. None for no image.
+        words: Descriptors such as ``retro poster``, each its own reference.
+
+    Raises:
+        ValueError: If the folder holds no image, or one has no such file.
+    """
+    shown = [] if folder is None else [_described(path) for path in find_images(folder)]
+    return shown + [StyleReference(style, style, TEXT + style) for style in words]
+
+
+def _described(path: Path) -> StyleReference:
+    words = path.with_suffix(".json")
+    advice = f"write there what it shows: {EXAMPLE}"
+    if not words.is_file():
+        raise ValueError(f"the style image {path} has no {words.name} beside it; {advice}")
+    try:
+        told = json.loads(words.read_text(encoding="utf-8"))
+        return StyleReference(path.stem, told["style"], str(path), told["content"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{words} does not say style and content; {advice}") from None
+
+
+CHALLENGE = "Basic"
+LEFT_OUT = ("Abstract", "Arts", "People", "World Knowledge")
+COLUMNS = ("Prompt", "Category", "Challenge")
+
+
+def style_prompts(tsv_path: str | Path) -> list[StylePrompt]:
+    """Basic prompts about things: those of arXiv 2507.04482, recovered by their number.
+
+    Args:
+        tsv_path: ``PartiPrompts.tsv`` of google-research/parti.
+
+    Returns:
+        190 prompts in the order of the file.
+
+    Raises:
+        ValueError: If there is no such file, or it has other columns.
+    """
+    path = Path(tsv_path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; name the PartiPrompts.tsv of github.com/google-research/parti")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        if missing := set(COLUMNS) - set(rows.fieldnames or []):
+            raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; is it PartiPrompts.tsv?")
+        return [StylePrompt(row["Prompt"], row["Category"]) for row in rows if _is_basic_thing(row)]
+
+
+def _is_basic_thing(row: dict[str, str]) -> bool:
+    return row["Challenge"] == CHALLENGE and row["Category"] not in LEFT_OUT

@@ -1,0 +1,175 @@
+"""Three to five photos of one subject: the views that a method learns from, and the order in which it sees them."""
+
+from dataclasses import dataclass
+
+import lightning as L
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from src.data.images import load_folder
+from src.data.order import Draw, StepBatchSampler, batches_of
+
+LATENT_CELL = 8
+"""Pixels to a latent cell, in the autoencoders of Stable Diffusion and of the world."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One augmented photo: uint8 ``(H, W, 3)`` and the latent cells that the loss looks at, ``(H/8, W/8)``."""
+
+    pixels: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Zoom:
+    """Scale augmentation of Custom Diffusion, as LaTexBlend uses it.
+
+    With probability 2/3 the photo is scaled to ``min_scale ... 1`` of the image, else to 1.2 ... 1.4. Below 0.6 it is
+    pasted at a random place on grey and only the cells inside it count; above 1 a random crop is taken; between, it
+    fills the image. Photos are first cropped to a square at a random place, never squashed, and flipped with
+    probability 1/2.
+    """
+
+    min_scale: float = 1 / 3
+    flip: bool = True
+
+    def __call__(self, image: Image.Image, size: int, rng: np.random.Generator) -> View:
+        """Draw one view of ``size`` x ``size`` pixels."""
+        image = _random_square(image, rng)
+        if self.flip and rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        scale = rng.uniform(self.min_scale, 1.0) if rng.random() < 2 / 3 else rng.uniform(1.2, 1.4)
+        cells = size // LATENT_CELL
+        if 0.6 <= scale <= 1:
+            return View(_resized(image, size), np.ones((cells, cells), dtype=np.float32))
+        side = 2 * round(scale * size / 2)
+        x, y = (int(rng.integers(0, abs(size - side) + 1)) for _ in range(2))
+        if scale > 1:
+            crop = _resized(image, side)[y : y + size, x : x + size]
+            return View(crop, np.ones((cells, cells), dtype=np.float32))
+        canvas = np.full((size, size, 3), 127, dtype=np.uint8)
+        canvas[y : y + side, x : x + side] = _resized(image, side)
+        mask = np.zeros((cells, cells), dtype=np.float32)
+        # Only cells well inside the photo: those on its rim also see the grey.
+        first_x, first_y = -(-x // LATENT_CELL) + 1, -(-y // LATENT_CELL) + 1
+        last_x, last_y = (x + side) // LATENT_CELL - 1, (y + side) // LATENT_CELL - 1
+        mask[first_y:last_y, first_x:last_x] = 1
+        return View(canvas, mask)
+
+
+def _random_square(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    side = min(image.size)
+    x, y = (int(rng.integers(0, length - side + 1)) for length in image.size)
+    return image.crop((x, y, x + side, y + side))
+
+
+def _resized(image: Image.Image, side: int) -> np.ndarray:
+    return np.asarray(image.resize((side, side), Image.Resampling.LANCZOS))
+
+
+class ConceptData(L.LightningDataModule):
+    """One subject for one training.
+
+    Photos are read and checked when this object is built, so that a wrong folder is said before a model is loaded.
+
+    Args:
+        instance_dir: Folder of 3 to 5 photos (1 is enough to run).
+        class_noun: What the subject is, such as ``dog``.
+        resolution: Side of the views in pixels, a multiple of 8.
+        batch_size: Instance images per step and rank; as many prior images go with them.
+        num_views: Augmented views, drawn once and encoded once; a multiple of the photos is best.
+        zoom: The augmentation; None to use the photos as they are.
+        class_dir: Folder of other members of the class, or None to let the backbone draw them.
+        num_class_images: How many.
+        num_val: Validation draws, the same ones every time; 0 for no validation.
+        seed: Of views and order.
+
+    Raises:
+        ValueError: If a folder holds no usable image, or the resolution is not a multiple of 8.
+    """
+
+    def __init__(
+        self,
+        instance_dir: str,
+        class_noun: str,
+        resolution: int = 512,
+        batch_size: int = 1,
+        num_views: int = 100,
+        zoom: Zoom | None = None,
+        class_dir: str | None = None,
+        num_class_images: int = 100,
+        num_val: int = 16,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if resolution % LATENT_CELL or resolution < 64:
+            raise ValueError(f"data.resolution is {resolution}; give a multiple of {LATENT_CELL} of at least 64")
+        if not class_noun or not class_noun.strip():
+            raise ValueError("class_noun is empty; say what the subject is, such as class_noun=dog")
+        self.photos = load_folder(instance_dir)
+        self.class_photos = load_folder(class_dir)[:num_class_images] if class_dir else None
+        self.instance_dir, self.class_noun, self.resolution = instance_dir, class_noun, resolution
+        self.batch_size, self.num_views, self.zoom = batch_size, num_views, zoom
+        self.num_class_images, self.num_val, self.seed = num_class_images, num_val, seed
+
+    def instance_views(self) -> list[View]:
+        """All views of the subject; the photos take turns."""
+        number = self.num_views if self.zoom else len(self.photos)
+        zoom = self.zoom or Zoom(min_scale=1.0, flip=False)
+        views = []
+        for index in range(number):
+            rng = np.random.default_rng([self.seed, index, 11])
+            photo = self.photos[index % len(self.photos)]
+            views.append(zoom(photo, self.resolution, rng) if self.zoom else self._plain(photo))
+        return [view for view in views if view.mask.any()]
+
+    def class_views(self, images: list[Image.Image]) -> list[View]:
+        """Each class image and its mirror image."""
+        mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
+        return [self._plain(image) for image in (*images, *mirrored)]
+
+    def train_dataloader(self) -> DataLoader:
+        """Draws only: the module holds the latents of all views."""
+        trainer = self.trainer
+        num_batches, first_batch = batches_of(trainer)
+        sampler = StepBatchSampler(
+            2**20,
+            self.batch_size,
+            num_batches,
+            self.seed,
+            first_batch,
+            trainer.global_rank,
+            trainer.world_size,
+        )
+        return DataLoader(_Draws(), batch_sampler=sampler, collate_fn=_stack)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Numbers of draws: the module turns each into a view, a template, noise and a timestep of its own."""
+        if not self.num_val:
+            return []
+        # Every loader draws a seed when it starts; from a generator of its own, the training's random state stays.
+        return DataLoader(range(self.num_val), self.batch_size, generator=torch.Generator())  # type: ignore[arg-type]
+
+    def _plain(self, image: Image.Image) -> View:
+        side = min(image.size)
+        x, y = ((length - side) // 2 for length in image.size)
+        cells = self.resolution // LATENT_CELL
+        pixels = _resized(image.crop((x, y, x + side, y + side)), self.resolution)
+        return View(pixels, np.ones((cells, cells), dtype=np.float32))
+
+
+class _Draws(Dataset):
+    def __getitems__(self, draws: list[Draw]) -> list[Draw]:
+        return draws
+
+
+def _stack(draws: list[Draw]) -> dict[str, Tensor]:
+    return {
+        "index": torch.tensor([draw.index for draw in draws]),
+        "position": torch.tensor([draw.position for draw in draws]),
+        "step": torch.tensor(draws[0].step),
+    }

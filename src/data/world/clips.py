@@ -1,0 +1,97 @@
+"""Short clips of training individuals: one individual, several frames, everything else changed between them."""
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from src.data.order import Draw, StepBatchSampler, batches_of
+from src.data.world.datamodules import rendered, to_pixel_values
+from src.data.world.render import render
+from src.data.world.scenes import FRAMES, subject_scene
+
+VALIDATION_SUBJECTS = 1000
+"""First held-out subject that validation during training looks at; measurements use those from 0 on."""
+
+
+class FramePairs(Dataset):
+    """Two frames of one clip as the views of self-supervised training; nobody says which individual it is.
+
+    Args:
+        images: Frames, uint8 ``(clips * FRAMES, H, W, 3)``.
+        same_frame: Give one frame twice instead (plain single-image self-supervision).
+        seed: Of the choice of frames.
+    """
+
+    def __init__(self, images: np.ndarray, same_frame: bool = False, seed: int = 0) -> None:
+        self.images, self.same_frame, self.seed = images, same_frame, seed
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.images) // FRAMES
+
+    def __getitems__(self, draws: list[Draw]) -> dict[str, Tensor]:
+        """``first`` and ``second`` frames, each ``(B, 3, H, W)``, and the step."""
+        rng = np.random.default_rng([self.seed, draws[0].step, draws[0].position])
+        chosen = np.stack([rng.choice(FRAMES, 2, replace=False) for _ in draws])
+        if self.same_frame:
+            chosen[:, 1] = chosen[:, 0]
+        rows = np.array([draw.index for draw in draws])[:, None] * FRAMES + chosen
+        first, second = (torch.from_numpy(to_pixel_values(self.images[rows[:, view]])) for view in (0, 1))
+        return {"first": first, "second": second, "step": torch.tensor(draws[0].step)}
+
+
+class FramePairsData(L.LightningDataModule):
+    """Clips for self-supervised training, and views of held-out subjects for validation.
+
+    Args:
+        cache_dir: Where rendered frames are kept.
+        batch_size: Per rank, in pairs.
+        num_train: Clips.
+        num_val: Held-out subjects, four views each.
+        same_frame: See ``FramePairs``.
+        seed: Of the data order.
+    """
+
+    def __init__(
+        self, cache_dir: str, batch_size: int, num_train: int, num_val: int, same_frame: bool = False, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.cache_dir, self.batch_size, self.num_train, self.num_val = cache_dir, batch_size, num_train, num_val
+        self.same_frame, self.seed = same_frame, seed
+
+    def prepare_data(self) -> None:
+        """Render once, on one process."""
+        rendered(self.cache_dir, "frames", 0, self.num_train * FRAMES)
+
+    def setup(self, stage: str) -> None:
+        """Map the frames; render the held-out subjects."""
+        images = rendered(self.cache_dir, "frames", 0, self.num_train * FRAMES)
+        self.train = FramePairs(images, self.same_frame, self.seed)
+        self.val = subject_views(range(VALIDATION_SUBJECTS, VALIDATION_SUBJECTS + self.num_val), 4)
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches from the trainer's current step on."""
+        run = self.trainer
+        num_batches, first_batch = batches_of(run)
+        order = (num_batches, self.seed, first_batch, run.global_rank, run.world_size)
+        sampler = StepBatchSampler(len(self.train), self.batch_size, *order)
+        return DataLoader(self.train, batch_sampler=sampler, collate_fn=_same)
+
+    def val_dataloader(self) -> DataLoader:
+        """One batch: every view of every subject, ``(subjects, views, 3, H, W)``."""
+        return DataLoader([torch.from_numpy(self.val)], batch_size=None)  # type: ignore[arg-type]  # a list will do
+
+
+def subject_views(subjects: range, views: int, size: int = 64) -> np.ndarray:
+    """Photos of held-out subjects, ``(subjects, views, 3, H, W)`` in [-1, 1]; the first view is the gallery."""
+    rows = [[np.asarray(render(subject_scene(i, view), size)) for view in range(views)] for i in subjects]
+    images = np.stack([image for row in rows for image in row])
+    return to_pixel_values(images).reshape(len(rows), views, 3, size, size)
+
+
+def _same(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,79 @@
+"""Held-out individuals and styles as a user's folders: ``python -m src.data.world.export``."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from src.data.files import write_text
+from src.data.pictures import save_png_atomic
+from src.data.world.render import render
+from src.data.world.scenes import Scene, subject_scene
+from src.data.world.vocabulary import BACKGROUNDS, HELD_OUT_STYLES
+
+SUBJECTS: dict[str, tuple[str, int]] = {
+    "rex": ("dog", 0),
+    "mittens": ("cat", 1),
+    "pip": ("bird", 2),
+    "clover": ("rabbit", 4),
+    "bolt": ("robot", 13),
+    "scout": ("backpack", 15),
+    "fido": ("dog", 16),
+    "herbie": ("car", 7),
+    "felix": ("cat", 17),
+    "kiwi": ("bird", 18),
+    "hazel": ("rabbit", 20),
+    "chip": ("robot", 29),
+}
+"""Name to class noun and subject number; tables score the first five and herbie, settings are chosen on the others."""
+NUM_PHOTOS = 5
+
+
+def write_subjects(folder: str | Path) -> list[Path]:
+    """Write five photos of every named subject and return their paths."""
+    paths = []
+    for name, (noun, index) in SUBJECTS.items():
+        for view in range(NUM_PHOTOS):
+            path = Path(folder) / name / f"{view:02d}.png"
+            save_png_atomic(render(subject_scene(index, view, noun)), path)
+            paths.append(path)
+    return paths
+
+
+STYLE_IMAGES: dict[str, tuple[str, str, str]] = {
+    "neon": ("neon", "flower", "night"),
+    "blueprint": ("blueprint", "house", "beach"),
+    "sepia": ("sepia", "tree", "snow"),
+    "sepia_dark": ("sepia", "boat", "forest"),
+    "mosaic": ("mosaic", "cup", "room"),
+}
+"""Name to style, noun and background. As in the published set, one style has two images that look unlike."""
+FIRST_SUBJECT = 1000
+
+
+def style_scene(name: str) -> Scene:
+    """What one of ``STYLE_IMAGES`` shows: a held-out individual that no prompt and no bank shares."""
+    style, noun, background = STYLE_IMAGES[name]
+    index = FIRST_SUBJECT + list(STYLE_IMAGES).index(name)
+    return replace(subject_scene(index, 0, noun, background), style=style)
+
+
+def write_style_images(folder: str | Path) -> list[Path]:
+    """Write every style image, its words beside it as ``style_references`` reads them; return the images' paths."""
+    paths = []
+    for name in STYLE_IMAGES:
+        scene, path = style_scene(name), Path(folder) / f"{name}.png"
+        look = scene.objects[0].look
+        content = f"a {look.color} {look.pattern} {look.noun} {BACKGROUNDS[scene.background]}"
+        save_png_atomic(render(scene), path)
+        told = {"style": HELD_OUT_STYLES[scene.style], "content": content}
+        write_text(path.with_suffix(".json"), json.dumps(told, indent=1) + "\n")
+        paths.append(path)
+    return paths
+
+
+if __name__ == "__main__":
+    # Written anew, both folders hold the same bytes as before.
+    world = sys.argv[1] if len(sys.argv) > 1 else "world"
+    print(f"{len(write_subjects(f'{world}/subjects'))} photos in {world}/subjects")
+    print(f"{len(write_style_images(f'{world}/styles'))} style images in {world}/styles")

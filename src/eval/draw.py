@@ -1,0 +1,184 @@
+"""Requests to images on disk: each drawn once, written whole, and found again by what it was drawn from."""
+
+import hashlib
+import json
+import re
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from rich.progress import track
+
+from src.data.files import take_turns
+from src.data.pictures import image_grid, save_png_atomic
+from src.data.request import Request, reference_key
+from src.eval.results.results import Table
+
+ONLY_WITH_REFERENCE = "reference."
+
+
+class IdentifiedGenerator(Protocol):
+    """Draws requests, and can say what it draws with."""
+
+    batch_size: int
+
+    def identity(self, prompt: str | None = None) -> dict[str, str]:
+        """Settings and hashes of weights, of everything or of what ``prompt`` needs: equal ones draw equal images.
+
+        Keys that start with ``reference.`` do not change a request without a reference, so that arms of a sweep share
+        their plain images.
+        """
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse what could not be drawn, before the first of it is.
+
+        Raises:
+            ValueError: If there is such a request.
+        """
+
+    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
+        """One image per request."""
+
+
+def request_path(folder: Path, request: Request, drawn_with: dict[str, str]) -> Path:
+    """``<words of the prompt>_s<seed>_<hash>.png``; the hash covers prompt, seed and what it is drawn with."""
+    record = json.dumps([request.prompt, request.seed, sorted(drawn_with.items())])
+    words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:40]
+    return folder / f"{words}_s{request.seed:04d}_{hashlib.sha256(record.encode()).hexdigest()[:10]}.png"
+
+
+def request_paths(generator: IdentifiedGenerator, requests: Sequence[Request], folder: str | Path) -> list[Path]:
+    """Where each request is, or will be, in ``folder``.
+
+    Raises:
+        ValueError: If a request could not be drawn, or its reference cannot be read.
+    """
+    generator.check(requests)
+    return _paths(folder, requests, _drawn_with(generator, requests))
+
+
+def _paths(folder: str | Path, requests: Sequence[Request], drawn_with: Sequence[dict[str, str]]) -> list[Path]:
+    return [request_path(Path(folder), request, one) for request, one in zip(requests, drawn_with, strict=True)]
+
+
+def _drawn_with(generator: IdentifiedGenerator, requests: Sequence[Request]) -> list[dict[str, str]]:
+    """The generator's identity for each request, with the key of the reference if there is one."""
+    identities = {prompt: generator.identity(prompt) for prompt in {request.prompt for request in requests}}
+    keys = _reference_keys(requests)
+
+    def one(request: Request) -> dict[str, str]:
+        identity = identities[request.prompt]
+        if request.reference is not None:
+            return identity | {"reference": keys[request.reference]}
+        return {key: value for key, value in identity.items() if not key.startswith(ONLY_WITH_REFERENCE)}
+
+    return [one(request) for request in requests]
+
+
+def _reference_keys(requests: Sequence[Request]) -> dict[str, str]:
+    """Each image is read once."""
+    references = {request.reference for request in requests if request.reference is not None}
+    return {reference: reference_key(reference) for reference in references}
+
+
+def draw_missing(generator: IdentifiedGenerator, requests: Sequence[Request], folder: str | Path) -> list[Path]:
+    """Draw what ``folder`` does not hold yet.
+
+    A run that was killed goes on where it stopped; several processes share the work. Batches are cut from the whole
+    list, so that what is drawn anew stands in the batch that it stood in: not even rounding differs.
+
+    Returns:
+        One path per request, in order. The request stands in the PNG's text chunks.
+
+    Raises:
+        ValueError: If a request could not be drawn, or its reference cannot be read; nothing was drawn then.
+    """
+    generator.check(requests)
+    drawn_with = _drawn_with(generator, requests)
+    paths = _paths(folder, requests, drawn_with)
+    noted = dict(zip(paths, drawn_with, strict=True))
+    drawable = list(dict.fromkeys(zip(requests, paths, strict=True)))
+    size = generator.batch_size
+    batches = [drawable[start : start + size] for start in range(0, len(drawable), size)]
+    number = sum(not _is_drawn(batch) for batch in batches)
+    with closing(take_turns(batches, _lock_path, _is_drawn)) as turns:
+        for batch in track(turns, f"drawing {len(drawable)} images", total=number, disable=not number):
+            images = generator.sample([request for request, _ in batch])
+            for (request, path), image in zip(batch, images, strict=True):
+                if not path.exists():
+                    # What a generator has to say of an image, such as its singular spectra.
+                    said = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+                    told = said | {"prompt": request.prompt, "seed": str(request.seed)}
+                    save_png_atomic(image, path, told | noted[path])
+    return paths
+
+
+def manifest_lines(requests: Sequence[Request], paths: Sequence[Path]) -> str:
+    """JSON lines, one per request in order: file name, sha256 of the file, prompt, seed, reference if there is one."""
+    keys = _reference_keys(requests)
+    lines = [
+        {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        | {"prompt": request.prompt, "seed": request.seed}
+        | ({"reference": keys[request.reference]} if request.reference is not None else {})
+        for request, path in zip(requests, paths, strict=True)
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def _is_drawn(batch: Sequence[tuple[Request, Path]]) -> bool:
+    return all(path.exists() for _, path in batch)
+
+
+def _lock_path(batch: Sequence[tuple[Request, Path]]) -> Path:
+    names = " ".join(path.name for _, path in batch)
+    return batch[0][1].parent / ".locks" / f"{hashlib.sha256(names.encode()).hexdigest()[:16]}.lock"
+
+
+def write_grid(paths: Sequence[Path], requests: Sequence[Request], columns: int, target: str | Path) -> None:
+    """All images of a call as one picture."""
+    images = [Image.open(path) for path in paths]
+    save_png_atomic(image_grid(images, columns, [f"{r.prompt} | seed {r.seed}" for r in requests]), target)
+
+
+def measured_plan(generator: IdentifiedGenerator, requests: Sequence[Request], folder: str | Path) -> Table:
+    """Count images; draw two batches of what is missing, the first of which warms up; extrapolate from the second.
+
+    Returns:
+        Images asked for, there already and to draw; bytes, time left and peak memory.
+    """
+    wanted = dict(zip(request_paths(generator, requests, folder), requests, strict=True))
+    missing = [request for path, request in wanted.items() if not path.exists()]
+    size = generator.batch_size
+    seconds, drawn = 0.0, list[Path]()
+    for start in (0, size):
+        batch = missing[start : start + size]
+        begin = time.perf_counter()
+        drawn = draw_missing(generator, batch, folder) or drawn
+        seconds = (time.perf_counter() - begin) / len(batch) if batch else seconds
+    image_bytes = sum(path.stat().st_size for path in drawn) / max(len(drawn), 1)
+    left = max(len(missing) - 2 * size, 0)
+    rows = [
+        ["images asked for", str(len(wanted))],
+        ["there already", str(len(wanted) - len(missing))],
+        ["drawn now, to measure", str(len(missing) - left)],
+        ["left to draw", str(left)],
+        ["time for them", f"{left * seconds / 60:.1f} min ({seconds:.2f} s an image)"],
+        ["disk for them", f"{left * image_bytes / 1e6:.1f} MB"],
+        ["peak memory", f"{_peak_bytes() / 2**30:.1f} GiB"],
+    ]
+    return Table("Dry run", ["", ""], rows)
+
+
+def _peak_bytes() -> int:
+    """Of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,250 @@
+"""What a protocol leaves in the run folder: metrics.json, per_image.csv, table.md, picture grids, report.html."""
+
+import csv
+import io
+import json
+import math
+import shlex
+import subprocess
+import sys
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from src.data.files import whole_file, write_text
+from src.data.pictures import save_png_atomic
+from src.eval.results.report import Report
+
+Row = Mapping[str, Any]
+"""One image: concept, arm, prompt, seed and its scores; an empty text where a score does not apply."""
+
+
+def per_group(rows: Sequence[Row], by: str | Sequence[str], scores: Sequence[str]) -> list[dict[str, Any]]:
+    """Mean of each score in each group, in order of appearance.
+
+    Args:
+        rows: One per image.
+        by: Columns whose values make a group, e.g. ``("arm", "prompt")``.
+        scores: Columns to average over the images of the group that have them.
+
+    Returns:
+        Per group the columns of ``by``, ``num_images`` and the means; an empty text where no image has the score.
+
+    Raises:
+        ValueError: If rows lack a column.
+    """
+    by = (by,) if isinstance(by, str) else tuple(by)
+    _check_columns(rows, (*by, *scores))
+    groups: dict[tuple[Hashable, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[column] for column in by), []).append(row)
+    return [
+        {
+            **dict(zip(by, group, strict=True)),
+            "num_images": len(members),
+            **{score: _mean(row[score] for row in members) for score in scores},
+        }
+        for group, members in groups.items()
+    ]
+
+
+def worst(rows: Sequence[Row], score: str, n: int) -> list[dict[str, Any]]:
+    """The ``n`` rows with the lowest score, lowest first; rows to which the score does not apply are left out.
+
+    Raises:
+        ValueError: If rows lack the score.
+    """
+    _check_columns(rows, (score,))
+    scored = [dict(row) for row in rows if row[score] != ""]
+    return sorted(scored, key=lambda row: row[score])[:n]
+
+
+def disagreements(
+    rows_a: Sequence[Row], rows_b: Sequence[Row], keys: Sequence[str], score_up: str, score_down: str, n: int
+) -> list[dict[str, Any]]:
+    """Places where, from arm a to arm b, one score rises and another falls: look there before trusting either.
+
+    Ordered by rise times fall, largest first: that order is the same whatever the units of the two scores.
+
+    Args:
+        rows_a: One per place.
+        rows_b: One per place, the same places in any order.
+        keys: Columns that name a place, e.g. ``("concept", "prompt", "seed")``.
+        score_up: The score that rises.
+        score_down: The score that falls.
+        n: How many at most.
+
+    Returns:
+        Per place the keys and, positive, ``<score_up>_rise`` and ``<score_down>_fall``.
+
+    Raises:
+        ValueError: If rows lack a column, a place occurs twice in an arm, or the arms have different places.
+    """
+    scores = (score_up, score_down)
+    before, after = (_by_place(rows, keys, scores) for rows in (rows_a, rows_b))
+    if set(before) != set(after):
+        odd = min(set(before) ^ set(after), key=str)
+        raise ValueError(f"arms need the same places, but {dict(zip(keys, odd, strict=True))} is in one of them only")
+    found: list[dict[str, Any]] = []
+    for place, row in before.items():
+        rise, fall = _change(row, after[place], score_up), -_change(row, after[place], score_down)
+        if rise > 0 and fall > 0:
+            found.append({**dict(zip(keys, place, strict=True)), f"{score_up}_rise": rise, f"{score_down}_fall": fall})
+    found.sort(key=lambda row: row[f"{score_up}_rise"] * row[f"{score_down}_fall"], reverse=True)
+    return found[:n]
+
+
+def write_rows(rows: Sequence[Row], path: str | Path) -> None:
+    """Write ``<path>.csv`` and ``<path>.parquet``, each whole or not at all; a folder is made if need be.
+
+    An empty text is a missing value in Parquet. No rows make files without columns.
+
+    Args:
+        rows: All with the same columns, each column of one type.
+        path: Without suffix.
+
+    Raises:
+        ValueError: If rows differ in their columns or a column mixes types; then nothing is written.
+    """
+    columns = list(rows[0]) if rows else []
+    for number, row in enumerate(rows):
+        if set(row) != set(columns):
+            raise ValueError(f"rows need the same columns, row {number} differs in {sorted(set(row) ^ set(columns))}")
+    contents = {".parquet": _parquet(rows, columns), ".csv": _csv(rows, columns)}
+    for suffix, content in contents.items():
+        with whole_file(f"{path}{suffix}") as partial:
+            partial.write_bytes(content)
+
+
+def _parquet(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
+    arrays = {column: _array(column, [row[column] for row in rows]) for column in columns}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(arrays), buffer)
+    return buffer.getvalue()
+
+
+def _array(column: str, values: Sequence[Any]) -> pa.Array:
+    try:
+        return pa.array([None if value == "" else value for value in values])
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        types = sorted({type(value).__name__ for value in values})
+        raise ValueError(f"column {column!r} has to be of one type, got {', '.join(types)}") from error
+
+
+def _csv(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue().encode()
+
+
+def _by_place(rows: Sequence[Row], keys: Sequence[str], scores: Sequence[str]) -> dict[tuple[Hashable, ...], Row]:
+    _check_columns(rows, (*keys, *scores))
+    places = {tuple(row[key] for key in keys): row for row in rows}
+    if len(places) != len(rows):
+        raise ValueError(
+            f"{len(rows)} rows name only {len(places)} places by {', '.join(keys)}; add a column that differs"
+        )
+    return places
+
+
+def _check_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:
+    for row in rows:
+        if missing := [column for column in columns if column not in row]:
+            raise ValueError(f"rows have no column {missing[0]!r}, choose from {', '.join(row)}")
+
+
+def _change(before: Row, after: Row, score: str) -> float:
+    """Not a number, which neither rises nor falls, where the score does not apply."""
+    return math.nan if "" in (before[score], after[score]) else after[score] - before[score]
+
+
+def _mean(values: Iterable[Any]) -> float | str:
+    present = [value for value in values if value != ""]
+    return math.fsum(present) / len(present) if present else ""
+
+
+PACKAGES = ("torch", "open_clip_torch", "timm", "diffusers", "pillow", "numpy")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, with a title."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """A pipe table under its title."""
+        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
+        return f"### {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+    def plain(self) -> str:
+        """Cells in columns, for a terminal."""
+        widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in self.rows)
+        return "\n".join(line.rstrip() for line in (self.title, *lines))
+
+
+def provenance() -> dict[str, Any]:
+    """What it takes to get the same numbers again: command, commit, package versions."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "git_commit": _git_commit(),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def write_results(
+    run_dir: str | Path,
+    title: str,
+    metrics: Mapping[str, Any],
+    tables: Sequence[Table],
+    rows: Sequence[Mapping[str, Any]],
+    grids: Mapping[str, Image.Image],
+) -> None:
+    """Write everything, each file whole or not at all.
+
+    Args:
+        run_dir: The run folder.
+        title: Of ``report.html``.
+        metrics: Content of ``metrics.json``.
+        tables: Content of ``table.md``.
+        rows: Lines of ``per_image.csv`` and ``per_image.parquet``, all with the keys of the first.
+        grids: File stem to picture.
+    """
+    folder = Path(run_dir)
+    report = Report(title)
+    for table in tables:
+        report.add_table(table.columns, table.rows, table.title)
+    for name, grid in grids.items():
+        save_png_atomic(grid, folder / f"{name}.png")
+        report.add_image(grid, name)
+    report.add_config(
+        {key: metrics[key] for key in ("profile", "encoders", "generator", "seed") if key in metrics}, "Profile"
+    )
+    report.add_config(provenance(), "Provenance")
+    report.write(folder / "report.html")
+    write_rows(rows, folder / "per_image")
+    write_text(folder / "table.md", "\n".join(table.markdown() for table in tables))
+    # Last: where metrics.json is, everything is.
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def _git_commit() -> str:
+    """Hash of the checked-out commit, marked when tracked files differ from it."""
+    commands = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    try:
+        runs = [subprocess.run(["git", *rest], capture_output=True, text=True, check=True) for rest in commands]
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    commit, changes = (run.stdout.strip() for run in runs)
+    return f"{commit}-dirty" if changes else commit

@@ -1,0 +1,156 @@
+"""A sweep as a picture and as one page: figure, tables, prompts by points, worst cases, disagreements."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from src.data.images import load_image
+from src.data.pictures import image_grid
+from src.eval.results.report import Report
+from src.eval.results.results import Table, disagreements, provenance, worst
+from src.eval.statistics.bootstrap import Interval
+from src.eval.sweeps.points import Point
+
+INK, SOFT = "#2f6fde", "#9aa2ad"
+
+
+def comparison_figure(
+    labels: Sequence[str], means: Sequence[Mapping[str, Interval]], frontiers: Sequence[tuple[str, str]] = ()
+) -> Image.Image:
+    """One panel per score, points from top to bottom; then one score against another, pair by pair.
+
+    Args:
+        labels: Of the points, the baseline first.
+        means: By point, the interval of each score.
+        frontiers: The scores across and up in the last panels.
+    """
+    scores = list(means[0])
+    panels = len(scores) + len(frontiers)
+    # A Figure of its own: pyplot keeps global state and picks a display.
+    figure = Figure(figsize=(1.5 + 2.6 * panels, 1.2 + 0.45 * max(len(labels), 3)), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for index, (panel, score) in enumerate(zip(axes, scores, strict=False)):
+        _forest(panel, [by[score] for by in means], score)
+        panel.set_yticks(range(len(labels)), labels if index == 0 else [""] * len(labels))
+    for panel, frontier in zip(axes[len(scores) :], frontiers, strict=True):
+        _frontier(panel, labels, means, *frontier)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return Image.open(buffer).convert("RGB")
+
+
+def _forest(axes: Axes, intervals: Sequence[Interval], score: str) -> None:
+    for row, interval in enumerate(intervals):
+        color = SOFT if row == 0 else INK
+        axes.plot([interval.low, interval.high], [row, row], color=color, linewidth=2)
+        axes.plot(interval.mean, row, "o", color=color)
+    axes.axvline(intervals[0].mean, color=SOFT, linewidth=0.8, linestyle=":")
+    axes.set(title=score, ylim=(len(intervals) - 0.5, -0.5))
+    _plain(axes)
+
+
+def _frontier(axes: Axes, labels: Sequence[str], means: Sequence[Any], across: str, up: str) -> None:
+    x, y = [by[across].mean for by in means], [by[up].mean for by in means]
+    if in_order(labels):
+        axes.plot(x, y, "-", color=SOFT, linewidth=0.8)
+    for row, (at_x, at_y) in enumerate(zip(x, y, strict=True)):
+        axes.plot(at_x, at_y, "o", color=SOFT if row == 0 else INK)
+        axes.annotate(str(row + 1), (at_x, at_y), textcoords="offset points", xytext=(5, 4), fontsize=8)
+    axes.set(title="frontier", xlabel=across, ylabel=up)
+    _plain(axes)
+
+
+def in_order(labels: Sequence[str]) -> bool:
+    """Whether the points are rising or falling values of one key, such as ``alpha``: only those have an order."""
+    keys, values = zip(*(label.rpartition("=")[::2] for label in labels), strict=True)
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        return False
+    return len(set(keys)) == 1 and numbers in (sorted(numbers), sorted(numbers, reverse=True))
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+GRIDS, SHOWN, LISTED = 3, 10, 8
+MIN_SIDE = 128
+
+
+def comparison_page(
+    folder: Path,
+    title: str,
+    points: Sequence[Point],
+    tables: Sequence[Table],
+    figure: Image.Image,
+    failures: Mapping[str, str],
+) -> Report:
+    """Put the page together; images come from ``folder/images``."""
+    report = Report(title)
+    report.add_image(figure, "means with 95% intervals; points are numbered from top to bottom in the frontier")
+    for table in tables:
+        report.add_table(table.columns, table.rows, table.title)
+    for label, sentence in failures.items():
+        report.add_text(sentence, f"Failed: {label}")
+    for name, grid in prompt_grids(folder / "images", points).items():
+        report.add_image(grid, f"{name}: a line per point, numbered as in the frontier; the same seed in every column")
+    for path in sorted(points[0].folder.glob("grid_*.png"))[:GRIDS]:
+        with Image.open(path) as grid:
+            report.add_image(grid, f"{path.stem} of {points[0].label}, beside its references")
+    text, image = points[0].scores[0], points[0].scores[-1]
+    columns = [*points[0].keys, *points[0].scores]
+    for point in points:
+        _add_rows(report, worst(point.rows, image, LISTED), columns, f"Lowest {image}: {point.label}")
+    for point in points[1:]:
+        found = disagreements(points[0].rows, point.rows, point.keys, text, image, LISTED)
+        _add_rows(report, found, list(found[0]) if found else [], f"{text} rises and {image} falls: {point.label}")
+    report.add_config({key: points[0].metrics[key] for key in ("profile", "encoders", "rules")}, "Profile")
+    report.add_config(provenance(), "Provenance")
+    return report
+
+
+def prompt_grids(images: Path, points: Sequence[Point]) -> dict[str, Image.Image]:
+    """Points by prompts, of the first members of the last factor, with the first image of each prompt."""
+    first = points[0]
+    factor = first.keys[-2]
+    grids = {}
+    for member in list(dict.fromkeys(row[factor] for row in first.rows))[:GRIDS]:
+        at = _shown([(index, row["prompt"]) for index, row in enumerate(first.rows) if row[factor] == member])
+        shown = [(point.rows[index], number) for number, point in enumerate(points, 1) for index in at]
+        cells = [_enlarged(load_image(images / row["file"])) for row, _ in shown]
+        captions = [f"{number}. {row['prompt']}" for row, number in shown]
+        grids[f"{factor} {member}"] = image_grid(cells, len(at), captions)
+    return grids
+
+
+def _shown(prompts: Sequence[tuple[int, str]]) -> list[int]:
+    """The first place of each prompt, evenly over the prompts."""
+    places: dict[str, int] = {}
+    for place, prompt in prompts:
+        places.setdefault(prompt, place)
+    return list(places.values())[:: -(-len(places) // SHOWN)]
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    scale = max(1, -(-MIN_SIDE // min(image.size)))
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def _add_rows(report: Report, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], heading: str) -> None:
+    if rows:
+        report.add_table(columns, [[_cell(row[column]) for column in columns] for row in rows], heading)
+
+
+def _cell(value: Any) -> str:
+    """Three digits for what is a fraction."""
+    try:
+        return f"{float(value):.3f}" if "." in str(value) else str(value)
+    except ValueError:
+        return str(value)

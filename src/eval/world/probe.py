@@ -1,0 +1,46 @@
+"""Reads object, colour, pattern and background off an image of the world; it only measures, no method sees it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+from PIL import Image
+
+from src.data.world.datamodules import ATTRIBUTES
+from src.eval.encoders.network import LOCAL, Preprocessing
+
+BATCH = 64
+
+
+class Probe:
+    """The classifier that ``python train.py +experiment=world/probe`` trains on ground truth.
+
+    Args:
+        model: A timm folder, such as ``local-dir:world/probe``.
+        device: Where it runs.
+
+    Raises:
+        ValueError: If there is no such folder, or its model answers other questions.
+    """
+
+    def __init__(self, model: str, device: str = "cpu") -> None:
+        folder = Path(model.removeprefix(LOCAL))
+        if not (folder / "config.json").exists():
+            raise ValueError(f"there is no probe in {folder}; train it: python train.py +experiment=world/probe")
+        self.model = timm.create_model(model, pretrained=True).eval().to(device)
+        self.sizes = [len(words) for words in ATTRIBUTES.values()]
+        if self.model.num_classes != sum(self.sizes):
+            raise ValueError(f"the probe in {folder} has {self.model.num_classes} outputs, not {sum(self.sizes)}")
+        config = self.model.pretrained_cfg
+        side = config["input_size"][-1]
+        self.preprocessing = Preprocessing(side, side, tuple(config["mean"]), tuple(config["std"]))
+
+    @torch.inference_mode()
+    def read(self, images: Sequence[Image.Image]) -> dict[str, list[str]]:
+        """One word per image for each of ``ATTRIBUTES``."""
+        pixel_values = torch.stack([self.preprocessing(image) for image in images])
+        device = next(self.model.parameters()).device
+        logits = torch.cat([self.model(batch.to(device)).cpu() for batch in pixel_values.split(BATCH)])
+        answers = zip(ATTRIBUTES.items(), logits.split(self.sizes, -1), strict=True)
+        return {name: [words[index] for index in one.argmax(-1).tolist()] for (name, words), one in answers}

@@ -1,0 +1,109 @@
+"""One concept in one file: the key and value rows of "V* noun" in every cross-attention layer."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from src.data.files import whole_file
+
+FORMAT = "atelier-concept-bank-1"
+
+
+@dataclass(frozen=True)
+class ConceptBank:
+    """What LaTexBlend keeps of a subject (its h_c).
+
+    Attributes:
+        rows: ``k.<layer>`` and ``v.<layer>`` to ``(S, D)``; row 0 is V*, the others are the noun's tokens.
+        metadata: ``class_noun``, ``modifier_token``, ``backbone``, ``backbone_hash``, ``templates``, training settings.
+    """
+
+    rows: Mapping[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def class_noun(self) -> str:
+        """The word that stands for the subject in plain prompts."""
+        return self.metadata["class_noun"]
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows per layer: V* and the noun's tokens."""
+        return next(iter(self.rows.values())).shape[0]
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
+        """Write atomically; ``S * sum(D) * 2`` numbers and a header."""
+        path = Path(path)
+        # Contiguous copies: a view would drag its whole storage into the file.
+        tensors = {name: row.detach().to("cpu", dtype).contiguous().clone() for name, row in self.rows.items()}
+        metadata = {**self.metadata, "format": FORMAT, "sha256": _digest(tensors)}
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata=metadata)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ConceptBank":
+        """Read and verify a bank.
+
+        Raises:
+            ValueError: If the file is missing, truncated, no bank, or its content does not match its hash.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"no concept bank at {path}; training writes one to <run folder>/exports/*.safetensors")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as a concept bank ({error}); it may be truncated") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(
+                f"{path} is no concept bank: its format is {metadata.get('format')!r}, expected {FORMAT!r}"
+            )
+        if metadata.get("sha256") != _digest(tensors):
+            raise ValueError(f"{path} was changed after it was written: its content does not match its sha256")
+        return cls(tensors, metadata)
+
+    def check(self, backbone_hash: str, widths: Mapping[str, int], name: str) -> None:
+        """Make sure that the bank belongs to a backbone.
+
+        Args:
+            backbone_hash: Of the backbone's cross-attention projections.
+            widths: Output width of each of them.
+            name: What the backbone is called.
+
+        Raises:
+            ValueError: If it was made for another one.
+        """
+        if self.metadata.get("backbone_hash") != backbone_hash:
+            made_for = f"{self.metadata.get('backbone')} ({self.metadata.get('backbone_hash')})"
+            raise ValueError(f"this bank was made for the backbone {made_for}, but {name} is {backbone_hash}")
+        expected = {layer: (self.num_tokens, width) for layer, width in widths.items()}
+        actual = {layer: tuple(row.shape) for layer, row in self.rows.items()}
+        if expected != actual:
+            wrong = sorted(
+                layer for layer in expected.keys() | actual.keys() if expected.get(layer) != actual.get(layer)
+            )
+            raise ValueError(
+                f"bank and backbone differ in {len(wrong)} layers, first {wrong[0]}: "
+                f"bank {actual.get(wrong[0])}, backbone {expected.get(wrong[0])}"
+            )
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "ConceptBank":
+        """Rows on a device, in a precision."""
+        return ConceptBank({name: row.to(device, dtype) for name, row in self.rows.items()}, self.metadata)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

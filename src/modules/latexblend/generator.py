@@ -1,0 +1,281 @@
+"""Any number of concepts in one image: LaTexBlend's inference (Eq. 10) on a stock pipeline."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from src.data.prompts import FIXED_TEMPLATE, concept_positions, concept_span, parse_prompt, tokenize
+from src.data.request import Request
+from src.modules.backbones.unet import DiffusionBackbone, cross_attention_projections
+from src.modules.generator import settled, usable_device
+from src.modules.latexblend.bank import ConceptBank
+from src.modules.latexblend.guidance import BlendingGuidance
+from src.modules.latexblend.rows import ProjectionCache, cached_projections, replace_rows
+from src.modules.training.diffusion import denoising_errors
+
+Placement = tuple[ConceptBank, list[int]]
+"""A bank and the token positions of one mention."""
+
+
+class BlendedText:
+    """The transform that writes concepts into the conditional rows of a batch.
+
+    Args:
+        placements: For every prompt of the batch, in the pipeline's order, the concepts that it mentions.
+        bind: Give V*'s key the noun's, as the reference code does: both tokens attend alike.
+        keep_context: The banks hold ``concept_offsets``; they are added to the prompt's own rows.
+    """
+
+    def __init__(
+        self, placements: Sequence[Sequence[Placement]], bind: bool = False, keep_context: bool = False
+    ) -> None:
+        self.placements, self.bind, self.keep_context = placements, bind, keep_context
+
+    def __call__(self, name: str, hidden: Tensor, projected: Tensor) -> Tensor:
+        """Keys or values ``(rows, L, D)``; conditional rows are the last ones, as in every stock pipeline.
+
+        Raises:
+            ValueError: If the batch is neither the prompts alone nor, for guidance, twice as many.
+        """
+        number, rows = len(self.placements), projected.shape[0]
+        if rows not in (number, 2 * number):
+            raise ValueError(f"concepts were placed for {number} prompts, but the UNet got {rows} rows of text")
+        blended = projected.clone()
+        for row, placements in enumerate(self.placements, start=rows - number):
+            for bank, positions in placements:
+                concept = bank.rows[name] + blended[row, positions] if self.keep_context else bank.rows[name]
+                blended[row] = replace_rows(blended[row], concept, positions)
+                if self.bind and name.startswith("k."):
+                    blended[row, positions[0]] = blended[row, positions[-1]]
+        return blended
+
+
+@contextlib.contextmanager
+def blended(
+    unet: nn.Module,
+    placements: Sequence[Sequence[Placement]],
+    blending_start: float = 1.0,
+    bind: bool = False,
+    keep_context: bool = False,
+) -> Iterator[None]:
+    """While active, ``unet`` sees the concepts; afterwards it is bit for bit what it was.
+
+    Text keys and values do not depend on the timestep: each layer computes them once per call of the pipeline.
+
+    Args:
+        unet: Of any stock pipeline: text-to-image, img2img, inpainting, ControlNet.
+        placements: Concepts and positions of every prompt in the batch.
+        blending_start: Concepts act at timesteps below this share of the noise schedule; 1 is always.
+        bind: See ``BlendedText``.
+        keep_context: See ``BlendedText``.
+
+    Raises:
+        ValueError: If ``blending_start`` is not in (0, 1].
+    """
+    if not 0 < blending_start <= 1:
+        raise ValueError(f"blending_start is {blending_start}; give a share of the noise schedule in (0, 1]")
+    plain, concepts = ProjectionCache(), ProjectionCache(BlendedText(placements, bind, keep_context))
+    current = [concepts]
+
+    def before_unet(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        early = float(torch.as_tensor(timestep).flatten()[0]) >= 1000 * blending_start
+        current[0] = plain if early else concepts
+
+    # Reading the timestep waits for the device, so it is read only where it matters.
+    handle = unet.register_forward_pre_hook(before_unet, with_kwargs=True) if blending_start < 1 else None
+    try:
+        with cached_projections(unet, lambda: current[0]):
+            yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+@torch.no_grad()
+def concept_offsets(backbone: DiffusionBackbone, bank: ConceptBank) -> ConceptBank:
+    """What a concept changes in the rows of its noun: the bank's less those of "a noun" in the same template.
+
+    A row of a bank says where its phrase stood when it was extracted: first, alone, in a photo. Added to the rows of
+    a prompt instead of put in their place, the offsets leave what those say of their own context.
+    """
+    template = bank.metadata.get("extraction_template", FIXED_TEMPLATE)
+    prompt, span = concept_span(backbone.tokenizers[0], template, bank.class_noun)
+    generic = backbone.encode_text([prompt]).prompt_embeds[0, span]
+    projections = cross_attention_projections(backbone.unet)
+    rows = {name: row - projections[name](generic).to(row) for name, row in bank.rows.items()}
+    return ConceptBank(rows, bank.metadata)
+
+
+class ConceptGenerator:
+    """Draws prompts that may mention concepts: ``a <rex> next to a <mittens>``.
+
+    Args:
+        backbone: The stock model.
+        banks: Concept name to bank, or to the path of one.
+        num_inference_steps: Of the backbone's own scheduler; None for the backbone's own, as in the next two.
+        guidance_scale: Classifier-free guidance.
+        keep_context: Add each concept to what the prompt says at its place, instead of replacing it; an extension.
+        blending_start: See ``blended``.
+        bind: See ``BlendedText``.
+        blending_guidance: For many or similar concepts in one image; None for none.
+        batch_size: Images at a time; does not change an image beyond rounding.
+        resolution: Image side; None for the backbone's own.
+        negative_prompt: For guidance.
+        device: Where to draw, as torch names it or ``auto``; None leaves the backbone where it is.
+
+    Raises:
+        ValueError: If a bank does not fit the backbone, or torch cannot use the device.
+    """
+
+    def __init__(
+        self,
+        backbone: DiffusionBackbone,
+        banks: Mapping[str, ConceptBank | str] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        keep_context: bool | None = None,
+        blending_start: float = 1.0,
+        bind: bool = False,
+        blending_guidance: BlendingGuidance | None = None,
+        batch_size: int = 8,
+        resolution: int | None = None,
+        negative_prompt: str = "",
+        device: str | None = None,
+    ) -> None:
+        if device is not None:
+            backbone.to(usable_device(device, "method.device"))
+        self.backbone = backbone
+        self.num_inference_steps, self.guidance_scale, self.keep_context = settled(
+            backbone.sampling,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            keep_context=keep_context,
+        ).values()
+        widths = {name: linear.out_features for name, linear in cross_attention_projections(backbone.unet).items()}
+        self.banks = {}
+        for name, bank in (banks or {}).items():
+            loaded = bank if isinstance(bank, ConceptBank) else ConceptBank.load(bank)
+            loaded.check(backbone.cross_attention_hash, widths, backbone.name)
+            loaded = loaded.to(backbone.device, backbone.dtype)
+            self.banks[name] = concept_offsets(backbone, loaded) if self.keep_context else loaded
+        self.blending_start, self.bind, self.batch_size = blending_start, bind, batch_size
+        self.blending_guidance = blending_guidance or BlendingGuidance()
+        self.resolution, self.negative_prompt = resolution or backbone.resolution, negative_prompt
+
+    def place(self, prompt: str) -> tuple[str, list[Placement]]:
+        """The plain prompt, and which bank goes to which token positions.
+
+        Raises:
+            ValueError: If a mention is unknown, the prompt too long, or the noun is tokenised unlike in training.
+        """
+        marked, rows = concept_positions(self.backbone.tokenizers[0], prompt, self._nouns)
+        tokenize(self.backbone.tokenizers[0], [marked.plain])
+        placements = [(self.banks[name], positions) for name, positions in rows]
+        for (name, positions), (bank, _) in zip(rows, placements, strict=True):
+            if len(positions) != bank.num_tokens:
+                raise ValueError(
+                    f"<{name}> takes {len(positions)} tokens in {marked.plain!r}, but its bank has {bank.num_tokens}; "
+                    "write it as a word of its own"
+                )
+        return marked.plain, placements
+
+    @property
+    def _nouns(self) -> dict[str, str]:
+        return {name: bank.class_noun for name, bank in self.banks.items()}
+
+    def readable(self, prompt: str) -> str:
+        """The prompt without the words at its end for which the text encoder has no room.
+
+        Raises:
+            ValueError: If a mention is unknown.
+        """
+        tokenizer, words = self.backbone.tokenizers[0], prompt.split(" ")
+
+        def fits(text: str) -> bool:
+            plain = parse_prompt(text, self._nouns).plain
+            return len(tokenizer(plain, verbose=False).input_ids) <= tokenizer.model_max_length
+
+        starts = (" ".join(words[:number]) for number in range(len(words), -1, -1))
+        return next(start for start in starts if fits(start))
+
+    def identity(self, prompt: str | None = None) -> dict[str, str]:
+        """What an image depends on beside text and seed; of the banks only those that ``prompt`` mentions, if given."""
+        settings = (self.num_inference_steps, self.guidance_scale, self.blending_start, self.bind, self.resolution)
+        banks = {f"bank.{name}": bank.metadata.get("sha256", "") for name, bank in self.banks.items()}
+        if prompt is not None:
+            banks = {key: value for key, value in banks.items() if f"<{key.removeprefix('bank.')}>" in prompt}
+        return {
+            "backbone": f"{self.backbone.name} {self.backbone.cross_attention_hash} {self.backbone.dtype}",
+            "settings": " ".join(map(str, settings)),
+            "negative_prompt": self.negative_prompt,
+            **({"keep_context": "true"} if self.keep_context else {}),
+            **({"blending_guidance": str(self.blending_guidance)} if self.blending_guidance.num_steps else {}),
+            **banks,
+        }
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse what could not be drawn.
+
+        Raises:
+            ValueError: If a request asks for a style, for an unknown concept, or for more text than the text encoder
+                takes.
+        """
+        self._placed(requests)
+
+    def _placed(self, requests: Sequence[Request]) -> list[tuple[str, list[Placement]]]:
+        if any(request.reference is not None for request in requests):
+            raise ValueError("a style was given, but this method draws concepts, not styles: add method=style_svd")
+        return [self.place(self.readable(one.prompt) if one.truncate else one.prompt) for one in requests]
+
+    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
+        """Draw each request with its own seed; the result does not depend on what else is in the batch.
+
+        Raises:
+            ValueError: As of ``check``; nothing was drawn then.
+        """
+        placed = self._placed(requests)
+        images: list[Image.Image] = []
+        for start in range(0, len(requests), self.batch_size):
+            stop = start + self.batch_size
+            images += self._draw(placed[start:stop], [request.seed for request in requests[start:stop]])
+        return images
+
+    def _blended(self, placed: Sequence[tuple[str, list[Placement]]]) -> contextlib.AbstractContextManager[None]:
+        placements = [concepts for _, concepts in placed]
+        return blended(self.backbone.unet, placements, self.blending_start, self.bind, self.keep_context)
+
+    @torch.no_grad()
+    def _draw(self, placed: Sequence[tuple[str, list[Placement]]], seeds: Sequence[int]) -> list[Image.Image]:
+        phrases = [[positions for _, positions in concepts] for _, concepts in placed]
+        with self._blended(placed):
+            return self.backbone.pipeline(
+                [plain for plain, _ in placed],
+                negative_prompt=[self.negative_prompt] * len(placed),
+                num_inference_steps=self.num_inference_steps,
+                guidance_scale=self.guidance_scale,
+                height=self.resolution,
+                width=self.resolution,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                **self.blending_guidance.arguments(self.backbone.pipeline, phrases),
+            ).images
+
+    def denoising_errors(
+        self, images: Sequence[Image.Image], captions: Sequence[str], seeds: Sequence[int]
+    ) -> list[float]:
+        """How well each image is denoised under its caption, concepts included; see ``denoising_errors``.
+
+        Raises:
+            ValueError: As of ``place``.
+        """
+        placed = [self.place(caption) for caption in captions]
+        errors: list[float] = []
+        for start in range(0, len(images), self.batch_size):
+            at = slice(start, start + self.batch_size)
+            text = self.backbone.encode_text([plain for plain, _ in placed[at]])
+            with self._blended(placed[at]):
+                errors += denoising_errors(self.backbone, images[at], text, seeds[at], self.resolution)
+        return errors

@@ -1,0 +1,278 @@
+"""LLMDiff-Adapter (Dong et al., ACM MM 2024, arXiv 2502.04412): everything that is trained, and its place in a UNet.
+
+Shapes: B prompts, T terms per token, L tokens, D width of the language model, W width of the UNet's text.
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from src.data.files import digest, read_tensors, write_tensors
+from src.modules.backbones.unet import Conditioning, DiffusionBackbone
+from src.modules.llmdiff.aggregation import Aggregation, Generators
+from src.modules.llmdiff.attention import (
+    AdditionalAttention,
+    JointProcessor,
+    OriginalProcessor,
+    cross_attentions,
+    pack,
+    processors_set,
+)
+from src.modules.llmdiff.encoder import LLMEncoder, TextStates
+from src.modules.llmdiff.options import AdapterOptions
+
+FORMAT = "atelier-llmdiff-adapter-1"
+
+
+class LLMDiffAdapter(nn.Module):
+    """Aggregation of the language model's states, phi, and one additional cross-attention per layer of the UNet.
+
+    At the start the additional attention adds nothing and phi gives every prompt the base model's empty one
+    (``phi_bias=rows``): the UNet is then, up to rounding, the pretrained one with an empty prompt, for every prompt
+    that is not longer than the base model's.
+
+    Args:
+        unet: Gives the layers; it is neither kept nor changed.
+        empty_prompt: The base model's text for the empty prompt, ``(1, S, W)``, and for SDXL the pooled one.
+        width: D.
+        num_terms: T.
+        options: See ``AdapterOptions``.
+
+    Raises:
+        ValueError: If the options do not fit the features, or the UNet's projections are fused.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        empty_prompt: Conditioning,
+        width: int,
+        num_terms: int,
+        options: AdapterOptions | None = None,
+    ) -> None:
+        super().__init__()
+        self.options = options or AdapterOptions()
+        self.metadata: dict[str, str] = {}
+        rows = empty_prompt.prompt_embeds[0].detach().float()
+        self.width, self.num_terms, self.text_width = width, num_terms, rows.shape[-1]
+        self.aggregation = Aggregation(width, num_terms, self.options)
+        self.phi = nn.Linear(width, self.text_width, bias=False)
+        nn.init.normal_(self.phi.weight, std=self.options.phi_std)
+        self.phi_bias = nn.Parameter(rows.clone() if self.options.phi_bias == "rows" else rows.mean(0, keepdim=True))
+        self.bottleneck, context_width = self._context(width)
+        # Module names may not contain dots.
+        self.layers = nn.ModuleDict(
+            {
+                name.replace(".", "/"): AdditionalAttention(attention, context_width, self.options.branch_init)
+                for name, attention in cross_attentions(unet).items()
+            }
+        )
+        self.pooled = _pooled(width, empty_prompt.pooled_prompt_embeds)
+        self.float()
+
+    @classmethod
+    def for_backbone(
+        cls, backbone: DiffusionBackbone, encoder: LLMEncoder, options: AdapterOptions | None = None
+    ) -> "LLMDiffAdapter":
+        """A new adapter between a language model and a backbone."""
+        adapter = cls(backbone.unet, backbone.encode_text([""]), encoder.width, encoder.num_terms, options)
+        return adapter.to(backbone.device)
+
+    def _context(self, width: int) -> tuple[nn.Module, int]:
+        """What narrows c before the additional keys and values, and the width that they see."""
+        if self.options.key_value == "phi":
+            return nn.Identity(), self.text_width
+        if self.options.bottleneck is None:
+            return nn.Identity(), width
+        return nn.Linear(width, self.options.bottleneck), self.options.bottleneck
+
+    def forward(self, text: TextStates, generators: Generators = None) -> Conditioning:
+        """Text as the UNet takes it while the adapter is installed, in float32.
+
+        The original attention sees ``max(L, S)`` positions, as a base model sees its padding; the additional one sees
+        the real tokens alone.
+
+        Args:
+            text: Of ``LLMEncoder.encode``.
+            generators: See ``Aggregation.forward``.
+
+        Returns:
+            ``prompt_embeds``, a packed text (see ``cross_attention``), and for SDXL ``pooled_prompt_embeds``.
+        """
+        text = text.to(self.phi_bias.device)
+        joined = self.aggregation(text.states, text.mask, generators)
+        missing = max(self.phi_bias.shape[0] - joined.shape[1], 0)
+        tokens, mask = F.pad(joined, (0, 0, 0, missing)), F.pad(text.mask, (0, missing))
+        position = torch.arange(tokens.shape[1], device=tokens.device)
+        projected = self.phi(tokens) + self.phi_bias[position.clamp(max=len(self.phi_bias) - 1)]
+        context = tokens[..., :0] if self.options.key_value == "phi" else self.bottleneck(tokens)
+        seen = mask | (position < len(self.phi_bias))
+        pooled = None if self.pooled is None else self.pooled(self._pool(joined, text.mask))
+        return Conditioning(pack(projected, context, seen, mask), pooled)
+
+    def _pool(self, joined: Tensor, mask: Tensor) -> Tensor:
+        """``(B, L, D)`` to ``(B, D)``; padding is zero."""
+        lengths = mask.sum(1)
+        if self.options.pooling == "mean":
+            return joined.sum(1) / lengths[:, None]
+        return joined[torch.arange(len(joined), device=joined.device), lengths - 1]
+
+    @contextlib.contextmanager
+    def installed(self, unet: nn.Module, controlnet: nn.Module | None = None, strength: float = 1.0) -> Iterator[None]:
+        """While active, ``unet`` takes this adapter's text; afterwards it is bit for bit what it was.
+
+        LoRAs on the UNet act on the original attention. A ControlNet gets phi(c) as its text.
+
+        Args:
+            unet: The one that the adapter was made for.
+            controlnet: One, or several in one module, that run on the same text.
+            strength: Of what was learnt beside phi: 0 leaves the original attention alone with phi(c).
+
+        Raises:
+            ValueError: If the UNet has other layers, another adapter is on it, or ``strength`` is negative.
+        """
+        if strength < 0:
+            raise ValueError(f"strength is {strength}; give 0 for the base, 1 for the adapter, or a number between")
+        attentions = cross_attentions(unet)
+        self._check_layers(attentions)
+        processors = {
+            attention: JointProcessor(attention.processor, self.text_width, self._layer(name), strength)
+            for name, attention in attentions.items()
+        }
+        others = {} if controlnet is None else cross_attentions(controlnet)
+        text_only = {other: OriginalProcessor(other.processor, self.text_width) for other in others.values()}
+        with processors_set({**processors, **text_only}):
+            yield
+
+    def _layer(self, name: str) -> AdditionalAttention:
+        layer = self.layers[name.replace(".", "/")]
+        assert isinstance(layer, AdditionalAttention)
+        return layer
+
+    def _check_layers(self, attentions: Mapping[str, Attention]) -> None:
+        expected = {name.replace("/", "."): self._layer(name).to_q.weight.shape for name in self.layers}
+        given = {name: attention.to_q.weight.shape for name, attention in attentions.items()}
+        if expected != given:
+            wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
+            raise ValueError(
+                f"this adapter was made for another UNet: {len(wrong)} cross-attention layers differ, first {wrong[0]}"
+            )
+
+    def content_hash(self) -> str:
+        """Of all weights."""
+        return digest({name: tensor.detach().cpu() for name, tensor in self.state_dict().items()})
+
+    def save(
+        self,
+        path: str | Path,
+        encoder: LLMEncoder,
+        backbone: DiffusionBackbone,
+        num_steps: int,
+        extra: Mapping[str, str] | None = None,
+    ) -> Path:
+        """Write ``adapter.safetensors``: the weights, and what they belong to.
+
+        Args:
+            path: Of the file.
+            encoder: That it was trained with.
+            backbone: That it was trained on.
+            num_steps: How long.
+            extra: Further metadata, such as the training's settings.
+        """
+        metadata = {
+            **(extra or {}),
+            "format": FORMAT,
+            "llm": encoder.identity.name,
+            "llm_revision": encoder.identity.revision,
+            "llm_dtype": encoder.identity.dtype,
+            "llm_width": str(self.width),
+            "num_terms": str(self.num_terms),
+            "encoding": json.dumps(asdict(encoder.options)),
+            "adapter": json.dumps(asdict(self.options)),
+            "backbone": backbone.name,
+            "backbone_hash": backbone.cross_attention_hash,
+            "num_steps": str(num_steps),
+        }
+        return write_tensors(path, self.state_dict(), metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, backbone: DiffusionBackbone) -> "LLMDiffAdapter":
+        """Read an adapter for a backbone; every tensor of the file is applied, and every one of the adapter is set.
+
+        Raises:
+            ValueError: If the file is missing, damaged or no adapter, or was made for another UNet.
+        """
+        metadata, tensors = read_tensors(path, FORMAT, "an LLMDiff adapter")
+        if metadata["backbone_hash"] != backbone.cross_attention_hash:
+            raise ValueError(
+                f"{path} was made for the UNet of {metadata['backbone']} ({metadata['backbone_hash']}), but "
+                f"{backbone.name} is {backbone.cross_attention_hash}; give its backbone"
+            )
+        options = AdapterOptions(**json.loads(metadata["adapter"]))
+        width, num_terms = int(metadata["llm_width"]), int(metadata["num_terms"])
+        pooled = tensors.get("pooled.bias")
+        empty_prompt = Conditioning(tensors["phi_bias"][None], None if pooled is None else pooled[None])
+        adapter = cls(backbone.unet, empty_prompt, width, num_terms, options).to(backbone.device)
+        _apply(adapter, tensors, path)
+        adapter.metadata = metadata
+        return adapter.requires_grad_(False).eval()
+
+    def check_encoder(self, encoder: LLMEncoder) -> None:
+        """Make sure that an encoder gives what this adapter was trained on.
+
+        Another precision changes pictures a little: that is a warning.
+
+        Raises:
+            ValueError: If width or number of states differ, or, for an adapter from a file, the language model itself.
+        """
+        if (encoder.width, encoder.num_terms) != (self.width, self.num_terms):
+            raise ValueError(
+                f"{encoder.identity.name} gives {encoder.num_terms + 1} states of width {encoder.width} per token, but "
+                f"this adapter takes {self.num_terms + 1} of width {self.width}; give the language model and the "
+                "encoding options that it was trained with"
+            )
+        trained = self.metadata
+        if trained and trained["llm_revision"] != encoder.identity.revision:
+            raise ValueError(
+                f"this adapter was trained with {trained['llm']} ({trained['llm_revision']}), but "
+                f"{encoder.identity.name} is {encoder.identity.revision}; give the same language model"
+            )
+        if trained and trained["llm_dtype"] != encoder.identity.dtype:
+            logging.getLogger(__name__).warning(
+                "the adapter was trained with a language model in %s, but this one runs in %s",
+                trained["llm_dtype"],
+                encoder.identity.dtype,
+            )
+
+
+def _pooled(width: int, empty: Tensor | None) -> nn.Linear | None:
+    """SDXL's pooled text from one token: at the start that of the empty prompt, whatever the token."""
+    if empty is None:
+        return None
+    pooled = nn.Linear(width, empty.shape[-1])
+    nn.init.zeros_(pooled.weight)
+    with torch.no_grad():
+        pooled.bias.copy_(empty[0])
+    return pooled
+
+
+def _apply(adapter: LLMDiffAdapter, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    expected = {name: tensor.shape for name, tensor in adapter.state_dict().items()}
+    given = {name: tensor.shape for name, tensor in tensors.items()}
+    fitting = sum(given.get(name) == shape for name, shape in expected.items())
+    if expected != given:
+        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
+        raise ValueError(
+            f"only {fitting} of the {len(given)} tensors in {path} fit the adapter's {len(expected)}; the first that "
+            f"does not is {wrong[0]}"
+        )
+    adapter.load_state_dict(tensors)
+    logging.getLogger(__name__).info("%d tensors of %s applied", fitting, path)

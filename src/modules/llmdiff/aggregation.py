@@ -1,0 +1,138 @@
+"""The learnt sum over blocks that makes one text of a language model's states.
+
+Shapes: B prompts, T terms (one per block), L tokens, D width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from src.modules.llmdiff.options import AdapterOptions
+
+Generators = Sequence[torch.Generator] | torch.Generator | None
+"""One CPU generator for each prompt, one for all of them in turn, or none."""
+EPSILON = 1e-8
+"""Below a root mean square of 1e-4 a state counts as nothing: a first token's Delta stays zero."""
+
+
+class Aggregation(nn.Module):
+    """c = c_init + sum_i g_i N(Delta_i) + sqrt(2 sum_i h_i) eps (LLMDiff, arXiv 2502.04412), then a final norm.
+
+    One Gaussian draw stands for the sum of one per block: the same distribution. Everything is computed in float32.
+
+    Args:
+        width: D.
+        num_terms: T; 0 for features that are one state.
+        options: The reading.
+
+    Raises:
+        ValueError: If nothing of the prompt would be left.
+    """
+
+    def __init__(self, width: int, num_terms: int, options: AdapterOptions) -> None:
+        super().__init__()
+        if num_terms == 0 and options.initial != "embed":
+            raise ValueError(
+                f"adapter.initial is {options.initial!r}, but these features are one state, the initial one: nothing "
+                "of the prompt would be left; use adapter.initial=embed"
+            )
+        self.options, self.num_terms = options, num_terms
+        if options.initial == "learned":
+            self.initial = nn.Parameter(torch.zeros(width))
+        start = options.gain_init
+        if start is None:
+            start = 1.0 if options.normalisation == "none" else max(num_terms, 1) ** -0.5
+        gain = torch.full((num_terms, width if options.gain == "channel" else 1), start)
+        # Parameters that get no gradient would stop training on several processes.
+        if options.gain == "fixed" or num_terms == 0:
+            self.register_buffer("gain", gain)
+        else:
+            self.gain = nn.Parameter(gain)
+        if self._has_noise:
+            self.rho = nn.Parameter(torch.full((num_terms,), -8.0))
+        self.final_norm = nn.LayerNorm(width) if options.final_norm == "layer_norm" else nn.Identity()
+
+    @property
+    def _has_noise(self) -> bool:
+        return self.options.noise != "off" and self.num_terms > 0
+
+    @property
+    def gains(self) -> Tensor:
+        """g_i, ``(T,)``; of channel-wise gains the mean. For plots."""
+        return self.gain.detach().mean(-1)
+
+    @property
+    def noise_levels(self) -> Tensor:
+        """h_i, ``(T,)``; zero where noise is off. For plots."""
+        return F.softplus(self.rho.detach()) if self._has_noise else self.gain.new_zeros(self.num_terms)
+
+    @property
+    def draws(self) -> bool:
+        """Whether a forward pass in the present mode needs random numbers."""
+        noisy = self._has_noise and (self.training or self.options.noise == "always")
+        return noisy or self.options.initial == "noise"
+
+    def forward(self, states: Tensor, mask: Tensor, generators: Generators = None) -> Tensor:
+        """Join states ``(B, 1 + T, L, D)`` to c ``(B, L, D)`` in float32, zero where ``mask`` ``(B, L)`` is False.
+
+        Args:
+            states: Of ``LLMEncoder.encode``.
+            mask: Of the same.
+            generators: CPU generators, one for each prompt, whose draw then depends on nothing else; or one for all.
+
+        Raises:
+            ValueError: If the states are of another language model or other options, or a generator is missing.
+        """
+        if states.shape[1] != self.num_terms + 1:
+            raise ValueError(
+                f"the adapter joins {self.num_terms + 1} states per token, but the encoder gave {states.shape[1]}; use "
+                "the encoding options that it was trained with"
+            )
+        if self.draws and generators is None:
+            raise ValueError("this text is noisy (adapter.noise, adapter.initial); pass generators")
+        with torch.autocast(states.device.type, enabled=False):
+            text = self._start(states, mask, generators)
+            if self.num_terms:
+                terms = self._normalised(self._terms(states[:, 1:].float()))
+                text = text + torch.einsum("td,btld->bld", self.gain.float().expand(-1, terms.shape[-1]), terms)
+            if self._has_noise and (self.training or self.options.noise == "always"):
+                deviation = (2 * F.softplus(self.rho.float()).sum()).sqrt()
+                text = text + deviation * drawn_tokens(mask, text.shape[-1], generators).to(text)
+            return self.final_norm(text) * mask[..., None]
+
+    def _start(self, states: Tensor, mask: Tensor, generators: Generators) -> Tensor:
+        embedding = self._normalised(states[:, 0].float())
+        if self.options.initial == "embed":
+            return embedding
+        if self.options.initial == "learned":
+            return self.initial.float().expand_as(embedding)
+        if self.options.initial == "noise":
+            return drawn_tokens(mask, embedding.shape[-1], generators).to(embedding)
+        return torch.zeros_like(embedding)
+
+    def _terms(self, deltas: Tensor) -> Tensor:
+        """Deltas ``(B, T, L, D)``, or each minus the next: Delta_t+1 - Delta_t, as the paper's t counts down."""
+        if self.options.score == "delta":
+            return deltas
+        return deltas - F.pad(deltas[:, 1:], (0, 0, 0, 0, 0, 1))
+
+    def _normalised(self, states: Tensor) -> Tensor:
+        """Per token: a few features of a large model are a hundred thousand times the others."""
+        if self.options.normalisation == "rms":
+            return states * (states.square().mean(-1, keepdim=True) + EPSILON).rsqrt()
+        if self.options.normalisation == "layer_norm":
+            return F.layer_norm(states, states.shape[-1:], eps=EPSILON)
+        return states
+
+
+def drawn_tokens(mask: Tensor, width: int, generators: Generators) -> Tensor:
+    """Gaussian noise ``(B, L, D)`` on the CPU: every prompt draws for its own tokens, so padding changes nothing."""
+    assert generators is not None
+    lengths = mask.sum(1).tolist()
+    chosen = [generators] * len(lengths) if isinstance(generators, torch.Generator) else generators
+    noise = torch.zeros(*mask.shape, width)
+    for row, length, generator in zip(noise, lengths, chosen, strict=True):
+        row[:length] = torch.randn(length, width, generator=generator)
+    return noise

@@ -1,0 +1,252 @@
+"""Prompts to the block-wise states of a frozen decoder-only language model, kept on disk.
+
+Shapes: B prompts, K states of a token, L tokens, D width.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from src.data.files import whole_file
+from src.modules.llmdiff.language_model import Identity, LanguageModel
+from src.modules.llmdiff.options import EncodingOptions
+from src.modules.llmdiff.states import num_terms, read_states
+
+
+class EncodingCache:
+    """One file per text, named by all that its encoding depends on: nothing ever needs to be cleared by hand.
+
+    Several processes may share a folder: files are put in place whole, and one that goes away is encoded again.
+
+    Args:
+        folder: Made if need be.
+        max_gigabytes: Beyond it, what was unused for the longest time goes.
+
+    Raises:
+        ValueError: If ``max_gigabytes`` is not positive.
+    """
+
+    def __init__(self, folder: str | Path, max_gigabytes: float = 20.0) -> None:
+        if max_gigabytes <= 0:
+            raise ValueError(f"the encoding cache may take {max_gigabytes} GB; give a positive size")
+        self.folder, self.max_bytes = Path(folder), int(max_gigabytes * 1e9)
+        self._unlisted = 0
+
+    def path(self, identity: Identity, options: EncodingOptions, text: str) -> Path:
+        """Where the encoding of a text is, or will be."""
+        record = json.dumps([asdict(identity), asdict(options), text], sort_keys=True)
+        key = hashlib.sha256(record.encode()).hexdigest()
+        return self.folder / key[:2] / f"{key[2:34]}.safetensors"
+
+    def read(self, path: Path) -> Tensor | None:
+        """States ``(K, L, D)``, or None if they are not there; a damaged file is removed."""
+        try:
+            states = load_file(path)["states"]
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, KeyError, OSError):
+            logging.getLogger(__name__).warning("%s is damaged; its text is encoded again", path)
+            path.unlink(missing_ok=True)
+            return None
+        return states
+
+    def write(self, path: Path, states: Tensor) -> None:
+        """Keep states ``(K, L, D)``, without padding; then make room."""
+        with whole_file(path) as partial:
+            save_file({"states": states.cpu().contiguous()}, partial)
+        self._unlisted -= path.stat().st_size
+        if self._unlisted < 0:
+            self._make_room()
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """Last use, bytes and path of every file; other processes may remove some meanwhile."""
+        found = []
+        for path in self.folder.glob("??/*.safetensors"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
+            found.append((status.st_mtime, status.st_size, path))
+        return found
+
+    def _make_room(self) -> None:
+        """Remove the oldest files.
+
+        Other processes write too, so the folder is listed again after every twentieth of its size; between two
+        listings, two processes stay within the tenth that is kept free.
+        """
+        self._unlisted = self.max_bytes // 20
+        files = sorted(self._files())
+        total = sum(size for _, size, _ in files)
+        if total <= 0.9 * self.max_bytes:
+            return
+        for _, size, path in files:
+            if total <= 0.8 * self.max_bytes:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+@dataclass
+class TextStates:
+    """Encoded prompts, padded on the right with zeros.
+
+    Attributes:
+        states: ``(B, K, L, D)``: where c starts, then what is added to it (see ``read_states``).
+        mask: ``(B, L)``, True at real tokens; every row has at least one.
+    """
+
+    states: Tensor
+    mask: Tensor
+
+    @classmethod
+    def stack(cls, rows: Sequence[Tensor]) -> "TextStates":
+        """Join unpadded prompts ``(K, L_i, D)`` to a batch."""
+        lengths = torch.tensor([row.shape[1] for row in rows], device=rows[0].device)
+        number, _, width = rows[0].shape
+        states = rows[0].new_zeros(len(rows), number, int(lengths.max()), width)
+        for padded, row in zip(states, rows, strict=True):
+            padded[:, : row.shape[1]] = row
+        return cls(states, torch.arange(states.shape[2], device=states.device) < lengths[:, None])
+
+    def to(self, device: torch.device | str) -> "TextStates":
+        """On another device."""
+        return TextStates(self.states.to(device), self.mask.to(device))
+
+
+class LLMEncoder:
+    """Encodes prompts of any length up to the model's context, each text once.
+
+    Args:
+        language_model: Loaded when a prompt is not in the cache.
+        options: What is read off it.
+        cache: Encodings on disk; None to encode every time.
+        batch_size: Prompts that the model reads at a time; does not change an encoding beyond rounding.
+        keep_loaded: Keep the language model in memory; else it is freed after every call that needed it.
+
+    Raises:
+        ValueError: If the options name a block that the model does not have.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        options: EncodingOptions | None = None,
+        cache: EncodingCache | None = None,
+        batch_size: int = 16,
+        keep_loaded: bool = True,
+    ) -> None:
+        self.language_model, self.options = language_model, options or EncodingOptions()
+        self.cache, self.batch_size, self.keep_loaded = cache, batch_size, keep_loaded
+        number = language_model.num_blocks
+        if self.options.blocks is not None and max(self.options.blocks) >= number:
+            raise ValueError(
+                f"encoding.blocks names block {max(self.options.blocks)}, but {self.identity.name} has {number}: "
+                f"0 to {number - 1}"
+            )
+
+    @property
+    def identity(self) -> Identity:
+        """Of the language model."""
+        return self.language_model.identity
+
+    @property
+    def width(self) -> int:
+        """Width D of a state."""
+        return self.language_model.width
+
+    @property
+    def num_terms(self) -> int:
+        """States of a token besides the first: K - 1."""
+        return num_terms(self.language_model.num_blocks, self.options)
+
+    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of every prompt; fast, and nothing is loaded.
+
+        Raises:
+            ValueError: If a prompt is too long, which names it.
+        """
+        return [len(ids) for ids in self.language_model.token_ids(prompts, self.options)]
+
+    def encode(self, prompts: Sequence[str]) -> TextStates:
+        """States of a batch of prompts, without gradient, on the language model's device.
+
+        Raises:
+            ValueError: If a prompt is too long; nothing was encoded then.
+        """
+        rows = self._rows(prompts)
+        return TextStates.stack([rows[prompt] for prompt in prompts])
+
+    def encode_ahead(self, prompts: Sequence[str]) -> int:
+        """Encode what the cache does not hold, and nothing else; afterwards the language model may be freed.
+
+        Returns:
+            How many prompts were encoded.
+
+        Raises:
+            ValueError: If a prompt is too long, or there is no cache.
+        """
+        if self.cache is None:
+            raise ValueError("prompts are encoded ahead into a cache, but there is none; give the encoder a cache")
+        missing = [text for text in dict.fromkeys(prompts) if not self._path(text).exists()]
+        batches = list(self._batches(missing))
+        for batch in track(batches, f"encoding {len(missing)} prompts", disable=not missing, transient=True):
+            self._encode(batch)
+        self._done()
+        return len(missing)
+
+    def free(self) -> None:
+        """Give the language model's memory back; a prompt that is not cached loads it again."""
+        self.language_model.free()
+
+    def _done(self) -> None:
+        if not self.keep_loaded and self.language_model.is_loaded:
+            self.free()
+
+    def _rows(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Unpadded states ``(K, L, D)`` of every text."""
+        rows = {text: self._cached(text) for text in dict.fromkeys(prompts)}
+        missing = [text for text, row in rows.items() if row is None]
+        found = {text: row.to(self.language_model.device) for text, row in rows.items() if row is not None}
+        for batch in self._batches(missing):
+            found |= self._encode(batch)
+        self._done()
+        return found
+
+    def _path(self, text: str) -> Path:
+        assert self.cache is not None
+        return self.cache.path(self.identity, self.options, text)
+
+    def _cached(self, text: str) -> Tensor | None:
+        return None if self.cache is None else self.cache.read(self._path(text))
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[dict[str, list[int]]]:
+        """Texts of like length together, with their ids; all are checked before the first is encoded."""
+        ids = dict(zip(texts, self.language_model.token_ids(texts, self.options) if texts else [], strict=True))
+        ordered = sorted(ids, key=lambda text: len(ids[text]))
+        for start in range(0, len(ordered), self.batch_size):
+            yield {text: ids[text] for text in ordered[start : start + self.batch_size]}
+
+    def _encode(self, batch: Mapping[str, list[int]]) -> dict[str, Tensor]:
+        """Run the model; padding repeats the last token, which no real position sees."""
+        longest = max(map(len, batch.values()))
+        padded = torch.tensor([ids + ids[-1:] * (longest - len(ids)) for ids in batch.values()])
+        # In its own precision, whatever a training's is: an encoding is the same wherever it is used.
+        with torch.autocast(self.language_model.device.type, enabled=False):
+            states = read_states(self.language_model.decoder, padded, self.options)
+        rows = {text: row[:, : len(batch[text])] for text, row in zip(batch, states, strict=True)}
+        if self.cache is not None:
+            for text, row in rows.items():
+                self.cache.write(self._path(text), row)
+        return rows

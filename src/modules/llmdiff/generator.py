@@ -1,0 +1,253 @@
+"""Draws requests with an LLMDiff adapter, through any stock diffusers pipeline."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from src.data.files import read_metadata
+from src.data.request import Request
+from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.generator import usable_device
+from src.modules.llmdiff.adapter import FORMAT, LLMDiffAdapter
+from src.modules.llmdiff.aggregation import Generators
+from src.modules.llmdiff.encoder import EncodingCache, LLMEncoder
+from src.modules.llmdiff.language_model import LanguageModel
+from src.modules.llmdiff.options import EncodingOptions
+from src.modules.training.diffusion import denoising_errors
+
+
+class LLMDiffPipeline:
+    """Called like the pipeline that it wraps: text-to-image, img2img, inpainting or ControlNet, SD or SDXL.
+
+    Prompts may be of any length up to the language model's context, and of unequal length in one batch.
+
+    Args:
+        pipeline: Stock; its text encoders are not used and may be absent.
+        adapter: For the pipeline's UNet.
+        encoder: That the adapter was trained with.
+        strength: See ``LLMDiffAdapter.installed``.
+
+    Raises:
+        ValueError: If the adapter does not fit the encoder.
+    """
+
+    def __init__(
+        self, pipeline: DiffusionPipeline, adapter: LLMDiffAdapter, encoder: LLMEncoder, strength: float = 1.0
+    ) -> None:
+        adapter.check_encoder(encoder)
+        self.pipeline, self.adapter, self.encoder, self.strength = pipeline, adapter, encoder, strength
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        generator: Generators = None,
+        **arguments: Any,
+    ) -> Any:
+        """Draw.
+
+        Args:
+            prompt: One, or several.
+            negative_prompt: One for all, one for each, or None for the empty one.
+            generator: One for each image, or one for all. A text with noise (``noise=always``) draws from it too.
+            arguments: Of the stock pipeline: ``num_inference_steps``, ``guidance_scale``, ``num_images_per_prompt``,
+                ``latents``, ``image`` ...
+
+        Returns:
+            What the stock pipeline returns.
+
+        Raises:
+            ValueError: If a prompt is too long, or there are neither one nor as many negative prompts as prompts.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        negatives = _one_each(negative_prompt, len(prompts))
+        # A single generator goes on from one prompt to the next; a list has one for each image.
+        per_prompt = arguments.get("num_images_per_prompt") or 1
+        seeded = generator if isinstance(generator, torch.Generator | None) else list(generator)[::per_prompt]
+        with self.adapter.installed(self.pipeline.unet, getattr(self.pipeline, "controlnet", None), self.strength):
+            texts = self.embeds(prompts, negatives, seeded)
+            return self.pipeline(**texts, generator=generator, **arguments)
+
+    def embeds(
+        self, prompts: Sequence[str], negatives: Sequence[str], generators: Generators = None
+    ) -> dict[str, Tensor]:
+        """The pipeline's text arguments: ``prompt_embeds``, ``negative_prompt_embeds``, for SDXL also pooled ones."""
+        number = len(prompts)
+        both = list(generators) * 2 if isinstance(generators, Sequence) else generators
+        encoded = self.adapter(self.encoder.encode([*prompts, *negatives]), both)
+        unet = self.pipeline.unet
+        named = {"prompt_embeds": encoded.prompt_embeds, "pooled_prompt_embeds": encoded.pooled_prompt_embeds}
+        found = {}
+        for name, tensor in named.items():
+            if tensor is not None:
+                found[name], found[f"negative_{name}"] = tensor.to(unet.device, unet.dtype).split(number)
+        return found
+
+
+def _one_each(negative: str | Sequence[str] | None, number: int) -> list[str]:
+    if negative is None or isinstance(negative, str):
+        return [negative or ""] * number
+    if len(negative) != number:
+        raise ValueError(f"{len(negative)} negative prompts for {number} prompts; give one, or one for each")
+    return list(negative)
+
+
+def trained_encoder(
+    adapter: str | Path | None,
+    path: str | None = None,
+    dtype: str | None = None,
+    cache_dir: str | Path | None = None,
+    keep_loaded: bool = True,
+) -> LLMEncoder:
+    """The encoder that an adapter was trained with, from what its file says.
+
+    Args:
+        adapter: The file.
+        path: Where the language model is now, a folder or a hub id; None for where it was.
+        dtype: Its precision; None for that of the training.
+        cache_dir: For encodings; None to encode every time.
+        keep_loaded: See ``LLMEncoder``.
+
+    Raises:
+        ValueError: If there is no adapter or no such language model.
+    """
+    if not adapter:
+        raise ValueError("no adapter is given: add adapter=PATH; training writes one to <run folder>/exports")
+    metadata = read_metadata(adapter, FORMAT, "an LLMDiff adapter")
+    language_model = LanguageModel.from_pretrained(path or metadata["llm"], dtype or metadata["llm_dtype"])
+    options = EncodingOptions(**json.loads(metadata["encoding"]))
+    cache = None if cache_dir is None else EncodingCache(cache_dir)
+    return LLMEncoder(language_model, options, cache, keep_loaded=keep_loaded)
+
+
+class LLMDiffGenerator:
+    """Draws prompts of any length up to the language model's context.
+
+    Args:
+        backbone: The stock model; its text encoders are not used.
+        adapter: A file, or one in training.
+        encoder: That it was trained with.
+        strength: 0 for the original attention alone with phi(c), 1 for the adapter as it was learnt.
+        num_inference_steps: Of the backbone's own scheduler.
+        guidance_scale: Classifier-free guidance.
+        batch_size: Images at a time; does not change an image beyond rounding.
+        resolution: Image side; None for the backbone's own.
+        negative_prompt: For guidance.
+        device: Where to draw, as torch names it or ``auto``; None leaves the backbone where it is.
+
+    Raises:
+        ValueError: If the adapter does not fit the backbone or the language model, or torch cannot use the device.
+    """
+
+    def __init__(
+        self,
+        backbone: DiffusionBackbone,
+        adapter: LLMDiffAdapter | str,
+        encoder: LLMEncoder,
+        strength: float = 1.0,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 5.0,
+        batch_size: int = 8,
+        resolution: int | None = None,
+        negative_prompt: str = "",
+        device: str | None = None,
+    ) -> None:
+        if device is not None:
+            backbone.to(usable_device(device, "method.device"))
+        self.backbone, self.encoder = backbone, encoder
+        self.adapter = adapter if isinstance(adapter, LLMDiffAdapter) else LLMDiffAdapter.load(adapter, backbone)
+        encoder.language_model.to(backbone.device)
+        self.pipeline = LLMDiffPipeline(backbone.pipeline, self.adapter, encoder, strength)
+        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
+        self.batch_size, self.resolution = batch_size, resolution or backbone.resolution
+        self.negative_prompt = negative_prompt
+
+    def identity(self, prompt: str | None = None) -> dict[str, str]:
+        """What an image depends on beside text and seed; the adapter as it was when this was first asked."""
+        settings = (self.num_inference_steps, self.guidance_scale, self.pipeline.strength, self.resolution)
+        backbone = self.backbone
+        return {
+            "backbone": f"{backbone.name} {backbone.cross_attention_hash} {backbone.dtype}",
+            "adapter": self._adapter_hash,
+            "llm": " ".join(astuple(self.encoder.identity)),
+            "encoding": repr(self.encoder.options),
+            "settings": " ".join(map(str, settings)),
+            "negative_prompt": self.negative_prompt,
+        }
+
+    @cached_property
+    def _adapter_hash(self) -> str:
+        return self.adapter.content_hash()
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse what could not be drawn.
+
+        Raises:
+            ValueError: If a prompt is too long for the language model or a request names a style.
+        """
+        if any(request.reference is not None for request in requests):
+            raise ValueError("LLMDiff draws without a style reference: leave style out, or use method=style_svd")
+        self.encoder.count_tokens([request.prompt for request in requests])
+
+    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
+        """Draw each request with its own seed; the result does not depend on what else is in the batch.
+
+        Raises:
+            ValueError: As of ``check``; nothing was drawn then.
+        """
+        self.check(requests)
+        images: list[Image.Image] = []
+        for start in range(0, len(requests), self.batch_size):
+            images += self._draw(requests[start : start + self.batch_size])
+        return images
+
+    def _draw(self, requests: Sequence[Request]) -> list[Image.Image]:
+        with self._evaluating():
+            return self.pipeline(
+                [request.prompt for request in requests],
+                self.negative_prompt,
+                generator=[torch.Generator().manual_seed(request.seed) for request in requests],
+                num_inference_steps=self.num_inference_steps,
+                guidance_scale=self.guidance_scale,
+                height=self.resolution,
+                width=self.resolution,
+            ).images
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """An adapter in training comes back as it was."""
+        was_training = self.adapter.training
+        self.adapter.eval()
+        try:
+            yield
+        finally:
+            self.adapter.train(was_training)
+
+    @torch.no_grad()
+    def denoising_errors(
+        self, images: Sequence[Image.Image], captions: Sequence[str], seeds: Sequence[int]
+    ) -> list[float]:
+        """How well each image is denoised under its caption; see ``denoising_errors``.
+
+        Raises:
+            ValueError: If a caption is too long; nothing was measured then.
+        """
+        self.encoder.count_tokens(captions)
+        errors: list[float] = []
+        with self._evaluating(), self.adapter.installed(self.backbone.unet, strength=self.pipeline.strength):
+            for start in range(0, len(images), self.batch_size):
+                at = slice(start, start + self.batch_size)
+                generators = [torch.Generator().manual_seed(seed) for seed in seeds[at]]
+                text = self.adapter(self.encoder.encode(captions[at]), generators)
+                errors += denoising_errors(self.backbone, images[at], text, seeds[at], self.resolution)
+        return errors

@@ -1,0 +1,183 @@
+"""A decoder-only language model on disk: known at once by its configuration, loaded when it is first needed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from src.modules.backbones.fingerprint import fingerprint
+from src.modules.backbones.unet import DTYPES
+from src.modules.llmdiff.decoder import Decoder
+from src.modules.llmdiff.options import EncodingOptions
+
+_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which language model: where it came from, what it holds, and in which precision it runs."""
+
+    name: str
+    revision: str
+    dtype: str
+
+
+class LanguageModel:
+    """Configuration and tokenizer of a model, and the model itself while it is needed.
+
+    Args:
+        folder: In the layout of transformers, with safetensors.
+        name: What it is called in adapters and reports.
+        dtype: Precision that it runs in.
+
+    Raises:
+        ValueError: If the folder holds no decoder-only model, or ``dtype`` is unknown.
+    """
+
+    def __init__(self, folder: str | Path, name: str, dtype: str = "float32") -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"llm.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+        self.folder = Path(folder)
+        config = AutoConfig.from_pretrained(self.folder)
+        check_decoder_only(config, name)
+        self.config = config.get_text_config()
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder)
+        self.identity = Identity(name, fingerprint(self.folder), dtype)
+        self.device = torch.device("cpu")
+        self._decoder: Decoder | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str, dtype: str = "float32", revision: str | None = None, local_files_only: bool = False
+    ) -> "LanguageModel":
+        """Find a local folder or a hub id; weights are fetched if need be, but not loaded.
+
+        Raises:
+            ValueError: If there is no such model, or it is not decoder-only.
+        """
+        if (Path(path).expanduser() / "config.json").exists():
+            return cls(Path(path).expanduser(), path, dtype)
+        if path.startswith((".", "/", "~", "world")):
+            raise ValueError(f"{path} is no language model folder: it has no config.json")
+        try:
+            check_decoder_only(
+                AutoConfig.from_pretrained(path, revision=revision, local_files_only=local_files_only), path
+            )
+            folder = snapshot_download(
+                path, revision=revision, allow_patterns=_FILES, local_files_only=local_files_only
+            )
+        except OSError as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise ValueError(f"cannot get the language model {path}: {reason}; give a hub id or a folder") from error
+        return cls(folder, path, dtype)
+
+    @property
+    def width(self) -> int:
+        """Width of its states."""
+        return int(self.config.hidden_size)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of its blocks, T."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens that it takes; None where its positions do not end."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._decoder is not None
+
+    @property
+    def decoder(self) -> Decoder:
+        """The frozen model, loaded if it is not yet, or no longer, in memory."""
+        if self._decoder is None:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.folder, dtype=DTYPES[self.identity.dtype], use_safetensors=True
+            )
+            self._decoder = Decoder(model.to(self.device))
+        return self._decoder
+
+    def to(self, device: torch.device | str) -> "LanguageModel":
+        """Where the model is, or will be when it is loaded."""
+        self.device = torch.device(device)
+        if self._decoder is not None:
+            self._decoder.to(self.device)
+        return self
+
+    def free(self) -> None:
+        """Give the memory of the weights back; the next prompt that is not cached loads them again."""
+        self._decoder = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def token_ids(self, prompts: Sequence[str], options: EncodingOptions) -> list[list[int]]:
+        """Ids of every prompt, unpadded and whole; the empty prompt is the first token (and the end token).
+
+        Raises:
+            ValueError: If a prompt is longer than the model's context or ``options.max_length``, or has no token.
+        """
+        limits = [limit for limit in (self.context_length, options.max_length) if limit is not None]
+        found = []
+        for prompt, ids in zip(prompts, self.tokenizer(list(prompts)).input_ids, strict=True):
+            ids = self._framed(list(ids), options)
+            if not ids:
+                raise ValueError(f"{prompt!r} has no token for {self.identity.name}; use encoding.bos=always")
+            if limits and len(ids) > min(limits):
+                raise ValueError(
+                    f"prompt of {len(ids)} tokens, but {self.identity.name} is to take at most {min(limits)}: "
+                    f"shorten {prompt[:60]!r}..."
+                )
+            found.append(ids)
+        return found
+
+    def _framed(self, ids: list[int], options: EncodingOptions) -> list[int]:
+        """With one first token, which takes the attention of those that have nothing to look at, and an end token."""
+        if options.bos == "always" and ids[:1] != [self._first_id]:
+            ids = [self._first_id, *ids]
+        if options.append_eos and (len(ids) < 2 or ids[-1] != self._end_id):
+            ids = [*ids, self._end_id]
+        return ids
+
+    @property
+    def _first_id(self) -> int:
+        return self._special("bos_token_id", "eos_token_id")
+
+    @property
+    def _end_id(self) -> int:
+        return self._special("eos_token_id", "bos_token_id")
+
+    def _special(self, *names: str) -> int:
+        for holder in (self.tokenizer, self.config):
+            for name in names:
+                value: Any = getattr(holder, name, None)
+                if value is not None:
+                    return int(value[0] if isinstance(value, list) else value)
+        raise ValueError(
+            f"the tokenizer of {self.identity.name} has neither a first nor an end token; use encoding.bos=default and "
+            "encoding.append_eos=false"
+        )
+
+
+def check_decoder_only(config: PretrainedConfig, name: str) -> None:
+    """Refuse what is no decoder-only language model by its configuration, before any weight is read.
+
+    Raises:
+        ValueError: If it is encoder-decoder, encoder-only, or no language model.
+    """
+    kind = config.model_type
+    advice = "LLMDiff needs a decoder-only one, such as Llama, Qwen or Gemma"
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{name} ({kind}) is an encoder-decoder model; {advice}")
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        raise ValueError(f"{name} ({kind}) is an encoder-only model; {advice}")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(f"{name} ({kind}) is no causal language model of transformers; {advice}")

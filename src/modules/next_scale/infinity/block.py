@@ -1,0 +1,147 @@
+"""One block of Infinity's transformer: cosine attention over all scales so far, cross-attention to text, feed-forward.
+
+Shapes: R rows of a pass, L tokens of a scale, C width, H heads, D head width, T tokens of text.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm, linear, normalize
+
+from src.modules.next_scale.cache import attention, rotate
+from src.modules.next_scale.loop import Condition, Streams
+
+MAX_LOG_TEMPERATURE = math.log(100)
+EPS = 1e-6
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines of the tokens at hand, ``(L, D / 2)`` each."""
+
+
+class Attention(Protocol):
+    """Where keys and values of earlier scales come from."""
+
+    def attend(
+        self, block: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float, first_stream: int = 0
+    ) -> Tensor:
+        """See ``KeyValueCache.attend``."""
+
+
+def normed(hidden: Tensor) -> Tensor:
+    """Layer norm without gain and bias, float32."""
+    return layer_norm(hidden.float(), hidden.shape[-1:], eps=EPS)
+
+
+def split_heads(states: Tensor, num_heads: int) -> Tensor:
+    """``(R, L, C) -> (R, H, L, D)``."""
+    return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Unit queries and keys, rotated to their place, with a learnt temperature of each head."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_qk, self.q_bias = nn.Linear(width, 2 * width, bias=False), nn.Parameter(torch.zeros(width))
+        self.to_v, self.proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.log_temperature = nn.Parameter(torch.full((num_heads, 1, 1), math.log(4)))
+
+    def forward(
+        self,
+        index: int,
+        hidden: Tensor,
+        rotation: Rotation,
+        memory: Attention,
+        streams: Streams,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """``(R, L, C) -> (R, L, C)``; with ``kept`` only these rows have values and a result."""
+        hidden = hidden.to(self.to_v.weight.dtype)
+        values = split_heads(self.to_v(hidden if kept is None else hidden[kept]), self.num_heads)
+        queries, keys = linear(streams.owners(hidden), self.to_qk.weight).chunk(2, dim=-1)
+        queries, keys = (split_heads(states, self.num_heads) for states in (queries + self.q_bias, keys))
+        temperature = self.log_temperature.float().clamp(max=MAX_LOG_TEMPERATURE).exp()
+        queries = rotate(normalize(queries.float(), dim=-1) * temperature, *rotation)
+        keys = rotate(normalize(keys.float(), dim=-1), *rotation)
+        first = 0 if kept is None else 1
+        out = memory.attend(index, queries.to(values.dtype), keys.to(values.dtype), values, 1.0, first)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Queries of image tokens to keys and values of text, which are the same at every scale."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q, self.to_k = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        self.to_v, self.proj = nn.Linear(width, width), nn.Linear(width, width)
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the text ``(R, T, C)``: ``(R, H, T, D)`` each."""
+        context = context.to(self.to_k.weight.dtype)
+        return split_heads(self.to_k(context), self.num_heads), split_heads(self.to_v(context), self.num_heads)
+
+    def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """``(R, L, C) -> (R, L, C)``; ``mask`` ``(R, 1, 1, T)`` is false on padding."""
+        queries = split_heads(self.to_q(hidden.to(self.to_q.weight.dtype)), self.num_heads)
+        out = attention(queries, keys, values, queries.shape[-1] ** -0.5, mask)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class InfinityBlock(nn.Module):
+    """Hidden states stay in float32 from block to block; matrices work in the precision of their weights."""
+
+    def __init__(self, width: int, num_heads: int, hidden_width: int) -> None:
+        super().__init__()
+        # Rows: two gates, two scales, two shifts; the first of each belongs to self-attention.
+        self.ada = nn.Parameter(torch.zeros(6, width))
+        self.self_attention = SelfAttention(width, num_heads)
+        self.cross_norm = nn.LayerNorm(width, eps=EPS)
+        self.cross_attention = CrossAttention(width, num_heads)
+        self.fc1, self.fc2 = nn.Linear(width, hidden_width), nn.Linear(hidden_width, width)
+
+    @torch.no_grad()
+    def start_close_to_identity(self, depth: int) -> None:
+        """Shrink what this block, one of ``depth``, adds to the hidden states before training."""
+        nn.init.normal_(self.ada, std=self.ada.shape[-1] ** -0.5)
+        self.ada[:2].mul_(5e-6)
+        self.ada[2:].mul_(1e-3)
+        for layer in (self.self_attention.proj, self.cross_attention.proj, self.fc2):
+            layer.weight.div_(math.sqrt(2 * depth))
+
+    def forward(
+        self,
+        index: int,
+        hidden: Tensor,
+        condition: Condition,
+        rotation: Rotation,
+        memory: Attention,
+        streams: Streams,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """One block.
+
+        Args:
+            index: Of the block.
+            hidden: ``(R, L, C)``.
+            condition: ``ada (R, 6, C)``, ``keys`` and ``values (R, H, T, D)``, and if text is padded ``mask``.
+            rotation: Of the tokens.
+            memory: Of earlier scales.
+            streams: How rows belong together.
+            kept: Rows that go on beyond queries and keys, None for all.
+        """
+        _, _, scale, _, shift, _ = condition["ada"].unsqueeze(2).unbind(1)
+        modulated = normed(hidden) * (1 + scale) + shift
+        change = self.self_attention(index, modulated, rotation, memory, streams, kept)
+        if kept is not None:
+            hidden, condition = hidden[kept], condition.rows(kept)
+        gate, gate_2, _, scale, _, shift = condition["ada"].unsqueeze(2).unbind(1)
+        hidden = hidden + gate * change
+        query = normed(hidden) * self.cross_norm.weight.float() + self.cross_norm.bias.float()
+        text = condition["keys"], condition["values"], condition.get("mask")
+        hidden = hidden + self.cross_attention(query, *text)
+        inner = self.fc1((normed(hidden) * (1 + scale) + shift).to(self.fc1.weight.dtype))
+        return hidden + gate_2 * self.fc2(gelu(inner, approximate="tanh"))

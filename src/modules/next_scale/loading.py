@@ -1,0 +1,165 @@
+"""Weights into our classes: every tensor accounted for, in its precision, on its device."""
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import is_accelerate_available
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from src.modules.generator import usable_device
+
+
+class PartlyExact(ModelMixin):
+    """A diffusers model whose ``exact`` submodules and parameters are never rounded when it is loaded.
+
+    Diffusers' own ``_keep_in_fp32_modules`` does the same, but only where accelerate is installed. Diffusers recognises
+    a pipeline's part by the name ``ModelMixin`` in its module, so classes name that base once more.
+    """
+
+    exact: tuple[str, ...] = ()
+
+    @classmethod
+    def from_pretrained(cls, path: Any, **options: Any) -> "PartlyExact":
+        """As of any diffusers model; ``dtype`` is that of the parts that may be rounded.
+
+        Raises:
+            ValueError: If weights and configuration do not fit; diffusers would fill in random ones.
+        """
+        dtype = options.pop("dtype", None) or options.pop("torch_dtype", None)
+        try:
+            model, loaded = super().from_pretrained(path, output_loading_info=True, **options)
+        except ValueError as error:
+            reason = str(error).split(". ")[0]
+            raise ValueError(f"the weights in {path} do not fit the config.json beside them ({reason})") from error
+        for what, names in (("lack", loaded["missing_keys"]), ("have, beside what fits,", loaded["unexpected_keys"])):
+            if names:
+                raise ValueError(f"the weights in {path} {what} {len(names)} tensors, such as {min(names)}")
+        return model.in_precision(dtype or torch.float32)
+
+    def in_precision(self, dtype: torch.dtype) -> "PartlyExact":
+        """Round what may be rounded, in place."""
+        for name, parameter in self.named_parameters():
+            if not self.is_exact(name):
+                parameter.data = parameter.data.to(dtype)
+        return self
+
+    def is_exact(self, name: str) -> bool:
+        """Whether a parameter stays in float32."""
+        return not set(self.exact).isdisjoint(name.split("."))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parts that may be rounded."""
+        return next(parameter.dtype for name, parameter in self.named_parameters() if not self.is_exact(name))
+
+
+Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Of all parts of a pipeline.
+
+    Attributes:
+        device: As torch names it, or ``auto``.
+        offload: Whether parts wait in main memory and are on the device one at a time; needs the package accelerate.
+        tiling: Whether large images are decoded in overlapping squares, see ``TiledDecoding``.
+        channels_last: Memory layout of the image tokenizer's convolutions, the faster one on GPUs.
+
+    Raises:
+        ValueError: If torch cannot use the device, or accelerate is missing.
+    """
+
+    device: str = "cpu"
+    offload: bool = False
+    tiling: bool = False
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be done, before weights are read."""
+        usable_device(self.device, "backbone.placement.device")
+        if self.offload and not is_accelerate_available():
+            raise ValueError("backbone.placement.offload=true needs the package accelerate; pip install accelerate")
+
+    def placed(self, pipeline: Pipeline) -> Pipeline:
+        """The pipeline itself, moved."""
+        device = usable_device(self.device, "backbone.placement.device")
+        if self.tiling:
+            pipeline.vae.enable_tiling()
+        if self.channels_last:
+            pipeline.vae.to(memory_format=torch.channels_last)
+        if self.offload:
+            pipeline.enable_model_cpu_offload(device=device)
+        else:
+            pipeline.to(device)
+        return pipeline
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """What a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file holds, or a folder with an index and its shards.
+
+    Raises:
+        ValueError: If there is no such file, a shard is missing, or it cannot be read without running code.
+    """
+    if not path.exists():
+        raise ValueError(f"there is no {path}; give a file of weights, or a folder with an index and its shards")
+    if path.is_dir():
+        return _read_shards(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path} is damaged, cut short, or no file of weights; fetch it again ({reason})") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} holds a {type(stored).__name__}; give a file of tensors by their names")
+    return stored
+
+
+def _read_shards(folder: Path) -> dict[str, Any]:
+    indices = sorted(folder.glob("*.index.json"))
+    if not indices:
+        raise ValueError(f"{folder} has no *.index.json that lists its shards; give the folder as it was published")
+    shards = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
+    return {name: tensor for shard in shards for name, tensor in read_weights(folder / shard).items()}
+
+
+def filled(
+    model: nn.Module, tensors: Mapping[str, Tensor], source: object, dtype: torch.dtype, exact: Sequence[str] = ()
+) -> nn.Module:
+    """Give a model from the meta device its weights, every one of them.
+
+    Args:
+        model: Without weights.
+        tensors: By our names.
+        source: For messages.
+        dtype: Of the weights.
+        exact: Submodules and parameters that stay in float32.
+
+    Raises:
+        ValueError: If tensors are missing, left over or of another shape.
+    """
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    faults = {
+        "lacks": expected.keys() - tensors.keys(),
+        "has, beside what is needed,": tensors.keys() - expected.keys(),
+        "has in another shape": {name for name in expected.keys() & tensors if expected[name] != tensors[name].shape},
+    }
+    for what, names in faults.items():
+        if names:
+            listed = ", ".join(sorted(names)[:8]) + (", ..." if len(names) > 8 else "")
+            raise ValueError(f"{source} {what} {len(names)} of {len(expected)} tensors: {listed}")
+    kept = set(exact)
+    weights = {name: t.to(dtype if kept.isdisjoint(name.split(".")) else torch.float32) for name, t in tensors.items()}
+    model.load_state_dict(weights, assign=True)
+    return model.eval()

@@ -1,0 +1,122 @@
+"""What a call of either pipeline begins and ends with, and what a generator calls it with."""
+
+import inspect
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from src.modules.generator import check_names
+from src.modules.next_scale.loop import Generation, OnScale, generate
+from src.modules.next_scale.memory import PeakMemory, forked, room_or_raise
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+FEWER = "draw fewer images at a time (method.batch_size=1), or smaller ones"
+OFFLOAD = ", or let other parts wait in main memory (backbone.placement.offload=true)"
+TILES = "decode in overlapping squares (backbone.placement.tiling=true), or draw fewer images at a time"
+SHOWN = 60
+"""Characters of a prompt in a message."""
+
+
+def check_call(num_images_per_prompt: int, output_type: str) -> None:
+    """Refuse what cannot be drawn.
+
+    Raises:
+        ValueError: If there is no image to draw, or no such kind of output.
+    """
+    if num_images_per_prompt < 1:
+        raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; give 1 or more")
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
+
+
+def check_room(
+    pipeline: DiffusionPipeline, peak: PeakMemory, images: int, hooks: Sequence[OnScale], output_type: str
+) -> None:
+    """Refuse a batch that would not fit, before its text is read.
+
+    Raises:
+        ValueError: If it would not.
+    """
+    device = pipeline._execution_device
+    paths = forked(hooks, images)
+    waiting = waiting_bytes(pipeline.transformer, device)
+    drawing = waiting + peak.drawing(images, paths, device)
+    decoding = 0 if output_type == "latent" else waiting_bytes(pipeline.vae, device) + peak.decoding(paths)
+    advice = FEWER + (OFFLOAD if device.type == "cuda" and not waiting else "")
+    if decoding > drawing and pipeline.vae.tile is None:
+        advice = TILES
+    room_or_raise(max(drawing, decoding), device, f"drawing {images} images at a time", advice)
+
+
+def waiting_bytes(part: nn.Module, device: torch.device) -> int:
+    """Weights that have yet to come to where they are used."""
+    return sum(weights.nbytes for weights in part.parameters() if weights.device.type != device.type)
+
+
+def num_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
+    """Of a prompt, whole."""
+    return len(tokenizer(prompt, verbose=False).input_ids)
+
+
+def check_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], limit: int) -> None:
+    """Refuse prompts that would have to be cut.
+
+    Raises:
+        ValueError: If one has more than ``limit`` tokens.
+    """
+    for prompt in prompts:
+        length = num_tokens(tokenizer, prompt)
+        if length > limit:
+            raise ValueError(
+                f"a prompt of {length} tokens, but the text encoder takes {limit}: shorten "
+                f"{textwrap.shorten(prompt, SHOWN)!r}, or give truncate=True (+method.sampling.truncate=true) to cut it"
+            )
+
+
+def drawn(
+    pipeline: DiffusionPipeline, generation: Generation, hooks: Sequence[OnScale], output_type: str, return_dict: bool
+) -> ImagePipelineOutput | tuple[list[Image.Image] | Tensor]:
+    """Run all scales with a progress bar, and decode unless the last running sum is wanted."""
+    with pipeline.progress_bar(total=generation.model.num_scales) as bar:
+        images = generate(generation, [*hooks, lambda *_: bar.update()])
+    # Decoding needs the room.
+    generation.cache.clear()
+    generation.condition.clear()
+    if output_type != "latent":
+        images = pipeline.image_processor.postprocess(pipeline.decode(images), output_type=output_type)
+    pipeline.maybe_free_model_hooks()
+    return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+OF_A_REQUEST = ("prompt", "num_images_per_prompt", "generator", "output_type", "return_dict", "callback_on_scale_end")
+"""Arguments that the generator gives itself."""
+
+
+class CallSettings:
+    """Arguments of a pipeline's call beside those of a request.
+
+    Args:
+        pipeline: That is called.
+        given: Name to value; None is the model's own.
+
+    Raises:
+        ValueError: If the call has no such argument, or the generator gives it itself.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, given: Mapping[str, Any]) -> None:
+        parameters = inspect.signature(type(pipeline).__call__).parameters
+        check_names("method.sampling", given, [name for name in parameters if name not in ("self", *OF_A_REQUEST)])
+        own = pipeline.sampling
+        self.arguments = {name: own.get(name) if value is None else value for name, value in given.items()}
+        self._of_model = pipeline.config.sampling or {}
+
+    def __str__(self) -> str:
+        """Everything that was set, by the method or of the model, in one line."""
+        settings = {**self._of_model, **self.arguments}
+        return " ".join(f"{name}={value}" for name, value in sorted(settings.items()))

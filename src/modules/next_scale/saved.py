@@ -1,0 +1,61 @@
+"""A scale-wise pipeline from the folder that ``save_pretrained`` wrote."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+
+from src.modules.backbones.unet import DTYPES
+from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
+from src.modules.next_scale.infinity.pipeline import InfinityPipeline
+from src.modules.next_scale.infinity.transformer import InfinityTransformer
+from src.modules.next_scale.loading import Placement
+from src.modules.next_scale.switti.autoencoder import VQVAE
+from src.modules.next_scale.switti.pipeline import SwittiPipeline
+from src.modules.next_scale.switti.transformer import SwittiTransformer
+
+CLASSES = {one.__name__: one for one in (InfinityPipeline, SwittiPipeline)}
+# Folders of earlier versions name our classes by modules that have moved; diffusers looks them up among the imported.
+for earlier, module in {
+    "infinity": InfinityTransformer.__module__,
+    "bsq_autoencoder": BSQTokenizer.__module__,
+    "switti": SwittiTransformer.__module__,
+    "vqvae": VQVAE.__module__,
+}.items():
+    sys.modules.setdefault(f"src.modules.scale_ar.{earlier}", sys.modules[module])
+
+
+def load_saved(path: str, dtype: str = "float32", placement: Placement | None = None) -> DiffusionPipeline:
+    """An ``InfinityPipeline`` or a ``SwittiPipeline``, whichever the folder holds.
+
+    Args:
+        path: The folder.
+        dtype: Of the weights, as torch names it.
+        placement: Where it works; by default on the CPU.
+
+    Raises:
+        ValueError: If there is no such folder, it holds another pipeline or is damaged, or ``dtype`` is unknown.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"backbone.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+    index = Path(path) / "model_index.json"
+    if not index.is_file():
+        raise ValueError(
+            f"there is no pipeline in {path}: {index} is missing; published weights have backbones of their own"
+        )
+    try:
+        name = json.loads(index.read_text()).get("_class_name")
+        pipeline = _read(path, name, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"the pipeline in {path} is incomplete or damaged; fetch it again ({reason})") from error
+    return (placement or Placement()).placed(pipeline)
+
+
+def _read(path: str, name: str, **options: Any) -> DiffusionPipeline:
+    if name not in CLASSES:
+        raise ValueError(f"{path} holds a {name}; what is wanted is one of {', '.join(CLASSES)}")
+    return CLASSES[name].from_pretrained(path, **options)

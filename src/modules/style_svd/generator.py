@@ -1,0 +1,171 @@
+"""Training-free style personalisation on scale-wise models: the generator of arXiv 2507.04482."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from src.data.images import content_hash, load_image
+from src.data.request import TEXT, Request
+from src.modules.backbones.fingerprint import sampled_fingerprint
+from src.modules.next_scale.pipeline import CallSettings
+from src.modules.style_svd.blending import StyleBlending, check_steps
+from src.modules.style_svd.features import PrincipalFeatures, decay_weights, joined, principal_features, top_weights
+
+NOISES = ("shared", "independent")
+SPECTRA = "spectra"
+"""What an image that was drawn in a style calls, in its ``info``, the singular values that were blended."""
+
+
+class StyleGenerator:
+    """Draws each request in the style of its reference: an image, words, or none; ``info`` of images tells spectra.
+
+    All styles of one prompt and seed are drawn in one batch and share its content path.
+
+    Args:
+        backbone: An ``InfinityPipeline`` or a ``SwittiPipeline``; it stays as it is.
+        blend: Whether principal features are blended; False leaves them alone.
+        alpha: Decay of the weights over the singular directions: 0 replaces the feature, infinity swaps only the
+            dominant component.
+        top_k: Weigh the first ``top_k`` components with one instead, the others with nothing.
+        correct: Whether structural attention correction keeps the content's structure.
+        blend_after: Number of scales after which features are blended.
+        correct_from: First pass, counted from 0, that is corrected; None for the first after blending.
+        noise: ``shared`` draws the paths of an image with the same noise, ``independent`` does not.
+        sampling: What else the pipeline is called with, such as ``guidance_scale``; None is the model's own.
+        batch_size: Prompts at a time; with correction a prompt with one style is two paths.
+
+    Raises:
+        ValueError: If an option is impossible on this backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: DiffusionPipeline,
+        blend: bool = True,
+        alpha: float = 1.0,
+        top_k: int | None = None,
+        correct: bool = True,
+        blend_after: int = 3,
+        correct_from: int | None = None,
+        noise: str = "shared",
+        sampling: dict[str, Any] | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        if noise not in NOISES:
+            raise ValueError(f"noise is {noise!r}; choose one of {', '.join(NOISES)}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; give 1 or more")
+        self.backbone, self.batch_size, self.noise = backbone, batch_size, noise
+        backbone.set_progress_bar_config(disable=True)
+        channels = backbone.vae.config.latent_channels
+        weights = decay_weights(alpha, channels) if top_k is None else top_weights(top_k, channels)
+        self.weights = weights if blend else torch.zeros_like(weights)
+        first_corrected = blend_after if correct_from is None else correct_from
+        self.blend_after, self.correct_from = blend_after, first_corrected if correct else None
+        self.settings = CallSettings(backbone, sampling or {})
+        given = self.settings.arguments
+        self.size = {side: given[side] for side in ("height", "width") if side in given}
+        num_scales = len(backbone.schedule(**self.size).grids) if self.size else backbone.num_scales
+        check_steps(blend_after, self.correct_from, num_scales)
+        self.fingerprint = sampled_fingerprint(backbone.components.values())
+        self._features: dict[str, PrincipalFeatures] = {}
+
+    def identity(self, prompt: str | None = None) -> dict[str, str]:
+        """What an image depends on beside text, seed and reference; what only a style changes is told apart."""
+        weights = [float(f"{weight:.6g}") for weight in self.weights] if self.weights.any() else None
+        return {
+            "backbone": f"{self.fingerprint} {self.backbone.transformer.dtype}",
+            "sampling": str(self.settings),
+            "reference.style": f"{weights} {self.blend_after} {self.correct_from} {self.noise}",
+        }
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse what could not be drawn.
+
+        Raises:
+            ValueError: If a prompt, or the words of a style, are too long for the text encoder and not to be cut.
+        """
+        whole = [] if self.settings.arguments.get("truncate") else [one for one in requests if not one.truncate]
+        words = [_style_words(request) for request in whole if _kind(request) == "text"]
+        self.backbone.check_prompts(list(dict.fromkeys([*(request.prompt for request in whole), *words])))
+
+    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
+        """Draw each request; the result does not depend on what else is in the batch.
+
+        Raises:
+            ValueError: As of ``check``; nothing was drawn then.
+        """
+        self.check(requests)
+        drawn: dict[Request, Image.Image] = {}
+        for batch in self._batches(list(dict.fromkeys(requests))):
+            drawn |= zip(batch, self._draw(batch), strict=True)
+        return [drawn[request] for request in requests]
+
+    def _batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
+        """Requests of one kind, those that share a content path beside each other."""
+        sharing: dict[tuple, list[Request]] = {}
+        for request in requests:
+            sharing.setdefault(self._place(request), []).append(request)
+        for _, alike in groupby(sorted(sharing.values(), key=_shape), key=_shape):
+            jobs = list(alike)
+            for start in range(0, len(jobs), self.batch_size):
+                yield [request for job in jobs[start : start + self.batch_size] for request in job]
+
+    def _place(self, request: Request) -> tuple[str, int, str, bool, str | None]:
+        """Equal for requests that share a content path: words have a path of their own beside it, images do not."""
+        alone = self.noise == "independent" or _kind(request) == "text"
+        reference = request.reference if alone else None
+        return request.prompt, request.seed, _kind(request), request.truncate, reference
+
+    def _draw(self, requests: Sequence[Request]) -> list[Image.Image]:
+        places = list(dict.fromkeys(self._place(request) for request in requests))
+        prompts, seeds = [prompt for prompt, *_ in places], [seed for _, seed, *_ in places]
+        kind = _kind(requests[0])
+        style = None
+        if kind == "image":
+            style = joined([self.style_features(str(request.reference)) for request in requests])
+        elif kind == "text":
+            prompts += [_style_words(request) for request in requests]
+            seeds += seeds
+        hook = StyleBlending(style, self.weights, self.blend_after, self.correct_from, self.noise == "shared")
+        images = self.backbone(
+            prompts,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            callback_on_scale_end=[] if kind == "plain" else [hook],
+            **self.settings.arguments | ({"truncate": True} if requests[0].truncate else {}),
+        ).images
+        if kind != "plain":
+            for image, record in zip(images, hook.records(), strict=True):
+                image.info[SPECTRA] = record
+        return images
+
+    def style_features(self, path: str) -> PrincipalFeatures:
+        """Of the running sum of a style image's codes after ``blend_after`` scales, one row; made once.
+
+        Raises:
+            ValueError: If there is no such image.
+        """
+        image = load_image(path)
+        key = content_hash(image)
+        if key not in self._features:
+            feature = self.backbone.encode_image([image], self.blend_after, **self.size)
+            self._features[key] = principal_features(feature, self.weights)
+        return self._features[key]
+
+
+def _kind(request: Request) -> str:
+    if request.reference is None:
+        return "plain"
+    return "text" if request.reference.startswith(TEXT) else "image"
+
+
+def _style_words(request: Request) -> str:
+    return str(request.reference).removeprefix(TEXT)
+
+
+def _shape(job: Sequence[Request]) -> tuple[str, bool, int]:
+    return _kind(job[0]), job[0].truncate, len(job)

@@ -1,0 +1,131 @@
+"""Another prompt in one pass of a scale-wise generation: the stepwise study of arXiv 2507.04482, Fig. 2."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from src.data.request import TEXT, Request
+from src.modules.backbones.fingerprint import sampled_fingerprint
+from src.modules.generator import check_names
+from src.modules.next_scale.loop import Condition, Generation
+from src.modules.next_scale.memory import Paths
+from src.modules.next_scale.pipeline import CallSettings
+
+BASE, INJECTED = "base", "injected"
+
+
+class PromptInjection:
+    """A hook: one pass is told the text of the batch's other half, all others that of their own.
+
+    Args:
+        at: The pass, counted from 0. For the first pass the first half of the batch must be the injected prompts and
+            the second half the base prompts, for any other the other way round; the second half is dropped.
+        routes: Names of the condition's tensors that change, ``mask`` with the keys; None for all.
+
+    Raises:
+        ValueError: When the pass begins, if the condition has no such tensor.
+    """
+
+    def __init__(self, at: int, routes: Sequence[str] | None = None) -> None:
+        self.at, self.routes = at, routes
+
+    def __call__(self, scale_index: int, generation: Generation) -> None:
+        """Choose the text of the next pass."""
+        if scale_index == 0:
+            number = generation.images // 2
+            rows = torch.arange(len(next(iter(generation.condition.values())))).unflatten(0, (-1, 2, number))
+            own, other = (generation.condition.rows(rows[:, half].flatten()) for half in (0, 1))
+            self.base, self.injected = (other, own) if self.at == 0 else (own, other)
+            generation.keep_images(number)
+        generation.condition = self._mixed() if scale_index + 1 == self.at else self.base
+
+    def paths(self, images: int) -> Paths:
+        """Half of a batch is dropped."""
+        return Paths(images // 2)
+
+    def _mixed(self) -> Condition:
+        check_names("method.routes", self.routes or (), self.injected)
+        # Which keys are padding is known with the keys.
+        routes = {*(self.routes or self.injected)} | ({"mask"} if "keys" in (self.routes or ()) else set())
+        return Condition(self.base | {name: self.injected[name] for name in routes & self.injected.keys()})
+
+
+class InjectionGenerator:
+    """Draws base prompts, with the words of each request's reference in one pass.
+
+    Args:
+        backbone: An ``InfinityPipeline`` or a ``SwittiPipeline``; it stays as it is.
+        inject_at: The pass, counted from 0; ``base`` for none, ``injected`` for all.
+        routes: See ``PromptInjection``. The first pass is told everything.
+        sampling: What else the pipeline is called with; None is the model's own.
+        batch_size: Images at a time.
+
+    Raises:
+        ValueError: If there is no such pass, or an option is impossible.
+    """
+
+    def __init__(
+        self,
+        backbone: DiffusionPipeline,
+        inject_at: int | str = BASE,
+        routes: Sequence[str] | None = None,
+        sampling: dict[str, Any] | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        if inject_at not in (BASE, INJECTED, *range(backbone.num_scales)):
+            raise ValueError(
+                f"inject_at is {inject_at!r}; give a pass from 0 to {backbone.num_scales - 1}, {BASE} for none or "
+                f"{INJECTED} for all"
+            )
+        self.backbone, self.inject_at, self.routes = backbone, inject_at, routes
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; give 1 or more")
+        self.settings, self.batch_size = CallSettings(backbone, sampling or {}), batch_size
+        self.fingerprint = sampled_fingerprint(backbone.components.values())
+        backbone.set_progress_bar_config(disable=True)
+
+    def identity(self, prompt: str | None = None) -> dict[str, str]:
+        """What an image depends on beside text, seed and reference; what only a reference changes is told apart."""
+        return {
+            "backbone": f"{self.fingerprint} {self.backbone.transformer.dtype}",
+            "sampling": str(self.settings),
+            "reference.injection": f"{self.inject_at} {self.routes}",
+        }
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse what could not be drawn.
+
+        Raises:
+            ValueError: If a request names no words to inject, or a prompt is too long for the text encoder.
+        """
+        for request in requests:
+            if not (request.reference or "").startswith(TEXT):
+                raise ValueError(f"the request {request.prompt!r} needs words to inject, as reference={TEXT}...")
+        injected = [str(request.reference).removeprefix(TEXT) for request in requests]
+        self.backbone.check_prompts(list(dict.fromkeys([*(request.prompt for request in requests), *injected])))
+
+    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
+        """Draw each request with its own seed.
+
+        Raises:
+            ValueError: As of ``check``; nothing was drawn then.
+        """
+        self.check(requests)
+        starts = range(0, len(requests), self.batch_size)
+        return [image for start in starts for image in self._draw(requests[start : start + self.batch_size])]
+
+    def _draw(self, requests: Sequence[Request]) -> list[Image.Image]:
+        base = [request.prompt for request in requests]
+        injected = [str(request.reference).removeprefix(TEXT) for request in requests]
+        seeds = [request.seed for request in requests]
+        prompts, hooks = injected if self.inject_at == INJECTED else base, []
+        if isinstance(self.inject_at, int):
+            prompts = injected + base if self.inject_at == 0 else base + injected
+            seeds, hooks = seeds + seeds, [PromptInjection(self.inject_at, self.routes)]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return self.backbone(
+            prompts, generator=generators, callback_on_scale_end=hooks, **self.settings.arguments
+        ).images

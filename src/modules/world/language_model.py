@@ -1,0 +1,157 @@
+"""Pretrains the world's language model: a Llama that tells the next word of captions."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer, BatchEncoding, LlamaConfig, LlamaForCausalLM
+
+from src.data.texts import Text
+from src.data.world.tokenizers import write_llm_tokenizer
+from src.modules.training.ema import AveragedModule
+
+
+class LanguageModelPretraining(AveragedModule):
+    """A LlamaForCausalLM learns the next token of texts.
+
+    Args:
+        export_dir: Folder that receives a Hugging Face model and its tokenizer.
+        hidden_size: Width.
+        intermediate_size: Width inside the MLPs.
+        num_layers: Blocks.
+        num_heads: Attention heads, of as many keys and values.
+        context: Longest text in tokens.
+        learning_rate: Peak; linear warm-up, cosine decay over ``max_steps``.
+        weight_decay: Of matrices; gains have none.
+        ema_decay: Of the weights that are exported; 0 exports the last ones.
+        seed: Of the initial weights.
+    """
+
+    def __init__(
+        self,
+        export_dir: str,
+        hidden_size: int = 160,
+        intermediate_size: int = 432,
+        num_layers: int = 6,
+        num_heads: int = 5,
+        context: int = 256,
+        learning_rate: float = 2e-3,
+        weight_decay: float = 0.01,
+        ema_decay: float = 0.99,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        # Embeddings go with the vocabulary that they were trained with: a resumed run keeps the one in its folder.
+        if not (Path(export_dir) / "tokenizer.json").exists():
+            write_llm_tokenizer(export_dir, context)
+        self.tokenizer = AutoTokenizer.from_pretrained(export_dir)
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=len(self.tokenizer),
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            max_position_embeddings=context,
+            tie_word_embeddings=True,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        self.model = LlamaForCausalLM(config)
+        self.follow(list(self.model.parameters()), ema_decay)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Mean cross-entropy of all tokens of one batch."""
+        sequences = [[*ids, self.tokenizer.eos_token_id] for ids in self._tokens(batch["texts"]).input_ids]
+        input_ids, position_ids = packed(sequences, self.tokenizer.pad_token_id)
+        loss = self.token_losses(self.logits(input_ids, position_ids), input_ids).mean()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(sequences))
+        return loss
+
+    def logits(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """Scores of the next token ``(R, L, V)``; where positions start again, nothing before is attended to."""
+        ids, positions = input_ids.to(self.device), position_ids.to(self.device)
+        return self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
+
+    def token_losses(self, logits: Tensor, input_ids: Tensor) -> Tensor:
+        """Cross-entropy of every token but the first of each text, shape ``(N,)``."""
+        targets = input_ids[:, 1:].to(logits.device)
+        told = (targets != self.tokenizer.pad_token_id) & (targets != self.tokenizer.bos_token_id)
+        return F.cross_entropy(logits[:, :-1][told].float(), targets[told], reduction="none")
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """The same loss, and for each skill the share of right guesses where the context leaves no doubt."""
+        texts: list[Text] = batch["texts"]
+        encoding = self._tokens(texts)
+        sequences = [torch.tensor([*ids, self.tokenizer.eos_token_id]) for ids in encoding.input_ids]
+        input_ids = pad_sequence(sequences, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+        logits = self.logits(input_ids, position_ids)
+        losses = self.token_losses(logits, input_ids)
+        self.log("val/loss", losses.mean(), batch_size=len(losses), prog_bar=True, sync_dist=True)
+        hits = logits[:, :-1].argmax(-1).cpu() == input_ids[:, 1:].cpu()
+        for skill in sorted({text.skill for text in texts} - {""}):
+            right = [
+                hits[row, index - 1]
+                for row, text in enumerate(texts)
+                if text.skill == skill
+                for index in known_tokens(text, encoding.offset_mapping[row])
+            ]
+            share = torch.stack(right).float().mean()
+            self.log(f"val/{skill}", share, batch_size=len(right), prog_bar=True, sync_dist=True)
+
+    def _tokens(self, texts: list[Text]) -> BatchEncoding:
+        return self.tokenizer([text.text for text in texts], return_offsets_mapping=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with warm-up and cosine decay."""
+        matrices = [parameter for parameter in self.model.parameters() if parameter.ndim > 1]
+        gains = [parameter for parameter in self.model.parameters() if parameter.ndim == 1]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": gains, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(
+            groups, self.hparams.learning_rate, betas=(0.9, 0.95), weight_decay=self.hparams.weight_decay
+        )
+        steps = self.trainer.max_steps
+        schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 10), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def export(self) -> dict[str, str]:
+        """Write the averaged weights in half precision beside the tokenizer."""
+        self.ema.copy_to(self.model.parameters())
+        self.model.half().save_pretrained(self.hparams.export_dir)
+        return {"language model": self.hparams.export_dir}
+
+
+def packed(sequences: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Lay sequences of unequal length side by side in as few rows as the longest of them needs.
+
+    Args:
+        sequences: Token ids.
+        pad: Id that fills what is left of a row.
+
+    Returns:
+        ``input_ids`` and ``position_ids``, both ``(R, L)``; positions count from 0 in each sequence, and in the rest.
+    """
+    length = max(map(len, sequences))
+    rows: list[list[list[int]]] = []
+    for sequence in sorted(sequences, key=len, reverse=True):
+        fitting = (row for row in rows if sum(map(len, row)) + len(sequence) <= length)
+        row = next(fitting, None)
+        if row is None:
+            rows.append(row := [])
+        row.append(sequence)
+    filled = [[*row, [pad] * (length - sum(map(len, row)))] for row in rows]
+    input_ids = [[token for part in row for token in part] for row in filled]
+    position_ids = [[position for part in row for position in range(len(part))] for row in filled]
+    return torch.tensor(input_ids), torch.tensor(position_ids)
+
+
+def known_tokens(text: Text, offsets: list[tuple[int, int]]) -> list[int]:
+    """Tokens that end inside a known stretch of the text; a token also covers the space before its word."""
+    return [index for index, (_, end) in enumerate(offsets) if any(first < end <= last for first, last in text.known)]

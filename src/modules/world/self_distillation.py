@@ -1,0 +1,209 @@
+"""Pretrains the world's DINO encoder without labels and without text: self-distillation and a contrast of clips."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import timm
+import torch
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from lightly.loss import DINOLoss, NTXentLoss
+from lightly.models.modules.heads import DINOProjectionHead
+from lightly.models.utils import update_momentum
+from lightly.utils.scheduler import cosine_schedule
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.modules.training.diffusion import step_generator
+
+
+def save_timm_folder(
+    folder: str | Path, model: nn.Module, architecture: str, model_args: dict[str, Any], image_size: int = 64
+) -> None:
+    """Write ``config.json`` and half-precision ``model.safetensors``.
+
+    Args:
+        folder: Made if need be.
+        model: What ``timm.create_model(architecture, **model_args)`` built.
+        architecture: Name of the timm model.
+        model_args: Plain values.
+        image_size: Side of the images it was trained on; they are expected in [-1, 1].
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pretrained_cfg = {
+        "input_size": [3, image_size, image_size],
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "num_classes": model.num_classes,
+        # timm would otherwise look for the names that the architecture's own weights use.
+        "first_conv": None,
+        "classifier": None,
+    }
+    config = {
+        "architecture": architecture,
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "model_args": model_args,
+        "pretrained_cfg": pretrained_cfg,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    state = {name: _half(tensor) for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _half(tensor: Tensor) -> Tensor:
+    return (tensor.detach().half() if tensor.is_floating_point() else tensor.detach()).contiguous()
+
+
+class SelfDistillation(L.LightningModule):
+    """A student predicts what its slowly following teacher says about another view of the same thing (DINO, 2021).
+
+    Which two views belong together is the data module's choice: two crops of one image, or two frames of one clip
+    (temporal coherence: what stays while everything else changes is the individual). Colours are identity in this
+    world, so views differ in crop, direction and lighting, never in hue.
+
+    DINO's loss alone sorts a batch by its main colours and forgets shapes and markings. ``contrast_weight`` adds
+    SimCLR's loss (2020): each view must tell its partner from all other views of the batch. It acts on the backbone's
+    features themselves, without a projection in between, because the two frames of a clip differ in nothing that the
+    features should keep. With it the encoder is no longer DINO's alone; 0 gives that back.
+
+    Args:
+        export_dir: Folder that receives the teacher (``local-dir:`` of ``timm.create_model``).
+        architecture: Name of a timm model.
+        model_args: Its constructor's arguments.
+        head_dim: Hidden width of the projection heads.
+        prototypes: Outputs of the projection heads.
+        min_crop: Smallest side of a crop as a share of the image.
+        view_size: Side of the views in pixels; less than the image's costs less and undoes the enlargement by the crop.
+        momentum: Of the teacher at the start; rises to ``final_momentum`` along a cosine.
+        final_momentum: At the end.
+        teacher_temperature: Constant.
+        contrast_weight: Of the contrast between clips; DINO's loss has weight 1.
+        contrast_temperature: Constant; the negatives are those of the own rank's batch.
+        learning_rate: Peak; linear warm-up, cosine decay over ``max_steps``.
+        weight_decay: Constant.
+        seed: Of initial weights and crops.
+    """
+
+    def __init__(
+        self,
+        export_dir: str,
+        architecture: str,
+        model_args: dict[str, Any],
+        head_dim: int = 512,
+        prototypes: int = 512,
+        min_crop: float = 0.65,
+        view_size: int = 48,
+        momentum: float = 0.95,
+        final_momentum: float = 0.998,
+        teacher_temperature: float = 0.04,
+        contrast_weight: float = 0.0,
+        contrast_temperature: float = 0.1,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.04,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        torch.manual_seed(seed)
+        self.student = _Encoder(architecture, model_args, head_dim, prototypes)
+        self.teacher = _Encoder(architecture, model_args, head_dim, prototypes).requires_grad_(False)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.loss = DINOLoss(prototypes, teacher_temp=teacher_temperature)
+        self.contrast = NTXentLoss(contrast_temperature)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Cross-entropy between the teacher's view of one frame and the student's of the other, and the contrast."""
+        step = int(batch["step"])
+        views = self._views(batch, step)
+        with torch.no_grad():
+            teacher_out = self.teacher(views).float().chunk(2)
+        features = self.student.backbone(views)
+        student_out = self.student.head(features).float().chunk(2)
+        with torch.autocast(self.device.type, enabled=False):
+            distillation = self.loss(list(teacher_out), list(student_out))
+            contrast = self.contrast(*features.float().chunk(2))
+        loss = distillation + self.hparams.contrast_weight * contrast
+        momentum = cosine_schedule(step, self.trainer.max_steps, self.hparams.momentum, self.hparams.final_momentum)
+        self.log_dict({"train/loss": loss, "train/momentum": momentum}, prog_bar=True)
+        self.log_dict({"train/distillation": distillation, "train/contrast": contrast})
+        self.momentum = momentum
+        return loss
+
+    def _views(self, batch: dict[str, Any], step: int) -> Tensor:
+        """Views of all first frames, then of all second ones, ``(2 B, 3, view_size, view_size)``."""
+        generator = step_generator(self.hparams.seed, step, self.global_rank)
+        crops = (self.hparams.min_crop, self.hparams.view_size)
+        views = torch.cat([random_view(batch[name], *crops, generator) for name in ("first", "second")])
+        return views.contiguous(memory_format=torch.channels_last)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Let the teacher follow."""
+        update_momentum(self.student, self.teacher, self.momentum)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Share of photos of held-out individuals whose nearest gallery photo shows the same individual."""
+        subjects, views = batch.shape[:2]
+        features = self.teacher.backbone(batch.flatten(0, 1)).float().view(subjects, views, -1)
+        features = F.normalize(features, dim=-1)
+        nearest = (features[:, 1:] @ features[:, 0].T).argmax(-1)
+        hits = (nearest == torch.arange(subjects, device=nearest.device)[:, None]).float().mean()
+        self.log("val/reidentification", hits, batch_size=subjects, prog_bar=True, sync_dist=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with warm-up and cosine decay."""
+        learning_rate, weight_decay = self.hparams.learning_rate, self.hparams.weight_decay
+        optimizer = torch.optim.AdamW(self.student.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        steps = self.trainer.max_steps
+        schedule = get_cosine_schedule_with_warmup(optimizer, min(50, steps // 10), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def export(self) -> dict[str, str]:
+        """Write config and half-precision weights of the teacher's backbone as timm reads them."""
+        folder = self.hparams.export_dir
+        save_timm_folder(folder, self.teacher.backbone, self.hparams.architecture, self.hparams.model_args)
+        return {"self-supervised encoder": folder}
+
+
+class _Encoder(nn.Module):
+    """Backbone and projection head."""
+
+    def __init__(self, architecture: str, model_args: dict[str, Any], head_dim: int, prototypes: int) -> None:
+        super().__init__()
+        backbone = timm.create_model(architecture, num_classes=0, **model_args)
+        self.backbone = backbone.to(memory_format=torch.channels_last)
+        self.head = DINOProjectionHead(backbone.num_features, head_dim, 128, prototypes)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Images ``(B, 3, H, W)`` to prototype scores ``(B, prototypes)``."""
+        return self.head(self.backbone(pixel_values))
+
+
+def random_view(pixel_values: Tensor, min_crop: float, size: int, generator: torch.Generator) -> Tensor:
+    """A random crop, perhaps mirrored, in slightly other light; one draw per image.
+
+    Args:
+        pixel_values: Images ``(B, 3, H, W)`` in [-1, 1].
+        min_crop: Smallest side of a crop as a share of the image.
+        size: Side of the views in pixels.
+        generator: Of all draws.
+
+    Returns:
+        Views ``(B, 3, size, size)`` in [-1, 1].
+    """
+    number = len(pixel_values)
+    draws = torch.rand(number, 6, generator=generator).to(pixel_values.device)
+    side = min_crop + (1 - min_crop) * draws[:, 0]
+    shift = (1 - side)[:, None] * (2 * draws[:, 1:3] - 1)
+    flip = torch.where(draws[:, 3] < 0.5, -1.0, 1.0)
+    theta = torch.zeros(number, 2, 3, device=pixel_values.device)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = side * flip, side, shift
+    grid = F.affine_grid(theta, [number, 3, size, size], align_corners=False)
+    views = F.grid_sample(pixel_values, grid, padding_mode="reflection", align_corners=False)
+    contrast, brightness = 0.85 + 0.3 * draws[:, 4], 0.2 * draws[:, 5] - 0.1
+    return (views * contrast[:, None, None, None] + brightness[:, None, None, None]).clamp(-1, 1)

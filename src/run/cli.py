@@ -1,0 +1,241 @@
+"""From a command line to a job: run folders, points of a sweep, checked values, and errors as one sentence."""
+
+import hashlib
+import inspect
+import os
+import sys
+import traceback
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+import src.run.cli  # noqa: F401  (registers the resolvers)
+from src.run.errors import explain
+
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+"""Where launchers tell a process its number."""
+# The first process speaks for all.
+console = Console(soft_wrap=True, quiet=any(os.environ.get(name, "0") != "0" for name in RANKS))
+
+
+class Sweep(NamedTuple):
+    """A sweep that is running.
+
+    Attributes:
+        folder: Holds one folder per point.
+        started: Nanoseconds since the epoch; what points left before is of an earlier start.
+    """
+
+    folder: Path
+    started: int
+
+
+def current_sweep() -> Sweep | None:
+    """The sweep that this job is a point of, or None."""
+    hydra = HydraConfig.get()
+    return _sweep_in(Path(hydra.sweep.dir)) if hydra.mode == RunMode.MULTIRUN else None
+
+
+@cache
+def _sweep_in(folder: Path) -> Sweep:
+    # Hydra writes this file once per start, by the clock that also dates the points. It is read once: another shell
+    # that joins the sweep writes it anew, and what we have finished stays finished.
+    return Sweep(folder, (folder / "multirun.yaml").stat().st_mtime_ns)
+
+
+def point(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """Wrap a job, inside ``@hydra.main``: a point of a sweep has its own folder, where ``error.txt`` says if it failed.
+
+    Hydra goes on with the other points and raises the first failure at the end.
+    """
+
+    @wraps(main)
+    def job(cfg: DictConfig) -> None:
+        # A launcher with processes of its own sends this function to them by value, what it calls by name.
+        _run_point(main, cfg)
+
+    return job
+
+
+def _run_point(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
+    sweep = current_sweep()
+    if sweep is None:
+        main(cfg)
+        return
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    # Points share what they have in common, such as the images of the control.
+    cfg.paths.update({"run_dir": str(run_dir), "images_dir": str(sweep.folder / "images")})
+    if cfg.get("resume"):
+        # Points that a killed sweep had not come to start now.
+        cfg.resume = (run_dir / "checkpoints" / "last.ckpt").exists()
+    (run_dir / "error.txt").unlink(missing_ok=True)
+    console.rule(f"point {HydraConfig.get().job.num}", style="dim")
+    try:
+        _refuse_several_processes(cfg)
+        main(cfg)
+    except Exception as error:
+        sentence = explain(error) or traceback.format_exc()
+        (run_dir / "error.txt").write_text(sentence + "\n")
+        (run_dir / "metrics.json").unlink(missing_ok=True)
+        console.print(f"this point failed: {sentence}", style="red", highlight=False)
+        raise
+
+
+def _refuse_several_processes(cfg: DictConfig) -> None:
+    """Lightning starts further ranks with our own command line: each would run the whole sweep."""
+    trainer = cfg.get("trainer")
+    several = trainer and (trainer.devices not in (1, "1") or trainer.get("num_nodes", 1) > 1)
+    if several and "SLURM_NTASKS" not in os.environ:
+        raise ValueError(
+            f"trainer.devices={trainer.devices} in a sweep would start the whole sweep on every rank; use "
+            "trainer.devices=1, or let hydra/launcher=submitit_slurm start one task per GPU"
+        )
+
+
+def friendly(main: Callable[..., None]) -> Callable[..., None]:
+    """Wrap an entry point, outside ``@hydra.main``: what the user can mend is one sentence and exit code 1.
+
+    ``HYDRA_FULL_ERROR=1`` shows the trace. What no user can mend is a bug of ours and keeps its trace.
+    """
+
+    @wraps(main)
+    def run(*args: Any) -> None:
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        for category in (UserWarning, FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module="lightning")
+        sys.argv[1:] = [_with_plus(argument) for argument in sys.argv[1:]]
+        wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
+        # Without it, Hydra prints its own text and exits before we see the error.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        try:
+            main(*args)
+        except Exception as error:
+            sentence = explain(error)
+            if wants_trace or sentence is None:
+                raise
+            print(f"error: {sentence}", file=sys.stderr)
+            sys.exit(1)
+
+    return run
+
+
+# Keys that a user may add, which plain Hydra wants marked: an experiment is no part of the defaults list (`+`), the
+# names of banks are the user's own (`++`, so that the same name in an experiment is replaced), and so are the keys of a
+# training that an evaluation changes.
+_ADDABLE = {"experiment=": "+", "bank.": "++", "references.": "++", "training.": "++", "suite.subjects.": "++"}
+
+
+def _with_plus(argument: str) -> str:
+    return next((plus + argument for start, plus in _ADDABLE.items() if argument.startswith(start)), argument)
+
+
+def run_dir(root: str, resume: bool = False) -> str:
+    """A new folder ``root/<date>_<time>``, or with ``resume`` the newest one that holds a checkpoint.
+
+    Raises:
+        ValueError: If there is nothing to resume.
+    """
+    folder = Path(root)
+    if resume:
+        found = sorted(folder.glob("*/checkpoints/last.ckpt"), key=lambda path: path.parent.parent.name)
+        if not found:
+            raise ValueError(f"resume=true, but no {folder}/*/checkpoints/last.ckpt exists; start without resume=true")
+        return str(found[-1].parent.parent)
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    names = [stamp, *(f"{stamp}_{number}" for number in range(2, 1000))]
+    return str(next(folder / name for name in names if not (folder / name).exists()))
+
+
+def sweep_dir(root: str, name: str | None, task: str, resume: bool | None = None) -> str:
+    """``root/<name>/<hash of the command>``: where the points of a sweep are, by their numbers.
+
+    Args:
+        root: Of all sweeps.
+        name: Of the sweep's file, if there is one.
+        task: Of the entry point: two scripts share no sweep.
+        resume: None where the same command goes on with the same sweep, as images and scores are found again. Else,
+            as a training would overwrite another: False for a new folder each time, True for the newest one.
+
+    Raises:
+        ValueError: If there is nothing to resume.
+    """
+    starts = ("-m", "--multirun", "sweep=", "resume=")
+    told = sorted(word for word in sys.argv[1:] if not word.startswith(starts))
+    digest = hashlib.sha256(" ".join([task, *told]).encode()).hexdigest()[:8]
+    folder = Path(root) / (name or "multirun") / (digest if told else "default")
+    if resume is None:
+        return str(folder)
+    folders = [folder, *(folder.with_name(f"{folder.name}_{number}") for number in range(2, 1000))]
+    number_begun = next(number for number, path in enumerate(folders) if not path.exists())
+    if resume and not number_begun:
+        raise ValueError(f"resume=true, but {folder} does not exist; start the same sweep without resume=true")
+    return str(folders[number_begun - 1 if resume else number_begun])
+
+
+OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
+# Cached: the points of a sweep see other arguments than the sweep itself.
+OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
+
+
+SCALARS: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+"""Annotation to the types of YAML values that it accepts; a bool is no number here."""
+NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
+
+
+def check_types(cfg: DictConfig) -> None:
+    """Make sure that every number, text and switch of the parts with a ``_target_`` is one.
+
+    Raises:
+        ValueError: With the first value that is not, and what is expected.
+    """
+    for key, value, annotation in _annotated(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False), ""):
+        if not _fits(value, annotation):
+            expected = " or ".join(NAMES[kind] for kind in _kinds(annotation))
+            raise ValueError(f"{key} is {value!r}, but {expected} is expected; type {key}=VALUE")
+
+
+def _annotated(node: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Key, value and annotation of every argument in a configuration."""
+    if isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from _annotated(value, f"{path}[{number}]")
+    if not isinstance(node, dict):
+        return
+    hints = _hints(str(node["_target_"])) if "_target_" in node else {}
+    for name, value in node.items():
+        key = f"{path}.{name}" if path else str(name)
+        if name in hints:
+            yield key, value, hints[name]
+        yield from _annotated(value, key)
+
+
+def _hints(target: str) -> Mapping[str, Any]:
+    """Annotations of a constructor or function; none where it is not there, which building it says better."""
+    try:
+        found = get_object(target)
+        return get_type_hints(inspect.getattr_static(found, "__init__") if isinstance(found, type) else found)
+    except Exception:
+        return {}
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """Members of a union, or the annotation itself."""
+    return list(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a YAML value may go there; what is no plain type may always."""
+    kinds = _kinds(annotation)
+    if value == "???" or any(kind not in NAMES for kind in kinds):
+        return True
+    return any(value is None if kind is types.NoneType else type(value) in SCALARS[kind] for kind in kinds)

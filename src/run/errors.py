@@ -1,0 +1,116 @@
+"""Hydra's and our own errors in one sentence: what came, what was expected, what to type."""
+
+import errno
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+from hydra.errors import (
+    ConfigCompositionException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+CONF = Path(__file__).parents[2] / "conf"
+EXTRAS = {"optuna": "hpo"}
+"""Package that is imported with a part of the configuration, to the extra that brings it."""
+LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+"""Hydra's launcher to the extra that brings it."""
+
+
+def explain(error: Exception) -> str | None:
+    """Say what the user can do about an error, or None if it is not theirs."""
+    if extra := _missing_extra(error):
+        return extra
+    if isinstance(error, InstantiationException):
+        return _failed_part(error)
+    if isinstance(error, MissingConfigException):
+        return _missing_file(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: {str(error).splitlines()[0]}; arguments look like key=value"
+    if isinstance(error, ConfigCompositionException):
+        return _refused_override(error)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not set; add {error.full_key}=VALUE"
+    if isinstance(error, InterpolationKeyError):
+        return f"the configuration value {error.full_key} cannot be read: {str(error).splitlines()[0]}"
+    if isinstance(error, InterpolationResolutionError):
+        unset = re.search(r"Environment variable '(\w+)' not found", str(error))
+        if unset:
+            return f"the environment variable {unset.group(1)} is not set; SLURM sets those that trainer=slurm reads"
+        # What a resolver of ours said, in OmegaConf's wrapping.
+        return str(error).splitlines()[0].removeprefix("ValueError raised while resolving interpolation: ")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" at {error.filename}" if error.filename else ""
+        return f"the disk is full{where}; make room and give the same command again: what is finished is kept"
+    if "EADDRINUSE" in str(error):
+        port = re.search(r"port: (\d+)", str(error))
+        which = f"port {port.group(1)}" if port else "a port"
+        return f"{which} is in use; write a free one before the command, such as MASTER_PORT=29511"
+    return str(error) if isinstance(error, ValueError | OSError) else None
+
+
+def _missing_extra(error: BaseException | None) -> str | None:
+    """How to install the optional package whose absence is the cause, however deep, of an error."""
+    while error is not None:
+        package = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ImportError) else ""
+        if package in EXTRAS:
+            return f"this needs the package {package}; type: pip install -e '.[{EXTRAS[package]}]'"
+        error = error.__cause__
+    return None
+
+
+def _failed_part(error: InstantiationException) -> str | None:
+    """What a constructor said, without Hydra's wrapping."""
+    cause = error.__cause__
+    unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
+    if unexpected:
+        where = re.search(r"full_key: (\S+)", str(error))
+        part = where.group(1) if where else "a part of the configuration"
+        return f"{part} takes no argument {unexpected.group(1)!r}; check the spelling against conf/{part.split('.')[0]}"
+    return explain(cause) if isinstance(cause, Exception) else None
+
+
+def _missing_file(error: MissingConfigException) -> str:
+    group, _, name = (error.missing_cfg_file or "").partition("/")
+    launcher = LAUNCHERS.get(name.removeprefix("launcher/"))
+    if group == "hydra" and launcher:
+        return f"{group}/{name} needs a package; type: pip install -e '.[{launcher}]'"
+    folder = CONF / group
+    choices = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    if not name or not choices:
+        return str(error).splitlines()[0]
+    close = get_close_matches(name, choices, n=1)
+    advice = f"did you mean {group}={close[0]}?" if close else f"choose one of: {', '.join(choices)}"
+    return f"there is no {group} {name!r}; {advice}"
+
+
+def _refused_override(error: ConfigCompositionException) -> str:
+    cause = error.__cause__
+    typed = re.search(r"use \+(([^=\s]+)=.*)$", str(error), re.DOTALL)
+    if typed is None or not isinstance(cause, OmegaConfBaseException) or cause.parent_node is None:
+        return " ".join(str(error).split())
+    override, key = typed.groups()
+    known = [path for path in _paths(cause.parent_node._get_root()) if not path.startswith("hydra.")]
+    same_leaf = [path for path in known if path.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = same_leaf or get_close_matches(key, known, n=1, cutoff=0.7)
+    advice = f"did you mean {close[0]}{override.removeprefix(key)}? A" if close else "a"
+    return f"there is no key {key}; {advice} new key is written +{override}"
+
+
+def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted names of every key, inner ones included."""
+    for key in map(str, config):
+        yield f"{prefix}{key}"
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from _paths(node, f"{prefix}{key}.")

@@ -1,0 +1,129 @@
+"""What an evaluation needs trained on the way: the banks of several subjects, or one LLMDiff adapter."""
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from src.data.images import find_images
+from src.eval.protocols.subjects import ConceptSource
+from src.run.trained_once import Training, as_overrides, composed, files_digest, train_missing, training_digest
+
+
+class Suite:
+    """Several subjects and the experiment that learns each of them.
+
+    Args:
+        experiment: Name of a file in ``conf/experiment``.
+        subjects: Concept name to what its training sets, such as ``class_noun`` and ``data.instance_dir``.
+        training: What every training sets beside, nested as in the configuration: the arm of an ablation.
+        cache_dir: Where banks are kept.
+
+    Raises:
+        ValueError: If there is no subject.
+    """
+
+    def __init__(
+        self,
+        experiment: str,
+        subjects: Mapping[str, Mapping[str, Any]],
+        cache_dir: str,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not subjects:
+            raise ValueError("the suite has no subject; give suite.subjects.NAME.class_noun=NOUN and its folder")
+        self.experiment, self.subjects, self.cache_dir = experiment, subjects, Path(cache_dir)
+        self.training = as_overrides(training or {})
+
+    def sources(self) -> dict[str, ConceptSource]:
+        """What is known of each subject before its bank is trained."""
+        return {
+            name: ConceptSource(cfg.method.class_noun, cfg.method.references) for name, cfg in self._configs.items()
+        }
+
+    def trained(self, train: bool = True) -> dict[str, str]:
+        """``bank.NAME``, a key of the evaluation's configuration, to the file; what is missing is trained now.
+
+        Raises:
+            ValueError: If banks are missing and not to be trained, or a folder holds no images.
+        """
+        trainings = [self._training(name, cfg) for name, cfg in self._configs.items()]
+        train_missing(trainings, train)
+        return {f"bank.{training.name}": str(training.path) for training in trainings}
+
+    @cached_property
+    def _configs(self) -> dict[str, DictConfig]:
+        return {name: composed(self._overrides(name)) for name in self.subjects}
+
+    def _overrides(self, name: str) -> tuple[str, ...]:
+        subject = as_overrides(self.subjects[name])
+        return (f"+experiment={self.experiment}", f"concept={name}", *subject, *self.training)
+
+    def _training(self, name: str, cfg: DictConfig) -> Training:
+        # Finding images raises a sentence where there is none, before the first subject is trained.
+        content = [files_digest(find_images(path)) for path in (cfg.data.instance_dir, cfg.data.class_dir) if path]
+        path = self.cache_dir / f"{name}-{training_digest(cfg, content)}.safetensors"
+        return Training(name, "concept bank", path, self._overrides(name))
+
+
+class AdapterSuite:
+    """One adapter and the experiment that learns it.
+
+    Args:
+        experiment: Name of a file in ``conf/experiment``.
+        cache_dir: Where adapters are kept.
+        training: What the training sets beside, nested as in the configuration: the arm of an ablation.
+        given: An adapter that the evaluation was given; there must be none.
+
+    Raises:
+        ValueError: If there is one.
+    """
+
+    def __init__(
+        self, experiment: str, cache_dir: str, training: Mapping[str, Any] | None = None, given: str | None = None
+    ) -> None:
+        if given is not None:
+            raise ValueError(f"adapter={given} is given, but the suite trains an adapter; leave one of the two out")
+        self.experiment, self.cache_dir = experiment, Path(cache_dir)
+        self.training = as_overrides(training or {})
+
+    def sources(self) -> dict[str, ConceptSource]:
+        """An adapter has no subject."""
+        return {}
+
+    def trained(self, train: bool = True) -> dict[str, str]:
+        """``adapter``, a key of the evaluation's configuration, to the file; if it is missing, it is trained now.
+
+        Raises:
+            ValueError: If it is missing and not to be trained.
+        """
+        # Nobody watches: one validation, at the end.
+        own = (f"+experiment={self.experiment}", "trainer.val_check_interval=${trainer.max_steps}")
+        overrides = (*own, *self.training)
+        path = self.cache_dir / f"{adapter_digest(composed(overrides))}.safetensors"
+        name = f"the adapter {path.stem} ({', '.join(self.training) or self.experiment})"
+        train_missing([Training(name, "adapter", path, overrides)], train)
+        return {"adapter": str(path)}
+
+
+def adapter_digest(cfg: DictConfig) -> str:
+    """Hash of all that an adapter is trained from; tar shards and datasets of the hub count by their name alone."""
+    llm = OmegaConf.to_container(cfg.method.encoder.language_model, resolve=True)
+    source = cfg.data.get("source") or {}
+    place = source.get("folder") or source.get("path")
+    return training_digest(cfg, [_llm_hash(json.dumps(llm)), *([_images_hash(place)] if place else [])])
+
+
+def _llm_hash(settings: str) -> str:
+    """Of the language model that these settings, as JSON, describe."""
+    return instantiate(json.loads(settings)).identity.revision
+
+
+def _images_hash(place: str) -> str:
+    """Of a folder with images and captions, or of one file that holds both."""
+    found = [Path(place), *sorted(Path(place).rglob("*"))]
+    return files_digest([path for path in found if path.is_file()])

@@ -1,0 +1,133 @@
+"""What an evaluation needs trained on the way: each training once, its product kept under the hash of its settings."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from src.data.files import take_turns
+from src.run.cli import console
+from src.run.training import fit
+
+TRAINED_FROM = ("method", "data", "backbone", "trainer")
+"""Parts of a training's configuration that its product depends on."""
+PLACES = ("cache_dir", "cache", "export_path", "references", "default_root_dir", "instance_dir", "class_dir")
+WATCHING = ("sampling", "num_val", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps")
+COMPUTING = ("keep_loaded", "encode_ahead", "num_workers")
+"""Keys in them that it does not depend on; folders of images count by their content."""
+PAGES = ("samples", "report")
+"""Callbacks that are left out: sample grids would take as long as the training."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training whose product is kept.
+
+    Attributes:
+        name: Of what is trained, on the screen.
+        product: What ``fit`` calls it, such as ``adapter``.
+        path: Where it is kept.
+        overrides: Of the training's configuration.
+    """
+
+    name: str
+    product: str
+    path: Path
+    overrides: tuple[str, ...]
+
+
+def train_missing(trainings: Sequence[Training], train: bool = True) -> None:
+    """Train what is not there yet, shared with other processes.
+
+    Args:
+        trainings: In the order of preference.
+        train: Whether anything may be trained.
+
+    Raises:
+        ValueError: If something is missing and must not be trained, or asks for several processes.
+    """
+    missing = [training.name for training in trainings if not training.path.exists()]
+    if missing and not train:
+        raise ValueError(f"a dry run trains nothing, but these are missing: {', '.join(missing)}; leave dry_run out")
+    turns = take_turns(trainings, lambda one: one.path.with_suffix(".lock"), lambda one: one.path.exists())
+    with closing(turns):
+        for training in turns:
+            console.print(f"training {training.name}, {missing.index(training.name) + 1} of {len(missing)}")
+            _train(training)
+
+
+def _train(training: Training) -> None:
+    """Train; a training that was killed goes on from its last checkpoint."""
+    run_dir = training.path.with_suffix("")
+    begun = (run_dir / "checkpoints" / "last.ckpt").exists()
+    cfg = compose("train", [*training.overrides, f"paths.run_dir={run_dir}", f"resume={str(begun).lower()}"])
+    _refuse_several_processes(cfg)
+    with open_dict(cfg.callbacks):
+        for name in PAGES:
+            cfg.callbacks.pop(name, None)
+    Path(fit(cfg).made[training.product]).replace(training.path)
+    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+
+
+def _refuse_several_processes(cfg: DictConfig) -> None:
+    """Lightning starts further ranks with our own command line: they would wait for this one's lock for ever."""
+    if cfg.trainer.devices not in (1, "1"):
+        raise ValueError(
+            f"training.trainer.devices={cfg.trainer.devices}, but an evaluation trains on one process; use 1, and give "
+            "the same command in several shells: they share the trainings"
+        )
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The whole configuration of a training, but for its place."""
+    return compose("train", overrides=[*overrides, "paths.run_dir=."])
+
+
+def training_digest(cfg: DictConfig, content: Sequence[str]) -> str:
+    """Hash of a training's settings, of the weights of its backbone and of what else it reads.
+
+    Args:
+        cfg: Of ``composed``.
+        content: Hashes of images and further models.
+    """
+    settings = {part: _without_paths(OmegaConf.to_container(cfg[part], resolve=True)) for part in TRAINED_FROM}
+    backbone = _backbone_hash(json.dumps(OmegaConf.to_container(cfg.backbone, resolve=True)))
+    record = json.dumps([settings, cfg.seed, list(content), backbone], sort_keys=True)
+    return hashlib.sha256(record.encode()).hexdigest()[:12]
+
+
+@cache
+def _backbone_hash(settings: str) -> str:
+    """Of the backbone that these settings, as JSON, describe; loading it takes seconds to minutes."""
+    return instantiate(json.loads(settings)).cross_attention_hash
+
+
+def _without_paths(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    return {key: _without_paths(value) for key, value in node.items() if key not in (*PLACES, *WATCHING, *COMPUTING)}
+
+
+def files_digest(files: Sequence[Path]) -> str:
+    """Hash of what files hold, whatever their names are."""
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
+
+
+def as_overrides(settings: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]:
+    """A nested mapping as Hydra overrides, so that a mistyped key is answered as on the command line."""
+    found: list[str] = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found += as_overrides(value, f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key}={json.dumps(value) if not isinstance(value, str) else value}")
+    return tuple(found)

@@ -1,0 +1,65 @@
+"""One training from one resolved configuration: what train.py runs, and what a suite runs for each of its banks."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training left.
+
+    Attributes:
+        made: What was made and where: the run folder's parts, then what the method exported; empty on ranks but the
+            first.
+        metrics: Last value of everything that was logged.
+    """
+
+    made: dict[str, str]
+    metrics: dict[str, float]
+
+    def metric(self, name: str) -> float:
+        """One of the metrics.
+
+        Raises:
+            ValueError: If it was not logged.
+        """
+        if name not in self.metrics:
+            raise ValueError(f"the training logged no {name}; choose one of: {', '.join(sorted(self.metrics))}")
+        return self.metrics[name]
+
+
+def fit(cfg: DictConfig) -> Fitted:
+    """Build, train and export."""
+    # Seconds of imports, which a mistyped key need not wait for.
+    import lightning as L
+
+    from src.callbacks.ranks import Ranks
+    from src.callbacks.trackers.loggers import log_config, log_exports
+    from src.run.cli import check_types
+
+    check_types(cfg)
+    # Its import sets this to INFO: advertisements and a list of devices that are not there.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = instantiate(cfg.data, _convert_="all")
+    module = instantiate(cfg.method, _convert_="all")
+    # As it is written: what is resolved holds the time of the start, which differs between processes.
+    given = instantiate(cfg.callbacks, _convert_="all").values()
+    callbacks = [Ranks(OmegaConf.to_yaml(cfg)), *(callback for callback in given if callback is not None)]
+    loggers = list(instantiate(cfg.logger, _convert_="all").values())
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, _convert_="all")
+    log_config(loggers, cfg)
+    checkpoint = f"{cfg.paths.run_dir}/checkpoints/last.ckpt" if cfg.resume else None
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if not trainer.is_global_zero:
+        return Fitted({}, metrics)
+    made = {name: Path(cfg.paths.run_dir) / name for name in ("samples", "report.html")}
+    exports = module.export()
+    log_exports(loggers, exports)
+    found = {name: str(path) for name, path in made.items() if path.exists()}
+    return Fitted(found | exports, metrics)

@@ -1,0 +1,158 @@
+import logging
+import multiprocessing
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from src.data.world.render import render
+from src.data.world.scenes import subject_scene
+from src.eval.encoders.cache import CachedEncoder, _verified
+from src.eval.encoders.models import TimmEncoder
+from src.eval.encoders.network import BATCH
+
+
+class Counting(TimmEncoder):
+    """A real encoder that counts what passes through the network."""
+
+    number = 0
+
+    def features(self, pixel_values):
+        self.number += len(pixel_values)
+        return super().features(pixel_values)
+
+
+@pytest.fixture
+def counting(dino_folder):
+    return Counting(f"local-dir:{dino_folder}")
+
+
+@pytest.fixture(scope="module")
+def many():
+    return [render(subject_scene(index, 0, "dog")) for index in range(BATCH + 6)]
+
+
+def shards(folder):
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def test_what_is_kept_equals_what_was_computed(counting, many, tmp_path):
+    plain = counting.encode_images(many)
+    counting.number = 0
+    first = CachedEncoder(counting, tmp_path).encode_images(many)
+    again = CachedEncoder(counting, tmp_path).encode_images(many)
+    assert counting.number == len(many)
+    assert torch.equal(first, plain) and torch.equal(again, plain)
+    assert len(shards(tmp_path)) == 2
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_files_and_images_and_any_order_are_the_same_pictures(counting, many, tmp_path):
+    paths = [tmp_path / f"{index}.png" for index in range(len(many))]
+    for image, path in zip(many, paths, strict=True):
+        image.save(path)
+    encoder = CachedEncoder(counting, tmp_path / "cache")
+    first = encoder.encode_images(path for path in paths)
+    number = counting.number
+    torch.testing.assert_close(first, counting.encode_images(many), atol=1e-6, rtol=0)
+    counting.number = number
+    assert torch.equal(encoder.encode_images(many[::-1]), first.flip(0))
+    assert torch.equal(encoder.encode_images(map(str, paths[3:5])), first[3:5])
+    assert counting.number == number
+
+
+def test_only_what_is_new_is_computed_and_twins_once(counting, many, tmp_path):
+    encoder = CachedEncoder(counting, tmp_path)
+    encoder.encode_images(many[:3])
+    embeddings = encoder.encode_images([many[4], many[1], many[4], many[5]])
+    assert counting.number == 5
+    assert torch.equal(embeddings[0], embeddings[2])
+    torch.testing.assert_close(embeddings, counting.encode_images([many[i] for i in (4, 1, 4, 5)]), atol=1e-6, rtol=0)
+
+
+def test_pixels_size_and_encoder_tell_apart(counting, dino_folder, tmp_path):
+    tall, wide = (Image.new("RGB", size, "red") for size in ((20, 40), (40, 20)))
+    encoder = CachedEncoder(counting, tmp_path)
+    encoder.encode_images([tall])
+    encoder.encode_images([wide])
+    almost = tall.copy()
+    almost.putpixel((0, 0), (254, 0, 0))
+    encoder.encode_images([almost])
+    assert counting.number == 3
+    other = Counting(f"local-dir:{dino_folder}", resize=40)
+    CachedEncoder(other, tmp_path).encode_images([tall])
+    assert other.number == 1
+    assert encoder.identity == counting.identity != other.identity
+
+
+def one_bit(content):
+    return content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
+
+
+@pytest.mark.parametrize("damaged", [lambda content: content[:50], lambda content: b"", one_bit])
+@pytest.mark.parametrize("in_use", [False, True])
+def test_damaged_files_are_computed_again_with_a_notice(damaged, in_use, counting, many, tmp_path, caplog):
+    first = CachedEncoder(counting, tmp_path).encode_images(many)
+    reader = CachedEncoder(counting, tmp_path)
+    if in_use:
+        reader._find_shards()
+    victim = shards(tmp_path)[0]
+    victim.write_bytes(damaged(victim.read_bytes()))
+    # As in another process, which has not read it yet.
+    _verified.cache_clear()
+    counting.number = 0
+    with caplog.at_level(logging.WARNING):
+        again = reader.encode_images(many)
+    torch.testing.assert_close(again, first, atol=1e-6, rtol=0)
+    assert 0 < counting.number < len(many)
+    assert "is damaged or gone; its embeddings are computed again" in caplog.text
+    number = counting.number
+    assert torch.equal(CachedEncoder(counting, tmp_path).encode_images(many), again)
+    assert counting.number == number
+
+
+def test_a_file_that_vanishes_is_computed_again(counting, many, tmp_path):
+    encoder = CachedEncoder(counting, tmp_path)
+    first = encoder.encode_images(many[:3])
+    shards(tmp_path)[0].unlink()
+    _verified.cache_clear()
+    assert torch.equal(encoder.encode_images(many[:3]), first)
+    assert counting.number == 6
+
+
+class MeanColor:
+    """As little of an encoder as a forked process can run at once."""
+
+    identity = "mean color"
+
+    def preprocess(self, image):
+        return torch.tensor(image.resize((1, 1)).getpixel((0, 0))) / 255
+
+    def encode_pixel_values(self, pixel_values):
+        return pixel_values
+
+
+def _score(images, cache, target):
+    embeddings = [CachedEncoder(MeanColor(), cache).encode_images(images[at : at + 10]) for at in range(0, 60, 5)]
+    save_file({"embeddings": torch.cat(embeddings)}, target)
+
+
+def test_processes_share_one_folder(many, tmp_path):
+    context = multiprocessing.get_context("fork")
+    targets = [tmp_path / f"{index}.safetensors" for index in range(3)]
+    workers = [context.Process(target=_score, args=(many, tmp_path / "cache", target)) for target in targets]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    expected = torch.stack([MeanColor().preprocess(image) for at in range(0, 60, 5) for image in many[at : at + 10]])
+    for target in targets:
+        assert torch.equal(load_file(target)["embeddings"], expected)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_there_must_be_images(counting, tmp_path):
+    with pytest.raises(ValueError, match="no images"):
+        CachedEncoder(counting, tmp_path).encode_images([])

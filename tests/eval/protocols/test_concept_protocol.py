@@ -1,0 +1,210 @@
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from src.data.request import Request
+from src.eval.encoders.models import TimmEncoder
+from src.eval.profile import Profile
+from src.eval.protocols.concept import ConceptProtocol
+from src.eval.protocols.pairs import LEFT, RIGHT, PairProtocol, crop, layout
+from src.eval.protocols.subjects import ConceptSource, ScoredConcept, bank_source, scored_concepts
+
+PROMPTS = ["a {} on the grass", "a photo of a {} at night", "a {} in the snow"]
+PAIR_PROMPTS = ["a {first} left of a {second} on the grass", "a {first} right of a {second} in a room"]
+
+
+@pytest.fixture
+def protocol(profile, tmp_path):
+    return ConceptProtocol(PROMPTS, 2, profile, str(tmp_path / "images"))
+
+
+def rows(folder):
+    with (folder / "per_image.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def cosines(first, second):
+    return np.array([[np.dot(a, b) for b in second] for a in first])
+
+
+def test_numbers_are_those_of_a_few_lines_of_numpy(protocol, generator, concepts, clip, dino, tmp_path):
+    metrics = protocol.run(generator=generator, concepts=concepts[:1], run_dir=str(tmp_path))
+    rex = concepts[0]
+    places = [(prompt, seed) for prompt in PROMPTS for seed in range(2)]
+    requests = [Request(prompt.replace("{}", "<rex>"), seed) for prompt, seed in places]
+    images = generator.sample(requests)
+    texts = clip.encode_texts([prompt.replace("{}", "dog") for prompt, _ in places])
+    expected = {
+        "clip_t": np.diag(cosines(clip.encode_images(images), texts)).mean(),
+        "clip_i": cosines(clip.encode_images(images), clip.encode_images(rex.references)).mean(),
+        "dino": cosines(dino.encode_images(images), dino.encode_images(rex.references)).mean(),
+    }
+    for score, value in expected.items():
+        assert metrics["overall"]["concept"][score]["mean"] == pytest.approx(value, abs=1e-5)
+    between = cosines(dino.encode_images(rex.references), dino.encode_images(rex.references))
+    ceiling = between[np.triu_indices(3, 1)].mean()
+    assert metrics["overall"]["ceiling"]["dino"]["mean"] == pytest.approx(ceiling, abs=1e-5)
+    control = metrics["overall"]["control"]["dino"]["mean"]
+    closed = metrics["overall"]["dino_gap_closed"]["mean"]
+    assert closed == pytest.approx((expected["dino"] - control) / (ceiling - control), rel=1e-3)
+
+
+def test_control_differs_from_the_concept_in_the_word_alone(protocol, generator, concepts, tmp_path):
+    protocol.run(generator=generator, concepts=concepts[:1], run_dir=str(tmp_path))
+    assert len(generator.requests) == 2 * 6
+    for plain, marked in zip(generator.requests[:6], generator.requests[6:], strict=True):
+        assert plain.seed == marked.seed
+        assert marked.prompt.replace("<rex>", "dog") == plain.prompt
+
+
+def test_run_folder_holds_everything(protocol, generator, concepts, clip, dino, tmp_path):
+    metrics = protocol.run(generator=generator, concepts=concepts, run_dir=str(tmp_path))
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert metrics["encoders"] == {"clip": clip.identity, "dino": dino.identity}
+    assert metrics["profile"] == "tiny"
+    assert metrics["rules"]["pairing"] == "all"
+    assert set(metrics["concepts"]) == {"rex", "tom"}
+    assert {"command", "git_commit", "seed", "versions"} <= set(metrics)
+    assert len(rows(tmp_path)) == 2 * (6 + 6 + 3)
+    table = (tmp_path / "table.md").read_text()
+    assert all(word in table for word in ("control", "concept", "ceiling", "DINO gap closed", "tiny"))
+    assert (tmp_path / "grid_rex.png").exists()
+    assert "grid_tom" in (tmp_path / "report.html").read_text()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_repeated_run_draws_nothing_and_gives_the_same_numbers(protocol, generator, concepts, tmp_path):
+    first = protocol.run(generator, concepts, str(tmp_path))
+    number = len(generator.requests)
+    second = protocol.run(generator, concepts, str(tmp_path))
+    assert first["overall"] == second["overall"]
+    assert len(generator.requests) == number == 2 * 2 * 6
+
+
+def test_the_scale_of_a_profile_changes_clip_t_alone(protocol, profile, generator, concepts, tmp_path):
+    raw = protocol.run(generator, concepts, str(tmp_path / "raw"))["overall"]["concept"]
+    protocol.profile = Profile("scaled", profile.clip, profile.dino, "class_noun", "all", 2.5, True)
+    scaled = protocol.run(generator, concepts, str(tmp_path / "scaled"))["overall"]["concept"]
+    texts = [max(float(row["clip_t"]), 0) for row in rows(tmp_path / "raw") if row["arm"] == "concept"]
+    assert scaled["clip_t"]["mean"] == pytest.approx(2.5 * np.mean(texts), abs=1e-6)
+    assert (scaled["clip_i"], scaled["dino"]) == (raw["clip_i"], raw["dino"])
+
+
+def test_weights_that_are_missing_are_said_before_anything_is_drawn(
+    profile, generator, concepts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    absent = Profile("absent", profile.clip, TimmEncoder("vit_small_patch16_224.dino"), "class_noun", "all")
+    for protocol in (
+        ConceptProtocol(PROMPTS, 1, absent, str(tmp_path / "images")),
+        PairProtocol(PAIR_PROMPTS, 1, absent, str(tmp_path / "images")),
+    ):
+        for asked in (lambda one=protocol: one.check(concepts), lambda one=protocol: one.run(generator, concepts, "")):
+            with pytest.raises(ValueError, match="cannot load timm vit_small_patch16_224.dino"):
+                asked()
+    assert generator.requests == []
+
+
+def test_pairs_are_scored_on_their_own_halves(generator, concepts, profile, tmp_path):
+    class SideBySide:
+        """Draws the two subjects where the prompt puts them."""
+
+        batch_size = 4
+
+        def identity(self, prompt=None):
+            return {"draws": "pairs"}
+
+        def check(self, requests):
+            """Anything can be drawn."""
+
+        def sample(self, requests):
+            return [self._draw(request) for request in requests]
+
+        def _draw(self, request):
+            words = [word.strip("<>") for word in request.prompt.split()]
+            words = [word for word in words if word in ("rex", "tom", "dog", "cat")]
+            known = {concept.name: concept.references[0] for concept in concepts}
+            grey = Image.new("RGB", (64, 64), (127, 127, 127))
+            first, second = (known.get(word, grey) for word in words)
+            canvas = Image.new("RGB", (128, 64))
+            left, right = (first, second) if "left of" in request.prompt else (second, first)
+            canvas.paste(left, (0, 0))
+            canvas.paste(right, (64, 0))
+            return canvas
+
+    protocol = PairProtocol(PAIR_PROMPTS, 1, profile, str(tmp_path / "images"))
+    metrics = protocol.run(generator=SideBySide(), concepts=concepts, run_dir=str(tmp_path))
+    dino = profile.dino
+    own = [dino.encode_images(concept.references) for concept in concepts]
+    crops = [dino.encode_images(concept.references[:1]) for concept in concepts]
+    margins = [cosines(crops[i], own[i]).mean() - cosines(crops[i], own[1 - i]).mean() for i in (0, 1)]
+    overall = metrics["overall"]
+    assert overall["concept"]["identity_margin"]["mean"] == pytest.approx(np.mean(margins), abs=1e-5)
+    assert overall["concept"]["both_own"]["mean"] == float(all(margin > 0 for margin in margins))
+    assert overall["control"]["identity_margin"]["mean"] == pytest.approx(0, abs=1e-5)
+    assert math.isfinite(overall["ceiling"]["identity_margin"])
+    lines = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [request.prompt for request in protocol.requests(concepts)]
+    assert [line["file"] for line in lines] == [row["file"] for row in rows(tmp_path)]
+
+
+def test_layouts_come_from_the_relation():
+    assert layout("a {first} left of a {second}") == (LEFT, RIGHT)
+    assert layout("a {first} right of a {second}") == (RIGHT, LEFT)
+    with pytest.raises(ValueError, match="has no layout"):
+        layout("a {first} next to a {second}")
+    assert crop(Image.new("RGB", (64, 64)), LEFT).size == (64, 64)
+
+
+def test_what_cannot_be_scored_is_refused(protocol, generator, concepts, profile, tmp_path):
+    with pytest.raises(ValueError, match="needs one {}, where"):
+        ConceptProtocol(["a dog"], 1, profile, "images")
+    with pytest.raises(ValueError, match="no concept to score"):
+        protocol.run(generator, [], str(tmp_path))
+    with pytest.raises(ValueError, match="rex has one reference"):
+        protocol.run(generator, [ScoredConcept("rex", "dog", concepts[0].references[:1])], str(tmp_path))
+    with pytest.raises(ValueError, match="needs two concepts"):
+        PairProtocol(PAIR_PROMPTS, 1, profile, str(tmp_path / "images")).run(generator, concepts[:1], str(tmp_path))
+    lonely = [concepts[0], ScoredConcept("tom", "cat", concepts[1].references[:1])]
+    with pytest.raises(ValueError, match="tom has one reference"):
+        PairProtocol(PAIR_PROMPTS, 1, profile, str(tmp_path / "images")).check(lonely)
+
+
+def test_concepts_are_read_from_banks(tmp_path, pictures):
+    bank = str(tmp_path / "rex.safetensors")
+    save_file({"k.0": np.zeros((2, 4), np.float32)}, bank, {"class_noun": "dog", "references": "world:3"})
+    (tmp_path / "photos").mkdir()
+    pictures[0].save(tmp_path / "photos" / "one.png")
+    (rex,) = scored_concepts({"rex": bank_source(bank)}, {})
+    assert (rex.name, rex.class_noun, len(rex.references)) == ("rex", "dog", 5)
+    (rex,) = scored_concepts({"rex": ConceptSource("dog", "")}, {"rex": str(tmp_path / "photos")})
+    assert len(rex.references) == 1
+
+
+@pytest.mark.parametrize(
+    ("metadata", "references", "message"),
+    [
+        ({"class_noun": "dog"}, {}, "add references.rex=FOLDER"),
+        ({"other": "x"}, {}, "is no concept bank"),
+        ({"class_noun": "dog"}, {"tom": "world:1"}, "add bank.tom=PATH"),
+        ({"class_noun": "dog"}, {"rex": "world:x"}, "the number of a subject"),
+    ],
+)
+def test_unusable_banks_are_refused(metadata, references, message, tmp_path):
+    bank = str(tmp_path / "rex.safetensors")
+    save_file({"k.0": np.zeros((2, 4), np.float32)}, bank, metadata)
+    with pytest.raises(ValueError, match=message):
+        scored_concepts({"rex": bank_source(bank)}, references)
+
+
+def test_a_file_that_is_no_bank_is_refused(tmp_path):
+    (tmp_path / "rex.safetensors").write_text("hello")
+    with pytest.raises(ValueError, match="cannot read the bank"):
+        bank_source(str(tmp_path / "rex.safetensors"))
+    with pytest.raises(ValueError, match="cannot read the bank"):
+        bank_source(str(tmp_path / "nothing.safetensors"))

@@ -1,0 +1,116 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from src.callbacks.run_report import RunReport, read_curves
+from src.eval.results.report import Report
+
+VOID = {"meta", "img", "br"}
+
+
+class Balanced(HTMLParser):
+    """Checks that tags close in order and that nothing is fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.sources += [value for key, value in attributes if key in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def parsed(page):
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    assert all(source.startswith("data:image/") for source in parser.sources)
+    return parser
+
+
+def noise(side):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def test_page_is_whole_escaped_and_self_contained(tmp_path):
+    report = Report("a <rex> & co")
+    report.add_text("1 < 2", "Text")
+    report.add_table(["", "dino"], [["<rex>", "0.5"]], "Table")
+    report.add_image(noise(16), "noise")
+    report.add_curves({"train/loss": ([1, 2], [0.5, 0.4]), "empty": ([], [])}, "Curves")
+    report.add_config({"seed": 0, "path": "a<b"})
+    report.write(tmp_path / "new" / "report.html")
+    page = (tmp_path / "new" / "report.html").read_text()
+    assert len(parsed(page).sources) == 3
+    assert "<rex>" not in page
+    assert "&lt;rex&gt;" in page
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
+
+
+def test_small_images_survive_exactly():
+    report = Report("x")
+    report.add_image(noise(32))
+    content = re.search(r"data:image/png;base64,([^\"]+)", report.html()).group(1)
+    decoded = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert decoded.tobytes() == noise(32).tobytes()
+
+
+def test_many_large_images_shrink_until_they_fit(monkeypatch):
+    monkeypatch.setattr("src.eval.results.report.MAX_BYTES", 150_000)
+    report = Report("x")
+    for _ in range(3):
+        report.add_image(noise(300))
+    page = report.html()
+    assert 20_000 < len(page) < 160_000
+    assert page.count("data:image/jpeg") == 3
+
+
+class OneWeight(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch, batch_idx):
+        loss = ((self.weight * batch) ** 2).mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_training_ends_with_a_page(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("learning_rate: 0.125\n")
+    (tmp_path / "samples").mkdir()
+    for name in ("step-000000", "step-000003", "references"):
+        noise(8).save(tmp_path / "samples" / f"{name}.png")
+    logger = CSVLogger(tmp_path, name="logs", flush_logs_every_n_steps=1000)
+    trainer = L.Trainer(
+        max_steps=4, log_every_n_steps=1, logger=logger, callbacks=[RunReport(str(tmp_path))], accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(OneWeight(), DataLoader(torch.ones(4)))
+    page = (tmp_path / "report.html").read_text()
+    assert len(parsed(page).sources) == 4
+    assert all(text in page for text in ("OneWeight, 4 steps", "train/loss", "learning_rate: 0.125", "references"))
+    assert page.index("references") < page.index("step-000000") < page.index("step-000003")
+
+
+def test_curves_skip_what_was_not_logged(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,lr-AdamW,step,train/loss\n,0.1,9,\n0,,9,1.5\n0,,19,1.25\n")
+    curves = read_curves([tmp_path / "metrics.csv"])
+    assert curves == {"train/loss": ([9.0, 19.0], [1.5, 1.25]), "lr-AdamW": ([9.0], [0.1])}
+    assert list(curves)[0] == "train/loss"

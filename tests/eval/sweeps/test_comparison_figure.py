@@ -1,0 +1,19 @@
+"""Which points of a frontier are joined by a line."""
+
+import pytest
+
+from src.eval.sweeps.page import in_order
+
+
+@pytest.mark.parametrize(
+    ("labels", "joined"),
+    [
+        (["method.alpha=0.2", "method.alpha=0.6", "method.alpha=5.0"], True),
+        (["method.top_k=4", "method.top_k=1"], True),
+        (["method.alpha=0.2", "method.alpha=5.0", "method.alpha=1.0"], False),
+        (["components=plain", "components=pfb"], False),
+        (["rate=1 steps=400", "rate=2 steps=400"], False),
+    ],
+)
+def test_only_values_in_order_are_joined(labels: list[str], joined: bool) -> None:
+    assert in_order(labels) is joined

@@ -1,0 +1,122 @@
+"""Blending guidance: it lowers its loss, image by image, and leaves everything else alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+
+from src.data.request import Request
+from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.latexblend.guidance import BlendingGuidance, recorded_attention, separation_loss
+from tests.modules.latexblend.test_blending import PIPELINES, bank, generator, pixels, unet_inputs
+
+GUIDED = BlendingGuidance(num_steps=3, step_size=0.2)
+PAIR = "a <rex> next to a <mittens>"
+
+
+@pytest.fixture(params=["sd", "sdxl"])
+def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> DiffusionBackbone:
+    return DiffusionBackbone(PIPELINES[request.param](tmp_path), request.param)
+
+
+def drawn(backbone: DiffusionBackbone, prompts: list[str], **options) -> np.ndarray:
+    banks = {"rex": bank(backbone, 0), "mittens": bank(backbone, 1, "cat")}
+    settings = {"num_inference_steps": 4, "blending_guidance": GUIDED} | options
+    requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+    return pixels(generator(backbone, banks, **settings).sample(requests))
+
+
+def test_recorded_attention_is_what_the_layer_attends_to(backbone: DiffusionBackbone) -> None:
+    seen: dict[str, torch.Tensor] = {}
+
+    class Watched(AttnProcessor):
+        def __call__(self, attn, *args, **kwargs):
+            original = attn.get_attention_scores
+            attn.get_attention_scores = lambda *scores: seen.setdefault(attn, original(*scores))
+            return super().__call__(attn, *args, **kwargs)
+
+    backbone.unet.set_attn_processor(Watched())
+    with torch.no_grad(), recorded_attention(backbone.unet) as maps:
+        backbone.unet(**unet_inputs(backbone, 2))
+    layers = {name: module for name, module in backbone.unet.named_modules() if name.endswith("attn2")}
+    assert maps and maps.keys() == layers.keys()
+    for name, layer in layers.items():
+        assert torch.allclose(maps[name], seen[layer].unflatten(0, (2, layer.heads)).mean(1), atol=1e-6)
+        assert not layer.to_q._forward_hooks and not layer.to_k._forward_hooks
+
+
+def test_the_loss_is_least_where_each_concept_has_a_place_of_its_own() -> None:
+    def attention(*places: int) -> torch.Tensor:
+        """16 cells, 5 tokens; token ``n + 1`` is attended to from one cell only, the first token from everywhere."""
+        shares = torch.zeros(16, 5)
+        shares[list(places), range(1, len(places) + 1)] = 0.5
+        shares[:, 0] = 1 - shares.sum(1)
+        return shares
+
+    phrases = [[1, 2], [3, 4]]
+    apart, scattered = attention(0, 0, 15, 15), attention(0, 5, 15, 10)
+    together = attention(0, 0, 0, 0) / 2
+    apart_loss, scattered_loss, together_loss = (
+        float(separation_loss(each, (4, 4), phrases)) for each in (apart, scattered, together)
+    )
+    assert apart_loss < together_loss == pytest.approx(0, abs=1e-4) and apart_loss < scattered_loss
+    swapped = float(separation_loss(apart, (4, 4), phrases[::-1]))
+    assert swapped == pytest.approx(apart_loss, rel=1e-5)
+    alone = float(separation_loss(scattered, (4, 4), phrases[:1]))
+    assert alone > 0 == pytest.approx(float(separation_loss(apart, (4, 4), phrases[:1])), abs=1e-4)
+
+
+def test_without_guided_steps_or_concepts_no_image_changes(backbone: DiffusionBackbone) -> None:
+    plain = drawn(backbone, [PAIR, "a dog"], blending_guidance=None)
+    assert np.array_equal(drawn(backbone, [PAIR, "a dog"], blending_guidance=BlendingGuidance()), plain)
+    guided = drawn(backbone, [PAIR, "a dog"])
+    assert not np.array_equal(guided[0], plain[0])
+    assert np.array_equal(guided[1], plain[1])
+
+
+def test_an_image_does_not_depend_on_its_batch(backbone: DiffusionBackbone) -> None:
+    prompts = [PAIR, "a <rex>", PAIR]
+    together, alone = drawn(backbone, prompts), drawn(backbone, prompts, batch_size=1)
+    assert abs(together - alone).max() <= 2
+
+
+def test_a_step_lowers_the_loss(backbone: DiffusionBackbone) -> None:
+    phrases = [[[2, 3], [6, 7]]]
+    inputs = unet_inputs(backbone, 1)
+    state = {"latents": inputs["sample"], "prompt_embeds": inputs["encoder_hidden_states"]}
+    if backbone.is_sdxl:
+        added = inputs["added_cond_kwargs"]
+        state |= {"add_text_embeds": added["text_embeds"], "add_time_ids": added["time_ids"]}
+    pipeline = backbone.pipeline
+    pipeline.scheduler.set_timesteps(4)
+    # Euler's samplers know the step that they are at; DDIM's are told.
+    pipeline.scheduler.scale_model_input(state["latents"], pipeline.scheduler.timesteps[1])
+
+    def loss(latents: torch.Tensor) -> float:
+        scaled = pipeline.scheduler.scale_model_input(latents, pipeline.scheduler.timesteps[1])
+        inputs.update(sample=scaled, timestep=pipeline.scheduler.timesteps[1])
+        with torch.no_grad(), recorded_attention(backbone.unet) as maps:
+            backbone.unet(**inputs)
+        sizes = [(8, 8) if each.shape[1] == 64 else (4, 4) for each in maps.values()]
+        each = [separation_loss(one[0], size, phrases[0]) for one, size in zip(maps.values(), sizes, strict=True)]
+        return float(torch.stack(each).mean())
+
+    after = BlendingGuidance(1, 0.02).arguments(pipeline, phrases)["callback_on_step_end"]
+    moved = after(pipeline, 0, pipeline.scheduler.timesteps[0], dict(state))["latents"]
+    assert loss(moved) < loss(state["latents"])
+    assert after(pipeline, 1, pipeline.scheduler.timesteps[1], dict(state)) == {}
+
+
+@pytest.mark.parametrize(("num_steps", "step_size"), [(-1, 0.1), (5, 0.0), (5, 1.5)])
+def test_settings_out_of_range_are_refused(num_steps: int, step_size: float) -> None:
+    with pytest.raises(ValueError, match="give 0 or more steps, and a step size in"):
+        BlendingGuidance(num_steps, step_size)
+
+
+def test_guidance_is_part_of_what_an_image_depends_on(backbone: DiffusionBackbone) -> None:
+    banks = {"rex": bank(backbone, 0)}
+    plain = generator(backbone, banks).identity()
+    assert generator(backbone, banks, blending_guidance=BlendingGuidance()).identity() == plain
+    assert generator(backbone, banks, blending_guidance=GUIDED).identity() != plain

@@ -1,0 +1,247 @@
+"""Learning one concept: what moves, what must not, and that a resumed run is the same run."""
+
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+
+from src.data.subject import ConceptData, Zoom
+from src.modules.backbones.unet import DiffusionBackbone, cross_attention_projections
+from src.modules.latexblend.bank import ConceptBank
+from src.modules.latexblend.learner import LaTexBlend
+from src.modules.training.diffusion import step_generator
+from tests.tiny import SDXL_UNET, tiny_sd, tiny_sdxl
+
+MAKERS = {"sd": tiny_sd, "sdxl": tiny_sdxl}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(2):
+        pixels = np.random.default_rng(index).integers(0, 255, (80, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+def data(photos: Path, **options) -> ConceptData:
+    settings = {"resolution": 64, "batch_size": 2, "num_views": 4, "num_class_images": 2, "zoom": Zoom(0.6)}
+    return ConceptData(str(photos), "dog", **(settings | options))
+
+
+def module(tmp_path: Path, kind: str = "sd", **options) -> LaTexBlend:
+    backbone = DiffusionBackbone(MAKERS[kind](tmp_path), kind)
+    settings = {"learning_rate": 1e-2, "modifier_learning_rate": 1e-2, "seed": 3}
+    return LaTexBlend(
+        backbone, "dog", str(tmp_path / "cache"), str(tmp_path / "bank.safetensors"), **(settings | options)
+    )
+
+
+def trainer(steps: int, folder: Path, **options) -> L.Trainer:
+    settings = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    return L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+        **(settings | options),
+    )
+
+
+def all_weights(backbone: DiffusionBackbone) -> dict[str, torch.Tensor]:
+    parts = {"unet": backbone.unet, "vae": backbone.vae, **{str(i): e for i, e in enumerate(backbone.text_encoders)}}
+    return {f"{p}.{n}": t.clone() for p, part in parts.items() for n, t in part.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("options", [{}, {"rank": 2}, {"base_flow": False}, {"templates": "fixed", "faithful": True}])
+def test_training_moves_the_concept_and_nothing_else(tmp_path: Path, photos: Path, kind: str, options: dict) -> None:
+    learner = module(tmp_path, kind, **options)
+    frozen, trained = all_weights(learner.backbone), {n: p.clone() for n, p in learner.named_parameters()}
+    trainer(3, tmp_path).fit(learner, data(photos))
+    after = all_weights(learner.backbone)
+    assert all(torch.equal(frozen[name], after[name]) for name in frozen)
+    moved = {name for name, parameter in learner.named_parameters() if not torch.equal(parameter, trained[name])}
+    # A low-rank change starts with its second factor at zero, so the first moves from the second step on.
+    assert moved == set(trained)
+    assert not any(key.startswith(("unet", "vae", "_backbone")) for key in learner.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_at_the_start_a_concept_that_says_the_article_changes_nothing(tmp_path: Path, photos: Path, kind: str) -> None:
+    """V* = "a" with zero changes makes both flows one, so the noise prediction is the plain one."""
+    learner = module(tmp_path, kind, initializer="a", templates="fixed", prior_loss_weight=0)
+    trainer(0, tmp_path).fit(learner, data(photos))
+    learner._trainer = None
+    concept, _ = learner.flow.concept_text([0])
+    assert torch.allclose(concept, learner.base_text.prompt_embeds, atol=1e-6)
+    transform = learner.flow.transform(concept, [0], [0])
+    for name, linear in learner.flow.projections.items():
+        plain = linear(learner.base_text.prompt_embeds)
+        assert torch.allclose(transform(name, learner.base_text.prompt_embeds, plain), plain, atol=1e-6)
+
+
+def test_only_the_rows_of_the_concept_carry_gradient(tmp_path: Path, photos: Path) -> None:
+    learner = module(tmp_path, prior_loss_weight=0)
+    trainer(0, tmp_path).fit(learner, data(photos))
+    learner._trainer = None
+    concept, _ = learner.flow.concept_text([6, 0])
+    transform = learner.flow.transform(concept, [6, 0], [1, 3])
+    name, linear = next(iter(learner.flow.projections.items()))
+    hidden = learner.base_text.prompt_embeds[[1, 3]]
+    blended = transform(name, hidden, linear(hidden))
+    for row, base_template in enumerate([1, 3]):
+        span = learner.flow.spans[base_template]
+        outside = [at for at in range(blended.shape[1]) if not span.start <= at < span.stop]
+        assert torch.equal(blended[row, outside], linear(hidden)[row, outside])
+        modifier = learner.delta.modifier[0]
+        gradient = torch.autograd.grad(blended[row, outside].sum(), modifier, retain_graph=True)[0]
+        assert not gradient.any()
+        assert torch.autograd.grad(blended[row, span].sum(), modifier, retain_graph=True)[0].any()
+
+
+def test_the_loss_of_a_sample_does_not_depend_on_its_batch(tmp_path: Path, photos: Path) -> None:
+    learner = module(tmp_path, snr_gamma=5.0)
+    trainer(0, tmp_path).fit(learner, data(photos))
+    learner._trainer = None
+
+    def losses(rows: list[int]) -> torch.Tensor:
+        return learner._losses(torch.tensor(rows), [step_generator(0, 0, 0, row) for row in rows])[0]
+
+    assert torch.allclose(losses([0, 1, 2]), torch.cat([losses([0]), losses([1]), losses([2])]), rtol=1e-4)
+
+
+def test_the_reference_scaling_sums_over_latent_channels(tmp_path: Path, photos: Path) -> None:
+    totals = []
+    for faithful in (False, True):
+        learner = module(tmp_path, faithful=faithful)
+        trainer(0, tmp_path).fit(learner, data(photos))
+        learner._trainer = None
+        totals.append(learner._losses(torch.tensor([0]), [step_generator(0, 0, 0, 0)]))
+    assert torch.allclose(totals[1][0], 4 * totals[0][0])
+    assert torch.allclose(totals[1][1], totals[0][1])
+
+
+def test_stopping_and_going_on_equals_never_stopping_bit_for_bit(tmp_path: Path, photos: Path) -> None:
+    whole = module(tmp_path)
+    once = trainer(4, tmp_path)
+    once.fit(whole, data(photos))
+    first = module(tmp_path)
+    stopped = trainer(2, tmp_path, enable_checkpointing=True)
+    stopped.fit(first, data(photos))
+    checkpoint = tmp_path / "two.ckpt"
+    stopped.save_checkpoint(checkpoint)
+    second = module(tmp_path)
+    resumed = trainer(4, tmp_path)
+    resumed.fit(second, data(photos), ckpt_path=str(checkpoint))
+    for name, parameter in whole.state_dict().items():
+        assert torch.equal(parameter, second.state_dict()[name]), name
+    for ours, theirs in zip(
+        once.optimizers[0].state_dict()["state"].values(),
+        resumed.optimizers[0].state_dict()["state"].values(),
+        strict=True,
+    ):
+        assert all(torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])) for key in ours)
+    trained = sum(p.numel() * 4 for p in whole.parameters())
+    assert checkpoint.stat().st_size < 3 * trained + 300_000
+    assert torch.load(checkpoint, weights_only=True)["state_dict"].keys() == whole.state_dict().keys()
+
+
+def test_validation_leaves_losses_weights_and_random_state_alone(tmp_path: Path, photos: Path) -> None:
+    class Losses(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: dict, *args) -> None:
+            trace.append(outputs["loss"].item())
+
+    ends = []
+    for num_val in (0, 3):
+        trace: list[float] = []
+        learner = module(tmp_path)
+        run = trainer(4, tmp_path, callbacks=[Losses()], val_check_interval=2, check_val_every_n_epoch=None)
+        run.fit(learner, data(photos, num_val=num_val))
+        ends.append((trace, torch.get_rng_state().tolist(), [p.tolist() for p in learner.parameters()]))
+    assert ends[0] == ends[1] and len(ends[0][0]) == 4
+    assert run.callback_metrics["val/loss"] > 0
+
+
+def test_the_validation_loss_depends_on_the_weights_alone(tmp_path: Path, photos: Path) -> None:
+    learner, source = module(tmp_path), data(photos, num_val=3)
+
+    def validate() -> float:
+        return trainer(0, tmp_path).validate(learner, source, verbose=False)[0]["val/loss"]
+
+    first = validate()
+    torch.rand(5)
+    assert validate() == first
+    trainer(2, tmp_path).fit(learner, source)
+    assert validate() != first
+    assert not any(p.grad is not None and p.grad.any() for p in learner.parameters())
+
+
+def test_a_checkpoint_of_another_experiment_is_refused(tmp_path: Path, photos: Path) -> None:
+    learner, run = module(tmp_path), trainer(1, tmp_path)
+    run.fit(learner, data(photos))
+    run.save_checkpoint(tmp_path / "full.ckpt")
+    with pytest.raises(ValueError, match="another experiment"):
+        trainer(2, tmp_path).fit(module(tmp_path, rank=2), data(photos), ckpt_path=str(tmp_path / "full.ckpt"))
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_bank_is_what_the_trained_projections_say(tmp_path: Path, photos: Path, kind: str) -> None:
+    learner = module(tmp_path, kind)
+    trainer(2, tmp_path).fit(learner, data(photos))
+    path = Path(learner.export()["concept bank"])
+    bank = ConceptBank.load(path)
+    assert bank.class_noun == "dog" and bank.num_tokens == 2
+    assert bank.metadata["steps"] == "2"
+    expected = learner.extract_bank()
+    assert all(torch.allclose(bank.rows[name].float(), row, atol=1e-3) for name, row in expected.rows.items())
+
+
+def test_an_sdxl_bank_is_as_small_as_the_arithmetic_says(tmp_path: Path) -> None:
+    """70 layers, 10 x 640 + 60 x 1280 wide, keys and values, two tokens, two bytes: 665,600 bytes and a header."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SDXL_UNET)
+    projections = cross_attention_projections(unet)
+    assert len(projections) == 140
+    assert sum(linear.weight.numel() for linear in projections.values()) == 340_787_200
+    rows = {name: torch.zeros(2, linear.out_features) for name, linear in projections.items()}
+    size = ConceptBank(rows, {"class_noun": "dog"}).save(tmp_path / "sdxl.safetensors").stat().st_size
+    assert 665_600 < size < 665_600 + 20_000
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "other"])
+def test_a_damaged_bank_is_refused_in_a_sentence(tmp_path: Path, damage: str) -> None:
+    path = ConceptBank({"k.a": torch.ones(2, 8), "v.a": torch.ones(2, 8)}, {"class_noun": "dog"}).save(
+        tmp_path / "b.safetensors"
+    )
+    content = path.read_bytes()
+    match damage:
+        case "cut":
+            path.write_bytes(content[:-7])
+        case "changed":
+            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        case "missing":
+            path.unlink()
+        case "other":
+            path.write_text("not a bank")
+    with pytest.raises(ValueError, match=r"concept bank|changed after it was written"):
+        ConceptBank.load(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"templates": "pol"}, "choose pool or fixed"), ({"rank": 0}, "positive number")],
+)
+def test_options_out_of_range_are_said(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        module(tmp_path, **options)

@@ -1,0 +1,51 @@
+"""Noise, targets and losses against their definitions."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from src.modules.training.diffusion import diffusion_target, draw_noise, min_snr_weights, per_sample_mse, step_generator
+
+
+def scheduler(kind: str) -> DDPMScheduler:
+    return DDPMScheduler(beta_schedule="scaled_linear", prediction_type=kind)
+
+
+def test_a_sample_draws_the_same_noise_in_any_batch() -> None:
+    latents = torch.zeros(3, 4, 8, 8)
+    together = draw_noise(latents, 1000, [step_generator(0, 5, 0, row) for row in range(3)])
+    alone = draw_noise(latents[:1], 1000, [step_generator(0, 5, 0, 2)])
+    assert torch.equal(together[0][2], alone[0][0]) and together[1][2] == alone[1][0]
+    assert not torch.equal(together[0][0], together[0][1])
+
+
+def test_targets_recover_clean_latents() -> None:
+    latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    timesteps = torch.tensor([10, 700])
+    alpha = scheduler("epsilon").alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    noisy = scheduler("epsilon").add_noise(latents, noise, timesteps)
+    epsilon = diffusion_target(scheduler("epsilon"), latents, noise, timesteps)
+    velocity = diffusion_target(scheduler("v_prediction"), latents, noise, timesteps)
+    assert torch.allclose((noisy - (1 - alpha).sqrt() * epsilon) / alpha.sqrt(), latents, atol=1e-4)
+    assert torch.allclose(alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity, latents, atol=1e-4)
+    with pytest.raises(ValueError, match="'sample'"):
+        diffusion_target(scheduler("sample"), latents, noise, timesteps)
+
+
+def test_min_snr_is_the_published_weight() -> None:
+    timesteps = torch.tensor([0, 300, 900])
+    alpha = scheduler("epsilon").alphas_cumprod[timesteps]
+    snr = alpha / (1 - alpha)
+    assert torch.allclose(min_snr_weights(scheduler("epsilon"), timesteps, 5.0), snr.clamp(max=5) / snr, rtol=1e-4)
+    assert torch.allclose(
+        min_snr_weights(scheduler("v_prediction"), timesteps, 5.0), snr.clamp(max=5) / (snr + 1), rtol=1e-4
+    )
+
+
+def test_the_mask_says_what_counts() -> None:
+    prediction, target = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    target[0, :, 0] = 5
+    mask = torch.ones(2, 1, 4, 4)
+    mask[0, :, 0] = 0
+    assert torch.allclose(per_sample_mse(prediction, target, mask), torch.ones(2))
+    assert torch.allclose(per_sample_mse(prediction, target), torch.tensor([7.0, 1.0]))

@@ -1,0 +1,215 @@
+from types import SimpleNamespace
+
+import lightning as L
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+from src.data.order import Draw
+from src.data.world.clips import FramePairs, FramePairsData, subject_views
+from src.data.world.datamodules import ATTRIBUTES, AttributeData, CaptionPairsData, attribute_words
+from src.data.world.scenes import FRAMES, attribute_scene, frame_scene
+from src.data.world.vocabulary import is_held_out
+from src.modules.world.contrastive import ContrastivePretraining
+from src.modules.world.probe import ProbeTraining, soften
+from src.modules.world.self_distillation import SelfDistillation, random_view
+
+RESNET = {"architecture": "resnet10t", "model_args": {"channels": [8, 8, 16, 16], "stem_width": 8}}
+VISION = {
+    "resnet": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
+    "vit": {"layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
+}
+
+
+def contrastive(folder, vision="resnet"):
+    text = {"width": 16, "heads": 2, "layers": 1}
+    return ContrastivePretraining(str(folder / "clip"), VISION[vision], text, embed_dim=8)
+
+
+def distillation(folder, contrast_weight=1.0):
+    sizes = {"head_dim": 16, "prototypes": 8, "view_size": 32}
+    return SelfDistillation(str(folder / "dino"), **RESNET, **sizes, contrast_weight=contrast_weight)
+
+
+def pairs(folder):
+    return CaptionPairsData(str(folder / "cache"), batch_size=4, num_train=8, num_val=4)
+
+
+def frames(folder):
+    return FramePairsData(str(folder / "cache"), batch_size=4, num_train=8, num_val=3)
+
+
+def fit(module, data, steps=2, resume=None, save=None):
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        val_check_interval=2,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, data, ckpt_path=resume)
+    if save:
+        trainer.save_checkpoint(save)
+    return trainer
+
+
+@pytest.mark.parametrize("vision", ["resnet", "vit"])
+def test_an_exported_clip_loads_with_open_clip_and_embeds_alike(tmp_path, vision):
+    module, data = contrastive(tmp_path, vision), pairs(tmp_path)
+    trainer = fit(module, data)
+    assert 0 <= float(trainer.callback_metrics["val/recall_at_1"]) <= 1
+    folder = module.export()["image and text encoder"]
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["a photo of a red dog"])
+    assert torch.equal(tokens, module._tokens(["a photo of a red dog"]))
+    pixel_values = torch.rand(2, 3, 64, 64) * 2 - 1
+    module.clip.half().float().eval(), model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_image(pixel_values), module.clip.encode_image(pixel_values))
+        torch.testing.assert_close(model.encode_text(tokens), module.clip.encode_text(tokens))
+
+
+def test_a_second_start_keeps_the_vocabulary(tmp_path):
+    contrastive(tmp_path)
+    before = (tmp_path / "clip" / "vocab.json").stat().st_mtime_ns
+    contrastive(tmp_path)
+    assert (tmp_path / "clip" / "vocab.json").stat().st_mtime_ns == before
+
+
+def test_an_exported_dino_loads_with_timm_and_embeds_alike(tmp_path):
+    module, data = distillation(tmp_path), frames(tmp_path)
+    trainer = fit(module, data)
+    assert 0 <= float(trainer.callback_metrics["val/reidentification"]) <= 1
+    model = timm.create_model(f"local-dir:{module.export()['self-supervised encoder']}", pretrained=True, num_classes=0)
+    pixel_values = torch.rand(2, 3, 64, 64) * 2 - 1
+    teacher = module.teacher.backbone.half().float().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(pixel_values), teacher(pixel_values))
+
+
+def test_the_teacher_follows_the_student_without_gradients(tmp_path):
+    module = distillation(tmp_path)
+    start = {name: weight.clone() for name, weight in module.teacher.named_parameters()}
+    fit(module, frames(tmp_path))
+    moved = [name for name, weight in module.teacher.named_parameters() if not torch.equal(weight, start[name])]
+    assert moved
+    assert all(weight.grad is None for weight in module.teacher.parameters())
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_the_loss_is_the_distillation_and_the_weighted_contrast(tmp_path, weight):
+    module = distillation(tmp_path, weight)
+    module.trainer = SimpleNamespace(max_steps=2, global_rank=0)
+    logged = {}
+    module.log_dict = lambda values, **_: logged.update(values)
+    frame = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    loss = module.training_step({"first": frame, "second": frame.flip(-1), "step": torch.tensor(0)}, 0)
+    assert logged["train/contrast"] > 0
+    torch.testing.assert_close(loss, logged["train/distillation"] + weight * logged["train/contrast"])
+
+
+def test_the_contrast_asks_for_the_partner_and_ignores_length_and_order(tmp_path):
+    contrast = distillation(tmp_path).contrast
+    first, second = (torch.randn(6, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert contrast(first, first) < contrast(first, second)
+    assert contrast(first, first) < contrast(first, first.roll(1, 0))
+    torch.testing.assert_close(contrast(first, second), contrast(3 * second, first))
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(contrast(first, second), contrast(first[order], second[order]))
+
+
+def test_the_contrast_draws_partners_together_and_pushes_others_apart(tmp_path):
+    contrast = distillation(tmp_path).contrast
+    first, second = (torch.randn(6, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    first.requires_grad_(True)
+    contrast(first, second).backward()
+    with torch.no_grad():
+        stepped = first - 0.1 * first.grad
+        before, after = (F.normalize(rows, dim=-1) @ F.normalize(second, dim=-1).T for rows in (first, stepped))
+    change, own = after - before, torch.eye(6, dtype=torch.bool)
+    assert (change[own] > 0).all()
+    assert change[~own].mean() < 0
+
+
+@pytest.mark.parametrize(("build", "data"), [(contrastive, pairs), (distillation, frames)])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, build, data):
+    whole = build(tmp_path)
+    fit(whole, data(tmp_path), steps=4)
+    first, second = build(tmp_path), build(tmp_path)
+    # The first half must follow the schedule of the whole.
+    halted = L.Callback()
+    halted.on_train_batch_end = lambda trainer, *args: setattr(trainer, "should_stop", trainer.global_step >= 2)
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=4, max_epochs=-1, callbacks=[halted], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(first, data(tmp_path))
+    assert trainer.global_step == 2
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    fit(second, data(tmp_path), steps=4, resume=tmp_path / "half.ckpt")
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, second.state_dict()[name]), name
+
+
+def test_the_probe_learns_and_exports(tmp_path):
+    module = ProbeTraining(str(tmp_path / "probe"), **RESNET)
+    fit(module, AttributeData(str(tmp_path / "cache"), batch_size=4, num_train=8, num_val=4))
+    model = timm.create_model(f"local-dir:{module.export()['probe']}", pretrained=True)
+    assert model.num_classes == sum(map(len, ATTRIBUTES.values()))
+    pixel_values = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        expected = module.model.half().float().eval()(pixel_values)
+        torch.testing.assert_close(model.eval()(pixel_values), expected)
+
+
+def test_frames_of_a_clip_show_one_training_individual():
+    clips = [[frame_scene(clip * FRAMES + frame) for frame in range(FRAMES)] for clip in range(20)]
+    for clip in clips:
+        looks = {scene.objects[0].look for scene in clip}
+        assert len(looks) == 1
+        assert not is_held_out(looks.pop())
+        assert len({scene.objects[0].box for scene in clip}) == FRAMES
+
+
+@pytest.mark.parametrize("same_frame", [False, True])
+def test_a_pair_is_two_frames_of_one_clip_or_one_frame_twice(same_frame):
+    images = np.arange(3 * FRAMES, dtype=np.uint8)[:, None, None, None].repeat(3, -1)
+    batch = FramePairs(images, same_frame).__getitems__([Draw(index, 7, index) for index in range(3)])
+    first, second = (((batch[key][:, 0, 0, 0] + 1) * 127.5).round().long() for key in ("first", "second"))
+    assert torch.equal(first // FRAMES, torch.arange(3))
+    assert torch.equal(second // FRAMES, torch.arange(3))
+    assert (first == second).all() if same_frame else (first != second).all()
+
+
+def test_views_depend_on_the_generator_alone_and_keep_hue():
+    grey = torch.rand(4, 1, 64, 64).expand(4, 3, 64, 64) * 2 - 1
+    first, again = (random_view(grey, 0.5, 48, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert first.shape == (4, 3, 48, 48)
+    torch.testing.assert_close(first[:, 0], first[:, 2])
+
+
+def test_softening_keeps_the_mean():
+    pixel_values = torch.rand(2, 3, 8, 8)
+    softer = soften(pixel_values, torch.Generator().manual_seed(0))
+    assert softer.std() < pixel_values.std()
+    torch.testing.assert_close(soften(torch.ones(1, 3, 8, 8), torch.Generator()), torch.ones(1, 3, 8, 8))
+
+
+def test_attribute_words_are_those_of_the_caption():
+    scene = attribute_scene(5)
+    words = attribute_words(scene)
+    assert f"{words['color']} {words['pattern']} {words['object']}" in scene.caption
+
+
+def test_subject_views_are_ordered_by_subject():
+    assert subject_views(range(2), 3).shape == (2, 3, 3, 64, 64)

@@ -1,0 +1,145 @@
+"""The adapter of a suite: trained once, found again by what it was trained from."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning as L
+import pytest
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+
+from eval import use
+from src.run.suites import AdapterSuite, adapter_digest
+from src.run.trained_once import as_overrides, composed
+from tests.llms import tiny_llm_folder
+from tests.tiny import tiny_sd
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[dict]:
+    """What makes the world's experiment a training of seconds."""
+    folder = tmp_path_factory.mktemp("parts")
+    tiny_sd(folder).save_pretrained(folder / "sd")
+    data = {"kind": "scenes", "num_train": 8, "num_val": 2, "batch_size": 2, "latents": False, "code_path": None}
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        yield {
+            "paths": {"cache_dir": str(folder / "cache")},
+            "backbone": {"path": str(folder / "sd")},
+            "llm": {"path": str(tiny_llm_folder(folder / "llm"))},
+            "data": data,
+            "method": {"num_warmup_steps": 0},
+            "trainer": {"max_steps": STEPS},
+            "callbacks": {"checkpoint": {"every_n_train_steps": 1}},
+        }
+
+
+def digest(training: dict, *overrides: str) -> str:
+    return adapter_digest(composed(["+experiment=llmdiff", *as_overrides(training), *overrides]))
+
+
+def test_an_adapter_is_trained_once(training: dict, tmp_path: Path) -> None:
+    ours = AdapterSuite("llmdiff", str(tmp_path), training)
+    with pytest.raises(ValueError, match="a dry run trains nothing, but these are missing: the adapter"):
+        ours.trained(train=False)
+    path = Path(ours.trained()["adapter"])
+    assert [found.name for found in tmp_path.glob("*.safetensors")] == [path.name]
+    written = path.stat().st_mtime_ns
+    default = {**training, "seed": 0, "llmdiff": {"encoding": {"features": "llmdiff"}}}
+    assert AdapterSuite("llmdiff", str(tmp_path), default).trained() == {"adapter": str(path)}
+    assert path.stat().st_mtime_ns == written
+    # Curves and the loss at the end are all that a training leaves beside.
+    left = {found.name for found in path.with_suffix("").rglob("*") if found.is_file()}
+    assert left == {"metrics.csv", "hparams.yaml"}
+    with next(path.with_suffix("").rglob("metrics.csv")).open() as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["val/loss"]] == [str(STEPS - 1)]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "method.learning_rate=1", "data.batch_size=1", "trainer.max_steps=5", "llmdiff.encoding.features=last"],
+)
+def test_another_training_is_another_adapter(training: dict, override: str) -> None:
+    assert digest(training, override) != digest(training)
+
+
+def test_where_and_with_what_comfort_it_is_trained_does_not_count(training: dict) -> None:
+    elsewhere = ["paths.cache_dir=elsewhere", "paths.run_dir=there", "method.encoder.keep_loaded=false"]
+    watched = [
+        "method.sampling.guidance_scale=9",
+        "data.num_val=1",
+        "trainer.val_check_interval=1",
+        "logger=tensorboard",
+    ]
+    assert digest(training, *elsewhere, *watched, "method.encoder.cache.folder=x") == digest(training)
+
+
+def test_a_language_model_that_was_trained_anew_is_another_one(training: dict) -> None:
+    before = digest(training)
+    folder = Path(training["llm"]["path"])
+    assert digest(training) == before
+    tiny_llm_folder(folder, seed=1)
+    changed = digest(training)
+    tiny_llm_folder(folder, seed=0)
+    assert changed != before == digest(training)
+
+
+def test_ones_own_images_and_captions_count_by_their_content(training: dict, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a red dog")
+    (tmp_path / "a.png").write_bytes(b"1")
+    own = {key: value for key, value in training.items() if key != "data"}
+    told = ["data=captioned_folder", f"data.source.folder={tmp_path}"]
+    before = digest(own, *told)
+    (tmp_path / "a.txt").write_text("a red cat")
+    assert digest(own, *told) != before
+
+
+class Ended(BaseException):
+    """As a power cut would end a training."""
+
+
+class EndsAt(L.Callback):
+    """After this step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
+        if trainer.global_step == self.step:
+            raise Ended
+
+
+def test_a_training_that_ended_early_goes_on(training: dict, tmp_path: Path) -> None:
+    whole = AdapterSuite("llmdiff", str(tmp_path / "whole"), training).trained()["adapter"]
+    cut = {"+callbacks": {"ends": {"_target_": f"{__name__}.EndsAt", "step": 3}}}
+    with pytest.raises(Ended):
+        AdapterSuite("llmdiff", str(tmp_path / "cut"), {**training, **cut}).trained()
+    begun = list((tmp_path / "cut").glob("*/checkpoints/last.ckpt"))
+    assert begun and not list((tmp_path / "cut").glob("*.safetensors"))
+    # Steps from the first on would meet it again.
+    late = {"+callbacks": {"ends": {"_target_": f"{__name__}.EndsAt", "step": 1}}}
+    path = AdapterSuite("llmdiff", str(tmp_path / "cut"), {**training, **late}).trained()["adapter"]
+    first, second = load_file(whole), load_file(path)
+    assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
+    assert not begun[0].exists()
+
+
+def test_a_suite_does_not_train_beside_a_given_adapter(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="adapter=mine is given, but the suite trains an adapter"):
+        AdapterSuite("llmdiff", str(tmp_path), given="mine")
+
+
+def test_a_suite_trains_on_one_process(training: dict, tmp_path: Path) -> None:
+    several = {**training, "trainer": {"max_steps": STEPS, "devices": 2}}
+    with pytest.raises(ValueError, match="an evaluation trains on one process"):
+        AdapterSuite("llmdiff", str(tmp_path), several).trained()
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_what_was_made_reaches_the_configuration_beside_what_was_given(training: dict) -> None:
+    cfg = compose("eval", overrides=["++bank.rex=given"])
+    use({"bank.rex": "made", "bank.tom": "made", "adapter": "made"}, cfg)
+    assert compose("eval", overrides=["method=llmdiff", "adapter=given"]).method.adapter == "given"
+    assert (cfg.bank, cfg.adapter) == ({"rex": "given", "tom": "made"}, "made")

@@ -1,0 +1,60 @@
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from src.run.cli import check_types
+
+
+def config(target: str, **arguments: Any):
+    return OmegaConf.create({"part": {"inner": {"_target_": target, **arguments}}})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        (
+            "max_steps",
+            "abc",
+            "part.inner.max_steps is 'abc', but a whole number is expected; type part.inner",
+        ),
+        ("max_steps", 1.5, "is 1.5, but a whole number is expected"),
+        ("max_steps", True, "is True, but a whole number is expected"),
+        ("max_steps", None, "is None, but a whole number is expected"),
+        ("rate", "fast", "is 'fast', but a number is expected"),
+        ("faithful", "yes please", "is 'yes please', but true or false is expected"),
+        ("rank", "8x", "is '8x', but a whole number or null is expected"),
+        ("word", 3, "is 3, but text is expected"),
+    ],
+)
+def test_a_value_of_the_wrong_type_gets_a_sentence(name: str, value: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        check_types(config("tests.run.test_typed_config.Part", **{name: value}))
+
+
+def test_values_of_the_right_type_and_what_is_no_plain_type_pass() -> None:
+    right = {"max_steps": 3, "rate": 1, "faithful": False, "rank": None, "word": "x", "anything": ["x", {"y": 1}]}
+    check_types(config("tests.run.test_typed_config.Part", **right))
+    check_types(config("tests.run.test_typed_config.Part", max_steps="???"))
+
+
+def test_parts_in_lists_are_checked() -> None:
+    cfg = OmegaConf.create({"parts": [{"_target_": "tests.run.test_typed_config.Part", "rate": "x"}]})
+    with pytest.raises(ValueError, match=r"parts\[0\].rate is 'x'"):
+        check_types(cfg)
+
+
+def test_a_target_that_is_not_there_is_left_to_who_builds_it() -> None:
+    check_types(config("no.such.Thing", rate="x"))
+
+
+class Part:
+    def __init__(
+        self,
+        max_steps: int = 1,
+        rate: float = 1.0,
+        faithful: bool = False,
+        rank: int | None = None,
+        word: str = "",
+        anything: Any = None,
+    ) -> None: ...
