@@ -17,7 +17,7 @@ def main(cfg: DictConfig) -> None:
     """Compose, build, draw what is missing, show where it is."""
     # Seconds of imports, which a mistyped key need not wait for.
     from src.data.files import free_disk_or_raise
-    from src.data.request import Request
+    from src.data.request import ImageStyle, Request, Style, TextStyle
     from src.eval.draw import draw_missing, measured_plan, write_grid
     from src.run.cli import check_types
 
@@ -34,8 +34,9 @@ def main(cfg: DictConfig) -> None:
     # An image is at most what its raw pixels are: 3 MB a megapixel.
     free_disk_or_raise(folder, 2 * 3 * 2**20 * len(prompts) * cfg.num_images)
     generator = instantiate(cfg.method, _convert_="all")
+    styles: list[Style | None] = [*map(ImageStyle, listed(cfg.style)), *map(TextStyle, listed(cfg.style_prompt))]
     places = [(prompt, cfg.seed + number) for prompt in prompts for number in range(cfg.num_images)]
-    requests = [Request(*place, reference=reference) for reference in references(cfg) for place in places]
+    requests = [Request(*place, style) for style in styles or [None] for place in places]
     if cfg.dry_run:
         cli.console.print(measured_plan(generator, requests, folder).plain(), highlight=False)
         return
@@ -43,13 +44,6 @@ def main(cfg: DictConfig) -> None:
     write_grid(paths, requests, cfg.num_images, folder / "grid.png")
     cli.console.print(f"{len(paths)} images: {folder}", highlight=False)
     cli.console.print(f"grid: {folder / 'grid.png'}", highlight=False)
-
-
-def references(cfg: DictConfig) -> list[str | None]:
-    """Styles to draw in, as of ``Request``; one None if there are none."""
-    from src.data.request import TEXT
-
-    return [*listed(cfg.style), *(TEXT + words for words in listed(cfg.style_prompt))] or [None]
 
 
 def listed(value: str | ListConfig | None) -> list[str]:

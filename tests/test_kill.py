@@ -67,7 +67,7 @@ def test_training_goes_on_where_it_was_killed(pipeline: Path) -> None:
 
 def test_drawing_goes_on_where_it_was_killed(pipeline: Path) -> None:
     folder = pipeline.parent
-    options = ["prompt='a dog'", "num_images=40", "method.batch_size=1", "method.num_inference_steps=10"]
+    options = ["prompt='a dog'", "num_images=40", "method.batch_size=1", "method.sampling.num_inference_steps=10"]
     draw = command("generate.py", folder, *options)
     first = folder / "first"
     killed_once([*draw, f"output={first}"], lambda: len(list(first.glob("*.png"))) >= 3)

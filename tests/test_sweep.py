@@ -33,7 +33,7 @@ def sweep(tmp_path: Path) -> list[str]:
         *(f"training.backbone.path={tmp_path}/sd", f"training.paths.cache_dir={tmp_path}/cache"),
         f"suite.subjects.rex.data.instance_dir={tmp_path}/photos",
         *("protocol.prompts=['a {} on the grass','a {} at night','a photo of a {}']", "protocol.num_seeds=2"),
-        *("method.num_inference_steps=2", "method.batch_size=2"),
+        *("method.sampling.num_inference_steps=2", "method.batch_size=2"),
     ]
 
 
@@ -73,7 +73,7 @@ def text_encoder_sweep(tmp_path: Path) -> list[str]:
         *(sys.executable, "eval.py", "sweep=text_encoder", f"paths.root={tmp_path}/outputs"),
         *(f"paths.cache_dir={tmp_path}/cache", f"backbone.path={tmp_path}/sd"),
         *(f"training.{override}" for override in training),
-        *("protocol.kinds=[short,relation]", "protocol.num_captions=2", "method.num_inference_steps=2"),
+        *("protocol.kinds=[short,relation]", "protocol.num_captions=2", "method.sampling.num_inference_steps=2"),
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.data.images import find_images
-from src.data.request import TEXT
+from src.data.request import ImageStyle, Style, TextStyle
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,25 @@ class StyleReference:
     Attributes:
         name: What tables call it.
         style: Descriptor that prompts name, such as ``watercolor painting``.
-        reference: As of ``Request``: the path of an image, or ``text:`` and words.
+        reference: What a request is drawn in.
         content: What the image shows, without its style; empty for words.
     """
 
     name: str
     style: str
-    reference: str
+    reference: Style
     content: str = ""
 
     @property
     def is_image(self) -> bool:
         """Whether there is something to be like, or to copy."""
-        return not self.reference.startswith(TEXT)
+        return isinstance(self.reference, ImageStyle)
+
+    @property
+    def path(self) -> str:
+        """Where the image of a style that is shown lies."""
+        assert isinstance(self.reference, ImageStyle)
+        return self.reference.path
 
 
 def style_references(folder: str | Path | None, words: Sequence[str] = ()) -> list[StyleReference]:
@@ -72,7 +78,7 @@ def style_references(folder: str | Path | None, words: Sequence[str] = ()) -> li
         ValueError: If the folder holds no image, or one has no such file.
     """
     shown = [] if folder is None else [_described(path) for path in find_images(folder)]
-    return shown + [StyleReference(style, style, TEXT + style) for style in words]
+    return shown + [StyleReference(style, style, TextStyle(style)) for style in words]
 
 
 def _described(path: Path) -> StyleReference:
@@ -82,7 +88,7 @@ def _described(path: Path) -> StyleReference:
         raise ValueError(f"the style image {path} has no {words.name} beside it; {advice}")
     try:
         told = json.loads(words.read_text(encoding="utf-8"))
-        return StyleReference(path.stem, told["style"], str(path), told["content"])
+        return StyleReference(path.stem, told["style"], ImageStyle(str(path)), told["content"])
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{words} does not say style and content; {advice}") from None
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from PIL import Image
@@ -17,33 +16,10 @@ from rich.progress import track
 
 from src.data.files import take_turns
 from src.data.pictures import image_grid, save_png_atomic
-from src.data.request import Request, reference_key
+from src.data.request import Generator, Request, Style
 from src.eval.results.results import Table
 
 ONLY_WITH_REFERENCE = "reference."
-
-
-class IdentifiedGenerator(Protocol):
-    """Draws requests, and can say what it draws with."""
-
-    batch_size: int
-
-    def identity(self, prompt: str | None = None) -> dict[str, str]:
-        """Settings and hashes of weights, of everything or of what ``prompt`` needs: equal ones draw equal images.
-
-        Keys that start with ``reference.`` do not change a request without a reference, so that arms of a sweep share
-        their plain images.
-        """
-
-    def check(self, requests: Sequence[Request]) -> None:
-        """Refuse what could not be drawn, before the first of it is.
-
-        Raises:
-            ValueError: If there is such a request.
-        """
-
-    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """One image per request."""
 
 
 def request_path(folder: Path, request: Request, drawn_with: dict[str, str]) -> Path:
@@ -53,11 +29,11 @@ def request_path(folder: Path, request: Request, drawn_with: dict[str, str]) -> 
     return folder / f"{words}_s{request.seed:04d}_{hashlib.sha256(record.encode()).hexdigest()[:10]}.png"
 
 
-def request_paths(generator: IdentifiedGenerator, requests: Sequence[Request], folder: str | Path) -> list[Path]:
+def request_paths(generator: Generator, requests: Sequence[Request], folder: str | Path) -> list[Path]:
     """Where each request is, or will be, in ``folder``.
 
     Raises:
-        ValueError: If a request could not be drawn, or its reference cannot be read.
+        ValueError: If a request could not be drawn, or its style cannot be read.
     """
     generator.check(requests)
     return _paths(folder, requests, _drawn_with(generator, requests))
@@ -67,27 +43,26 @@ def _paths(folder: str | Path, requests: Sequence[Request], drawn_with: Sequence
     return [request_path(Path(folder), request, one) for request, one in zip(requests, drawn_with, strict=True)]
 
 
-def _drawn_with(generator: IdentifiedGenerator, requests: Sequence[Request]) -> list[dict[str, str]]:
-    """The generator's identity for each request, with the key of the reference if there is one."""
+def _drawn_with(generator: Generator, requests: Sequence[Request]) -> list[dict[str, str]]:
+    """The generator's identity for each request, with the key of the style if there is one."""
     identities = {prompt: generator.identity(prompt) for prompt in {request.prompt for request in requests}}
-    keys = _reference_keys(requests)
+    keys = _style_keys(requests)
 
     def one(request: Request) -> dict[str, str]:
         identity = identities[request.prompt]
-        if request.reference is not None:
-            return identity | {"reference": keys[request.reference]}
+        if request.style is not None:
+            return identity | {"reference": keys[request.style]}
         return {key: value for key, value in identity.items() if not key.startswith(ONLY_WITH_REFERENCE)}
 
     return [one(request) for request in requests]
 
 
-def _reference_keys(requests: Sequence[Request]) -> dict[str, str]:
+def _style_keys(requests: Sequence[Request]) -> dict[Style, str]:
     """Each image is read once."""
-    references = {request.reference for request in requests if request.reference is not None}
-    return {reference: reference_key(reference) for reference in references}
+    return {style: style.key() for style in {request.style for request in requests} if style is not None}
 
 
-def draw_missing(generator: IdentifiedGenerator, requests: Sequence[Request], folder: str | Path) -> list[Path]:
+def draw_missing(generator: Generator, requests: Sequence[Request], folder: str | Path) -> list[Path]:
     """Draw what ``folder`` does not hold yet.
 
     A run that was killed goes on where it stopped; several processes share the work. Batches are cut from the whole
@@ -97,7 +72,7 @@ def draw_missing(generator: IdentifiedGenerator, requests: Sequence[Request], fo
         One path per request, in order. The request stands in the PNG's text chunks.
 
     Raises:
-        ValueError: If a request could not be drawn, or its reference cannot be read; nothing was drawn then.
+        ValueError: If a request could not be drawn, or its style cannot be read; nothing was drawn then.
     """
     generator.check(requests)
     drawn_with = _drawn_with(generator, requests)
@@ -120,12 +95,12 @@ def draw_missing(generator: IdentifiedGenerator, requests: Sequence[Request], fo
 
 
 def manifest_lines(requests: Sequence[Request], paths: Sequence[Path]) -> str:
-    """JSON lines, one per request in order: file name, sha256 of the file, prompt, seed, reference if there is one."""
-    keys = _reference_keys(requests)
+    """JSON lines, one per request in order: file name, sha256 of the file, prompt, seed, and a style's key."""
+    keys = _style_keys(requests)
     lines = [
         {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         | {"prompt": request.prompt, "seed": request.seed}
-        | ({"reference": keys[request.reference]} if request.reference is not None else {})
+        | ({"reference": keys[request.style]} if request.style is not None else {})
         for request, path in zip(requests, paths, strict=True)
     ]
     return "".join(json.dumps(line) + "\n" for line in lines)
@@ -146,7 +121,7 @@ def write_grid(paths: Sequence[Path], requests: Sequence[Request], columns: int,
     save_png_atomic(image_grid(images, columns, [f"{r.prompt} | seed {r.seed}" for r in requests]), target)
 
 
-def measured_plan(generator: IdentifiedGenerator, requests: Sequence[Request], folder: str | Path) -> Table:
+def measured_plan(generator: Generator, requests: Sequence[Request], folder: str | Path) -> Table:
     """Count images; draw two batches of what is missing, the first of which warms up; extrapolate from the second.
 
     Returns:

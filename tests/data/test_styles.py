@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from src.data.images import content_hash
-from src.data.request import reference_key
+from src.data.request import ImageStyle, TextStyle
 from src.data.styles import StylePrompt, StyleReference, style_references
 from src.data.world.export import STYLE_IMAGES, SUBJECTS, style_scene, write_style_images
 from src.data.world.scenes import subject_scene
@@ -32,7 +32,7 @@ def test_a_folder_of_styles_is_read_with_its_words(tmp_path: Path) -> None:
     styles = style_references(tmp_path)
     assert [style.name for style in styles] == sorted(STYLE_IMAGES)
     assert {style.style for style in styles} == set(HELD_OUT_STYLES.values())
-    assert all(style.is_image and Path(style.reference).is_file() and style.content for style in styles)
+    assert all(style.is_image and Path(style.path).is_file() and style.content for style in styles)
 
 
 @pytest.mark.parametrize("told", [None, "not json", '{"style": "neon"}', '["neon"]'])
@@ -46,9 +46,9 @@ def test_a_style_image_without_its_words_is_refused(told: str | None, tmp_path: 
 
 def test_words_alone_are_a_style() -> None:
     (style,) = style_references(None, ["retro poster"])
-    assert style == StyleReference("retro poster", "retro poster", "text:retro poster")
+    assert style == StyleReference("retro poster", "retro poster", TextStyle("retro poster"))
     assert not style.is_image
-    assert reference_key(style.reference) == "text:retro poster"
+    assert style.reference.key() == "text:retro poster"
 
 
 def test_a_reference_counts_by_its_pixels(tmp_path: Path) -> None:
@@ -56,11 +56,11 @@ def test_a_reference_counts_by_its_pixels(tmp_path: Path) -> None:
     image.save(tmp_path / "a.png")
     image.save(tmp_path / "b.bmp")
     Image.new("RGB", (32, 32), "blue").save(tmp_path / "c.png")
-    keys = [reference_key(str(tmp_path / name)) for name in ("a.png", "b.bmp", "c.png")]
+    keys = [ImageStyle(str(tmp_path / name)).key() for name in ("a.png", "b.bmp", "c.png")]
     assert keys[0] == keys[1] == f"image {content_hash(image)}"
     assert keys[2] != keys[0]
     with pytest.raises(ValueError, match="there is no image file"):
-        reference_key(str(tmp_path / "d.png"))
+        ImageStyle(str(tmp_path / "d.png")).key()
 
 
 def test_style_images_show_held_out_individuals_in_held_out_styles() -> None:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from src.data import files as whole_file
-from src.data.request import Request
+from src.data.request import ImageStyle, Request, TextStyle
 from src.eval.draw import draw_missing, manifest_lines, measured_plan, request_paths
 from src.run.errors import explain
 
@@ -90,8 +90,8 @@ class Styled(Counting):
 def test_a_reference_is_part_of_the_key_by_its_content(tmp_path: Path) -> None:
     for name, color in (("a.png", "red"), ("b.bmp", "red"), ("c.png", "blue")):
         Image.new("RGB", (32, 32), color).save(tmp_path / name)
-    references = [None, *(str(tmp_path / name) for name in ("a.png", "b.bmp", "c.png")), "text:neon"]
-    requests = [Request("a dog", 0, reference=reference) for reference in references]
+    styles = [None, *(ImageStyle(str(tmp_path / name)) for name in ("a.png", "b.bmp", "c.png")), TextStyle("neon")]
+    requests = [Request("a dog", 0, style) for style in styles]
     plain, red, same, blue, words = request_paths(Counting(), requests, tmp_path / "images")
     assert red == same and len({plain, red, blue, words}) == 4
     assert plain == request_paths(Counting(), [Request("a dog", 0)], tmp_path / "images")[0]
@@ -103,7 +103,7 @@ def test_a_reference_is_part_of_the_key_by_its_content(tmp_path: Path) -> None:
 
 
 def test_settings_of_a_style_do_not_change_what_is_drawn_without_one(tmp_path: Path) -> None:
-    requests = [Request("a dog", 0), Request("a dog", 0, reference="text:neon")]
+    requests = [Request("a dog", 0), Request("a dog", 0, style=TextStyle("neon"))]
     weak, strong = (request_paths(Styled(strength), requests, tmp_path) for strength in (0.1, 0.9))
     assert weak[0] == strong[0] and weak[1] != strong[1]
 
@@ -111,7 +111,7 @@ def test_settings_of_a_style_do_not_change_what_is_drawn_without_one(tmp_path: P
 def test_a_reference_that_is_not_there_is_said_before_drawing(tmp_path: Path) -> None:
     generator = Counting()
     with pytest.raises(ValueError, match="there is no image file"):
-        draw_missing(generator, [REQUESTS[0], Request("a dog", 0, reference=str(tmp_path / "no.png"))], tmp_path)
+        draw_missing(generator, [REQUESTS[0], Request("a dog", 0, ImageStyle(str(tmp_path / "no.png")))], tmp_path)
     assert generator.drawn == []
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from src.data.files import write_text
 from src.data.images import load_image
 from src.data.pictures import image_grid
-from src.data.request import Request
-from src.eval.draw import IdentifiedGenerator, draw_missing, manifest_lines
+from src.data.request import Generator, Request
+from src.eval.draw import draw_missing, manifest_lines
 from src.eval.profile import Profile
 from src.eval.protocols.concept import CELL, Row, as_json
 from src.eval.protocols.subjects import ScoredConcept, check_references
@@ -89,7 +89,7 @@ class PairProtocol:
         """A picture to look at beside the images, by what a row calls it."""
         return {concept.name: concept.references[0] for concept in concepts}
 
-    def run(self, generator: IdentifiedGenerator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
+    def run(self, generator: Generator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
         """Generate, score, write ``metrics.json``, ``per_image.csv``, ``table.md``, ``report.html`` and grids.
 
         Raises:

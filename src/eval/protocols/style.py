@@ -10,9 +10,9 @@ from PIL import Image, ImageOps
 from src.data.files import write_text
 from src.data.images import load_image
 from src.data.pictures import image_grid
-from src.data.request import Request, reference_key
+from src.data.request import Generator, Request
 from src.data.styles import StylePrompt, StyleReference
-from src.eval.draw import IdentifiedGenerator, draw_missing, manifest_lines
+from src.eval.draw import draw_missing, manifest_lines
 from src.eval.profile import Profile
 from src.eval.protocols.concept import as_json
 from src.eval.results.results import Table, per_group, provenance, write_results, write_rows
@@ -162,9 +162,9 @@ class StyleProtocol:
 
     def shown(self, concepts: Sequence[object]) -> dict[str, Image.Image]:
         """A picture to look at beside the images, by what a row calls it: the style's own."""
-        return {style.name: load_image(style.reference) for style in self.styles if style.is_image}
+        return {style.name: load_image(style.path) for style in self.styles if style.is_image}
 
-    def run(self, generator: IdentifiedGenerator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
+    def run(self, generator: Generator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
         """Generate, score, write ``metrics.json``, tables per image, prompt and style, ``report.html`` and grids.
 
         Raises:
@@ -220,7 +220,7 @@ class StyleProtocol:
 
     def _requests(self, arm: str) -> list[Request]:
         return [
-            Request(prompt.styled(style.style), seed, reference=style.reference if arm == "style" else None)
+            Request(prompt.styled(style.style), seed, style=style.reference if arm == "style" else None)
             for style in self.styles
             for prompt, seed in self._places()
         ]
@@ -261,7 +261,7 @@ class StyleProtocol:
     def _grid(self, files: Files) -> Image.Image:
         """A column per style: the reference, then the first prompts with the first seed."""
         blank = Image.new("RGB", (CELL, CELL), "white")
-        cells = [load_image(style.reference) if style.is_image else blank for style in self.styles]
+        cells = [load_image(style.path) if style.is_image else blank for style in self.styles]
         captions = [f"reference {style.name}" for style in self.styles]
         for index, prompt in enumerate(self.prompts[:SHOWN_PROMPTS]):
             cells += [load_image(files[style.name][index * self.num_seeds]) for style in self.styles]
@@ -280,4 +280,4 @@ def _of(rows: Sequence[Row], style: StyleReference) -> list[Row]:
 
 
 def _told(style: StyleReference) -> dict[str, str]:
-    return {"descriptor": style.style, "content": style.content, "reference": reference_key(style.reference)}
+    return {"descriptor": style.style, "content": style.content, "reference": style.reference.key()}

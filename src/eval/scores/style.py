@@ -106,7 +106,7 @@ class StyleScorer:
         return torch.stack([measure(*members) for members in zip(*sets, strict=True)], dim=1).flatten()
 
     def _embedded_reference(self, style: StyleReference) -> EmbeddedReference:
-        clip, dino, picture = self.profile.clip, self.profile.dino, [Path(style.reference)]
+        clip, dino, picture = self.profile.clip, self.profile.dino, [Path(style.path)]
         return EmbeddedReference(
             clip.encode_images(picture), dino.encode_images(picture), clip.encode_texts([style.content])
         )

@@ -11,11 +11,11 @@ from PIL import Image, ImageOps
 from src.data.files import write_text
 from src.data.images import load_image
 from src.data.pictures import image_grid
-from src.data.request import Request
+from src.data.request import Generator, Request
 from src.data.world.caption_tests import CaptionTest, caption_tests
 from src.data.world.render import render
 from src.data.world.vocabulary import Look
-from src.eval.draw import IdentifiedGenerator, draw_missing, manifest_lines
+from src.eval.draw import draw_missing, manifest_lines
 from src.eval.profile import Profile
 from src.eval.protocols.concept import as_json
 from src.eval.results.results import Table, provenance, write_results
@@ -216,7 +216,7 @@ class CaptionProtocol:
         """No picture stands beside the images."""
         return {}
 
-    def run(self, generator: IdentifiedGenerator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
+    def run(self, generator: Generator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
         """Generate, score, write ``metrics.json``, tables, ``images.jsonl``, ``report.html`` and a grid."""
         self.check(concepts)
         requests = self.requests()
@@ -241,7 +241,7 @@ class CaptionProtocol:
         return [at // each * each + (at + self.num_seeds) % each for at in range(len(self.tests))]
 
     def _losses(
-        self, generator: IdentifiedGenerator, renders: Sequence[Image.Image], read: Sequence[str]
+        self, generator: Generator, renders: Sequence[Image.Image], read: Sequence[str]
     ) -> dict[str, list[float]]:
         """Models that do not denoise have none."""
         measure = getattr(generator, "denoising_errors", None)

@@ -9,9 +9,9 @@ from PIL import Image, ImageOps
 from src.data.files import write_text
 from src.data.images import load_image
 from src.data.pictures import image_grid
-from src.data.request import TEXT, Request
+from src.data.request import Generator, Request, TextStyle
 from src.data.world.caption_tests import prompt_pairs
-from src.eval.draw import IdentifiedGenerator, draw_missing, manifest_lines
+from src.eval.draw import draw_missing, manifest_lines
 from src.eval.profile import Profile
 from src.eval.results.results import Table, provenance, write_results
 from src.eval.statistics.bootstrap import bootstrap_mean
@@ -61,7 +61,7 @@ class InjectionProtocol:
 
     def requests(self, concepts: Sequence[object] = ()) -> list[Request]:
         """The base prompt of each pair, its other prompt as the reference, seed by seed."""
-        return [Request(pair.base, seed, reference=TEXT + pair.injected) for pair, seed in self.places]
+        return [Request(pair.base, seed, style=TextStyle(pair.injected)) for pair, seed in self.places]
 
     def check(self, concepts: Sequence[object]) -> None:
         """Refuse what cannot be scored before anything is drawn: the encoders' weights may not be there."""
@@ -71,7 +71,7 @@ class InjectionProtocol:
         """No picture stands beside the images."""
         return {}
 
-    def run(self, generator: IdentifiedGenerator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
+    def run(self, generator: Generator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
         """Generate, score, write ``metrics.json``, tables, ``images.jsonl``, ``report.html`` and a grid."""
         profile = self.profile.identity()
         requests = self.requests()

@@ -15,12 +15,12 @@ from torch.nn.functional import normalize
 from src.data.files import write_text
 from src.data.images import load_image
 from src.data.pictures import image_grid
-from src.data.request import Request
+from src.data.request import Generator, Request
 from src.data.world.datamodules import ATTRIBUTES, VALIDATION_START, attribute_words, to_pixel_values
 from src.data.world.linear_code import LinearCode
 from src.data.world.render import render
 from src.data.world.scenes import Scene, attribute_scene, full_caption, sample_scene, subject_scene
-from src.eval.draw import IdentifiedGenerator, draw_missing, manifest_lines
+from src.eval.draw import draw_missing, manifest_lines
 from src.eval.encoders.network import ImageEncoder, TextImageEncoder
 from src.eval.results.results import Table, provenance, write_results
 from src.eval.statistics.bootstrap import bootstrap_mean
@@ -157,7 +157,7 @@ class WorldQuality:
         """Everything to draw: captions that name attributes, then full captions."""
         attributes = [scene.caption for scene in self._attribute_scenes()]
         scenes = [full_caption(scene) for scene in _held_out(sample_scene, self.num_scene_samples)]
-        return _requests(attributes, self.seed, "attributes") + _requests(scenes, self.seed, "scenes")
+        return _requests(attributes, self.seed) + _requests(scenes, self.seed)
 
     def check(self, concepts: Sequence[object]) -> None:
         """Load the encoders.
@@ -173,7 +173,7 @@ class WorldQuality:
         """No picture stands beside the images."""
         return {}
 
-    def run(self, generator: IdentifiedGenerator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
+    def run(self, generator: Generator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
         """Draw and measure; write ``metrics.json``, ``table.md``, ``per_image.csv``, ``report.html``, ``samples.png``.
 
         Returns:
@@ -267,8 +267,8 @@ def _held_out(draw: Any, number: int) -> list[Scene]:
     return [draw(VALIDATION_START + index) for index in range(number)]
 
 
-def _requests(prompts: Sequence[str], seed: int, name: str) -> list[Request]:
-    return [Request(prompt, seed + index, f"{name}_{index:04d}") for index, prompt in enumerate(prompts)]
+def _requests(prompts: Sequence[str], seed: int) -> list[Request]:
+    return [Request(prompt, seed + index) for index, prompt in enumerate(prompts)]
 
 
 def _rows(measures: Sequence[Measure]) -> list[dict[str, Any]]:

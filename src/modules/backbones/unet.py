@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline,
 from torch import Tensor, nn
 
 from src.data.prompts import tokenize
-from src.modules.generator import own_sampling
+from src.modules.generator import own_sampling, settled
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SAMPLING: dict[str, Any] = {"num_inference_steps": 30, "guidance_scale": 5.0, "keep_context": False}
@@ -96,6 +96,20 @@ class DiffusionBackbone:
     def overrides(self) -> str:
         """What names it on the command line; whatever configuration it came from, backbones differ in this alone."""
         return f"backbone.path={self.pipeline.name_or_path} backbone.dtype={str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def identity(self) -> str:
+        """Name, weights of the text projections and precision: what of it an image depends on."""
+        return f"{self.name} {self.cross_attention_hash} {self.dtype}"
+
+    def settled(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Settings of a call of the stock pipeline: those given, and the model's own where none or None is given.
+
+        Raises:
+            ValueError: If there is no such setting.
+        """
+        own = {name: value for name, value in self.sampling.items() if name != "keep_context"}
+        return settled({**own, "negative_prompt": "", "resolution": self.resolution}, given)
 
     @property
     def is_sdxl(self) -> bool:

@@ -2,15 +2,16 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from src.data.prompts import FIXED_TEMPLATE, concept_positions, concept_span, parse_prompt, tokenize
-from src.data.request import Request
+from src.data.request import Identity, Request
 from src.modules.backbones.unet import DiffusionBackbone, cross_attention_projections
-from src.modules.generator import settled, usable_device
+from src.modules.generator import BatchedGenerator, usable_device
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.guidance import BlendingGuidance
 from src.modules.latexblend.rows import ProjectionCache, cached_projections, replace_rows
@@ -18,6 +19,14 @@ from src.modules.training.diffusion import denoising_errors
 
 Placement = tuple[ConceptBank, list[int]]
 """A bank and the token positions of one mention."""
+
+
+class Placed(NamedTuple):
+    """A request, ready to be drawn: the prompt with class nouns for concepts, where the concepts go, the seed."""
+
+    plain: str
+    concepts: list[Placement]
+    seed: int
 
 
 class BlendedText:
@@ -110,21 +119,20 @@ def concept_offsets(backbone: DiffusionBackbone, bank: ConceptBank) -> ConceptBa
     return ConceptBank(rows, bank.metadata)
 
 
-class ConceptGenerator:
+class ConceptGenerator(BatchedGenerator[Placed]):
     """Draws prompts that may mention concepts: ``a <rex> next to a <mittens>``.
 
     Args:
         backbone: The stock model.
         banks: Concept name to bank, or to the path of one.
-        num_inference_steps: Of the backbone's own scheduler; None for the backbone's own, as in the next two.
-        guidance_scale: Classifier-free guidance.
+        sampling: ``num_inference_steps``, ``guidance_scale``, ``negative_prompt`` and ``resolution`` (the image side);
+            what is missing or None is the backbone's own.
         keep_context: Add each concept to what the prompt says at its place, instead of replacing it; an extension.
+            None for what suits the backbone.
         blending_start: See ``blended``.
         bind: See ``BlendedText``.
         blending_guidance: For many or similar concepts in one image; None for none.
         batch_size: Images at a time; does not change an image beyond rounding.
-        resolution: Image side; None for the backbone's own.
-        negative_prompt: For guidance.
         device: Where to draw, as torch names it or ``auto``; None leaves the backbone where it is.
 
     Raises:
@@ -135,26 +143,19 @@ class ConceptGenerator:
         self,
         backbone: DiffusionBackbone,
         banks: Mapping[str, ConceptBank | str] | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        sampling: Mapping[str, Any] | None = None,
         keep_context: bool | None = None,
         blending_start: float = 1.0,
         bind: bool = False,
         blending_guidance: BlendingGuidance | None = None,
         batch_size: int = 8,
-        resolution: int | None = None,
-        negative_prompt: str = "",
         device: str | None = None,
     ) -> None:
+        super().__init__(batch_size)
         if device is not None:
             backbone.to(usable_device(device, "method.device"))
-        self.backbone = backbone
-        self.num_inference_steps, self.guidance_scale, self.keep_context = settled(
-            backbone.sampling,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            keep_context=keep_context,
-        ).values()
+        self.backbone, self.sampling = backbone, backbone.settled(sampling)
+        self.keep_context = backbone.sampling["keep_context"] if keep_context is None else keep_context
         widths = {name: linear.out_features for name, linear in cross_attention_projections(backbone.unet).items()}
         self.banks = {}
         for name, bank in (banks or {}).items():
@@ -162,9 +163,8 @@ class ConceptGenerator:
             loaded.check(backbone.cross_attention_hash, widths, backbone.name)
             loaded = loaded.to(backbone.device, backbone.dtype)
             self.banks[name] = concept_offsets(backbone, loaded) if self.keep_context else loaded
-        self.blending_start, self.bind, self.batch_size = blending_start, bind, batch_size
+        self.blending_start, self.bind = blending_start, bind
         self.blending_guidance = blending_guidance or BlendingGuidance()
-        self.resolution, self.negative_prompt = resolution or backbone.resolution, negative_prompt
 
     def place(self, prompt: str) -> tuple[str, list[Placement]]:
         """The plain prompt, and which bank goes to which token positions.
@@ -202,66 +202,54 @@ class ConceptGenerator:
         starts = (" ".join(words[:number]) for number in range(len(words), -1, -1))
         return next(start for start in starts if fits(start))
 
-    def identity(self, prompt: str | None = None) -> dict[str, str]:
+    def identity(self, prompt: str | None = None) -> Identity:
         """What an image depends on beside text and seed; of the banks only those that ``prompt`` mentions, if given."""
-        settings = (self.num_inference_steps, self.guidance_scale, self.blending_start, self.bind, self.resolution)
+        of_call = self.sampling
+        drawn_with = (of_call["num_inference_steps"], of_call["guidance_scale"], self.blending_start, self.bind)
         banks = {f"bank.{name}": bank.metadata.get("sha256", "") for name, bank in self.banks.items()}
         if prompt is not None:
             banks = {key: value for key, value in banks.items() if f"<{key.removeprefix('bank.')}>" in prompt}
         return {
-            "backbone": f"{self.backbone.name} {self.backbone.cross_attention_hash} {self.backbone.dtype}",
-            "settings": " ".join(map(str, settings)),
-            "negative_prompt": self.negative_prompt,
+            "backbone": self.backbone.identity,
+            "settings": " ".join(map(str, (*drawn_with, of_call["resolution"]))),
+            "negative_prompt": of_call["negative_prompt"],
             **({"keep_context": "true"} if self.keep_context else {}),
             **({"blending_guidance": str(self.blending_guidance)} if self.blending_guidance.num_steps else {}),
             **banks,
         }
 
-    def check(self, requests: Sequence[Request]) -> None:
-        """Refuse what could not be drawn.
+    def prepare(self, request: Request) -> Placed:
+        """The plain prompt, which bank goes to which token positions, and the seed.
 
         Raises:
-            ValueError: If a request asks for a style, for an unknown concept, or for more text than the text encoder
+            ValueError: If the request asks for a style, for an unknown concept, or for more text than the text encoder
                 takes.
         """
-        self._placed(requests)
-
-    def _placed(self, requests: Sequence[Request]) -> list[tuple[str, list[Placement]]]:
-        if any(request.reference is not None for request in requests):
+        if request.style is not None:
             raise ValueError("a style was given, but this method draws concepts, not styles: add method=style_svd")
-        return [self.place(self.readable(one.prompt) if one.truncate else one.prompt) for one in requests]
+        prompt = self.readable(request.prompt) if request.truncate else request.prompt
+        return Placed(*self.place(prompt), request.seed)
 
-    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """Draw each request with its own seed; the result does not depend on what else is in the batch.
-
-        Raises:
-            ValueError: As of ``check``; nothing was drawn then.
-        """
-        placed = self._placed(requests)
-        images: list[Image.Image] = []
-        for start in range(0, len(requests), self.batch_size):
-            stop = start + self.batch_size
-            images += self._draw(placed[start:stop], [request.seed for request in requests[start:stop]])
-        return images
-
-    def _blended(self, placed: Sequence[tuple[str, list[Placement]]]) -> contextlib.AbstractContextManager[None]:
-        placements = [concepts for _, concepts in placed]
-        return blended(self.backbone.unet, placements, self.blending_start, self.bind, self.keep_context)
-
-    @torch.no_grad()
-    def _draw(self, placed: Sequence[tuple[str, list[Placement]]], seeds: Sequence[int]) -> list[Image.Image]:
-        phrases = [[positions for _, positions in concepts] for _, concepts in placed]
-        with self._blended(placed):
+    def draw(self, batch: Sequence[Placed]) -> list[Image.Image]:
+        """Draw one batch with a stock call of the pipeline, concepts installed."""
+        guidance = {}
+        if self.blending_guidance.num_steps:
+            phrases = [[positions for _, positions in one.concepts] for one in batch]
+            guidance = self.blending_guidance.arguments(self.backbone.pipeline, phrases)
+        with self._blended([one.concepts for one in batch]):
             return self.backbone.pipeline(
-                [plain for plain, _ in placed],
-                negative_prompt=[self.negative_prompt] * len(placed),
-                num_inference_steps=self.num_inference_steps,
-                guidance_scale=self.guidance_scale,
-                height=self.resolution,
-                width=self.resolution,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                **self.blending_guidance.arguments(self.backbone.pipeline, phrases),
+                [one.plain for one in batch],
+                negative_prompt=[self.sampling["negative_prompt"]] * len(batch),
+                num_inference_steps=self.sampling["num_inference_steps"],
+                guidance_scale=self.sampling["guidance_scale"],
+                height=self.sampling["resolution"],
+                width=self.sampling["resolution"],
+                generator=[torch.Generator().manual_seed(one.seed) for one in batch],
+                **guidance,
             ).images
+
+    def _blended(self, placements: Sequence[Sequence[Placement]]) -> contextlib.AbstractContextManager[None]:
+        return blended(self.backbone.unet, placements, self.blending_start, self.bind, self.keep_context)
 
     def denoising_errors(
         self, images: Sequence[Image.Image], captions: Sequence[str], seeds: Sequence[int]
@@ -273,9 +261,8 @@ class ConceptGenerator:
         """
         placed = [self.place(caption) for caption in captions]
         errors: list[float] = []
-        for start in range(0, len(images), self.batch_size):
-            at = slice(start, start + self.batch_size)
+        for at in self.slices(len(images)):
             text = self.backbone.encode_text([plain for plain, _ in placed[at]])
-            with self._blended(placed[at]):
-                errors += denoising_errors(self.backbone, images[at], text, seeds[at], self.resolution)
+            with self._blended([concepts for _, concepts in placed[at]]):
+                errors += denoising_errors(self.backbone, images[at], text, seeds[at], self.sampling["resolution"])
         return errors

@@ -198,8 +198,9 @@ class LaTexBlend(L.LightningModule):
         if self.global_step == 0:
             requests = [Request(request.prompt.replace(mention, noun), request.seed) for request in requests]
         banks = {self.hparams.concept: self.extract_bank()}
-        options = {"resolution": self.resolution, **(self.hparams.sampling or {})}
-        return ConceptGenerator(self.backbone, banks, **options).sample(requests)
+        sampling = {"resolution": self.resolution, **(self.hparams.sampling or {})}
+        blending = {name: sampling.pop(name) for name in ("keep_context", "blending_start", "bind") if name in sampling}
+        return ConceptGenerator(self.backbone, banks, sampling, **blending).sample(requests)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; weight decay would pull V* to zero, so it has none."""

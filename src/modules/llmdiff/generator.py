@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from src.data.files import read_metadata
-from src.data.request import Request
+from src.data.request import Identity, Request
 from src.modules.backbones.unet import DiffusionBackbone
-from src.modules.generator import usable_device
+from src.modules.generator import BatchedGenerator, usable_device
 from src.modules.llmdiff.adapter import FORMAT, LLMDiffAdapter
 from src.modules.llmdiff.aggregation import Generators
 from src.modules.llmdiff.encoder import EncodingCache, LLMEncoder
@@ -130,19 +130,17 @@ def trained_encoder(
     return LLMEncoder(language_model, options, cache, keep_loaded=keep_loaded)
 
 
-class LLMDiffGenerator:
+class LLMDiffGenerator(BatchedGenerator[Request]):
     """Draws prompts of any length up to the language model's context.
 
     Args:
         backbone: The stock model; its text encoders are not used.
         adapter: A file, or one in training.
-        encoder: That it was trained with.
+        encoder: The one that the adapter was trained with.
         strength: 0 for the original attention alone with phi(c), 1 for the adapter as it was learnt.
-        num_inference_steps: Of the backbone's own scheduler.
-        guidance_scale: Classifier-free guidance.
+        sampling: ``num_inference_steps``, ``guidance_scale``, ``negative_prompt`` and ``resolution`` (the image side);
+            what is missing or None is the backbone's own.
         batch_size: Images at a time; does not change an image beyond rounding.
-        resolution: Image side; None for the backbone's own.
-        negative_prompt: For guidance.
         device: Where to draw, as torch names it or ``auto``; None leaves the backbone where it is.
 
     Raises:
@@ -155,72 +153,58 @@ class LLMDiffGenerator:
         adapter: LLMDiffAdapter | str,
         encoder: LLMEncoder,
         strength: float = 1.0,
-        num_inference_steps: int = 30,
-        guidance_scale: float = 5.0,
+        sampling: Mapping[str, Any] | None = None,
         batch_size: int = 8,
-        resolution: int | None = None,
-        negative_prompt: str = "",
         device: str | None = None,
     ) -> None:
+        super().__init__(batch_size)
         if device is not None:
             backbone.to(usable_device(device, "method.device"))
+        self.sampling = backbone.settled(sampling)
         self.backbone, self.encoder = backbone, encoder
         self.adapter = adapter if isinstance(adapter, LLMDiffAdapter) else LLMDiffAdapter.load(adapter, backbone)
         encoder.language_model.to(backbone.device)
         self.pipeline = LLMDiffPipeline(backbone.pipeline, self.adapter, encoder, strength)
-        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-        self.batch_size, self.resolution = batch_size, resolution or backbone.resolution
-        self.negative_prompt = negative_prompt
 
-    def identity(self, prompt: str | None = None) -> dict[str, str]:
+    def identity(self, prompt: str | None = None) -> Identity:
         """What an image depends on beside text and seed; the adapter as it was when this was first asked."""
-        settings = (self.num_inference_steps, self.guidance_scale, self.pipeline.strength, self.resolution)
-        backbone = self.backbone
+        of_call = self.sampling
+        settings = (of_call["num_inference_steps"], of_call["guidance_scale"], self.pipeline.strength)
         return {
-            "backbone": f"{backbone.name} {backbone.cross_attention_hash} {backbone.dtype}",
+            "backbone": self.backbone.identity,
             "adapter": self._adapter_hash,
             "llm": " ".join(astuple(self.encoder.identity)),
             "encoding": repr(self.encoder.options),
-            "settings": " ".join(map(str, settings)),
-            "negative_prompt": self.negative_prompt,
+            "settings": " ".join(map(str, (*settings, of_call["resolution"]))),
+            "negative_prompt": of_call["negative_prompt"],
         }
 
     @cached_property
     def _adapter_hash(self) -> str:
         return self.adapter.content_hash()
 
-    def check(self, requests: Sequence[Request]) -> None:
-        """Refuse what could not be drawn.
+    def prepare(self, request: Request) -> Request:
+        """The request itself.
 
         Raises:
-            ValueError: If a prompt is too long for the language model or a request names a style.
+            ValueError: If its prompt is too long for the language model or it names a style.
         """
-        if any(request.reference is not None for request in requests):
+        if request.style is not None:
             raise ValueError("LLMDiff draws without a style reference: leave style out, or use method=style_svd")
-        self.encoder.count_tokens([request.prompt for request in requests])
+        self.encoder.count_tokens([request.prompt])
+        return request
 
-    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """Draw each request with its own seed; the result does not depend on what else is in the batch.
-
-        Raises:
-            ValueError: As of ``check``; nothing was drawn then.
-        """
-        self.check(requests)
-        images: list[Image.Image] = []
-        for start in range(0, len(requests), self.batch_size):
-            images += self._draw(requests[start : start + self.batch_size])
-        return images
-
-    def _draw(self, requests: Sequence[Request]) -> list[Image.Image]:
+    def draw(self, batch: Sequence[Request]) -> list[Image.Image]:
+        """Draw one batch."""
         with self._evaluating():
             return self.pipeline(
-                [request.prompt for request in requests],
-                self.negative_prompt,
-                generator=[torch.Generator().manual_seed(request.seed) for request in requests],
-                num_inference_steps=self.num_inference_steps,
-                guidance_scale=self.guidance_scale,
-                height=self.resolution,
-                width=self.resolution,
+                [request.prompt for request in batch],
+                self.sampling["negative_prompt"],
+                generator=[torch.Generator().manual_seed(request.seed) for request in batch],
+                num_inference_steps=self.sampling["num_inference_steps"],
+                guidance_scale=self.sampling["guidance_scale"],
+                height=self.sampling["resolution"],
+                width=self.sampling["resolution"],
             ).images
 
     @contextlib.contextmanager
@@ -245,9 +229,8 @@ class LLMDiffGenerator:
         self.encoder.count_tokens(captions)
         errors: list[float] = []
         with self._evaluating(), self.adapter.installed(self.backbone.unet, strength=self.pipeline.strength):
-            for start in range(0, len(images), self.batch_size):
-                at = slice(start, start + self.batch_size)
+            for at in self.slices(len(images)):
                 generators = [torch.Generator().manual_seed(seed) for seed in seeds[at]]
                 text = self.adapter(self.encoder.encode(captions[at]), generators)
-                errors += denoising_errors(self.backbone, images[at], text, seeds[at], self.resolution)
+                errors += denoising_errors(self.backbone, images[at], text, seeds[at], self.sampling["resolution"])
         return errors

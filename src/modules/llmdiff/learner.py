@@ -52,7 +52,7 @@ class LLMDiff(AveragedModule):
         ema_decay: Of the weights that are validated, drawn with and exported; 0 takes the last ones.
         gradient_checkpointing: Compute the UNet's activations twice instead of keeping them.
         encode_ahead: Encode all captions and images before the first step, and free the language model.
-        sampling: Options of ``LLMDiffGenerator`` for sample grids.
+        sampling: Of sample grids; see ``LLMDiffGenerator``.
         seed: Of the initial weights and of all that is drawn.
 
     Raises:
@@ -211,9 +211,9 @@ class LLMDiff(AveragedModule):
     @torch.no_grad()
     def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
         """Draw with the adapter as it would be exported now."""
-        options = self.hparams.sampling or {}
         with self.averaged_weights():
-            return LLMDiffGenerator(self.backbone, self.adapter, self.encoder, **options).sample(requests)
+            generator = LLMDiffGenerator(self.backbone, self.adapter, self.encoder, sampling=self.hparams.sampling)
+            return generator.sample(requests)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up."""

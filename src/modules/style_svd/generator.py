@@ -9,8 +9,9 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from src.data.images import content_hash, load_image
-from src.data.request import TEXT, Request
+from src.data.request import Identity, ImageStyle, Request, Style, TextStyle
 from src.modules.backbones.fingerprint import sampled_fingerprint
+from src.modules.generator import BatchedGenerator
 from src.modules.next_scale.pipeline import CallSettings
 from src.modules.style_svd.blending import StyleBlending, check_steps
 from src.modules.style_svd.features import PrincipalFeatures, decay_weights, joined, principal_features, top_weights
@@ -20,8 +21,8 @@ SPECTRA = "spectra"
 """What an image that was drawn in a style calls, in its ``info``, the singular values that were blended."""
 
 
-class StyleGenerator:
-    """Draws each request in the style of its reference: an image, words, or none; ``info`` of images tells spectra.
+class StyleGenerator(BatchedGenerator[Request]):
+    """Draws each request in its style: an image, words, or none.
 
     All styles of one prompt and seed are drawn in one batch and share its content path.
 
@@ -57,9 +58,8 @@ class StyleGenerator:
     ) -> None:
         if noise not in NOISES:
             raise ValueError(f"noise is {noise!r}; choose one of {', '.join(NOISES)}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; give 1 or more")
-        self.backbone, self.batch_size, self.noise = backbone, batch_size, noise
+        super().__init__(batch_size)
+        self.backbone, self.noise = backbone, noise
         backbone.set_progress_bar_config(disable=True)
         channels = backbone.vae.config.latent_channels
         weights = decay_weights(alpha, channels) if top_k is None else top_weights(top_k, channels)
@@ -74,8 +74,8 @@ class StyleGenerator:
         self.fingerprint = sampled_fingerprint(backbone.components.values())
         self._features: dict[str, PrincipalFeatures] = {}
 
-    def identity(self, prompt: str | None = None) -> dict[str, str]:
-        """What an image depends on beside text, seed and reference; what only a style changes is told apart."""
+    def identity(self, prompt: str | None = None) -> Identity:
+        """What an image depends on beside text, seed and style; what only a style changes is told apart."""
         weights = [float(f"{weight:.6g}") for weight in self.weights] if self.weights.any() else None
         return {
             "backbone": f"{self.fingerprint} {self.backbone.transformer.dtype}",
@@ -83,62 +83,66 @@ class StyleGenerator:
             "reference.style": f"{weights} {self.blend_after} {self.correct_from} {self.noise}",
         }
 
-    def check(self, requests: Sequence[Request]) -> None:
-        """Refuse what could not be drawn.
+    def prepare(self, request: Request) -> Request:
+        """The request itself.
 
         Raises:
-            ValueError: If a prompt, or the words of a style, are too long for the text encoder and not to be cut.
+            ValueError: If the prompt, or the words of the style, are too long for the text encoder and not to be cut.
         """
-        whole = [] if self.settings.arguments.get("truncate") else [one for one in requests if not one.truncate]
-        words = [_style_words(request) for request in whole if _kind(request) == "text"]
-        self.backbone.check_prompts(list(dict.fromkeys([*(request.prompt for request in whole), *words])))
+        if not (request.truncate or self.settings.arguments.get("truncate")):
+            words = [request.style.words] if isinstance(request.style, TextStyle) else []
+            self.backbone.check_prompts([request.prompt, *words])
+        return request
 
     def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """Draw each request; the result does not depend on what else is in the batch.
+        """Draw each request, equal ones once; the result does not depend on what else is in the batch.
 
         Raises:
-            ValueError: As of ``check``; nothing was drawn then.
+            ValueError: As ``prepare``; nothing was drawn then.
         """
-        self.check(requests)
-        drawn: dict[Request, Image.Image] = {}
-        for batch in self._batches(list(dict.fromkeys(requests))):
-            drawn |= zip(batch, self._draw(batch), strict=True)
+        different = list(dict.fromkeys(requests))
+        drawn = dict(zip(different, super().sample(different), strict=True))
         return [drawn[request] for request in requests]
 
-    def _batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
+    def batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
         """Requests of one kind, those that share a content path beside each other."""
-        sharing: dict[tuple, list[Request]] = {}
-        for request in requests:
-            sharing.setdefault(self._place(request), []).append(request)
-        for _, alike in groupby(sorted(sharing.values(), key=_shape), key=_shape):
-            jobs = list(alike)
-            for start in range(0, len(jobs), self.batch_size):
-                yield [request for job in jobs[start : start + self.batch_size] for request in job]
+        sharing: dict[tuple, list[int]] = {}
+        for at, request in enumerate(requests):
+            sharing.setdefault(self._place(request), []).append(at)
 
-    def _place(self, request: Request) -> tuple[str, int, str, bool, str | None]:
+        def shape(job: list[int]) -> tuple[str, bool, int]:
+            return _kind(requests[job[0]]), requests[job[0]].truncate, len(job)
+
+        for _, alike in groupby(sorted(sharing.values(), key=shape), key=shape):
+            jobs = list(alike)
+            for part in self.slices(len(jobs)):
+                yield [place for job in jobs[part] for place in job]
+
+    def _place(self, request: Request) -> tuple[str, int, str, bool, Style | None]:
         """Equal for requests that share a content path: words have a path of their own beside it, images do not."""
         alone = self.noise == "independent" or _kind(request) == "text"
-        reference = request.reference if alone else None
-        return request.prompt, request.seed, _kind(request), request.truncate, reference
+        return request.prompt, request.seed, _kind(request), request.truncate, request.style if alone else None
 
-    def _draw(self, requests: Sequence[Request]) -> list[Image.Image]:
-        places = list(dict.fromkeys(self._place(request) for request in requests))
+    def draw(self, batch: Sequence[Request]) -> list[Image.Image]:
+        """Draw one batch of ``batches``; ``info`` of an image that was drawn in a style tells its spectra."""
+        places = list(dict.fromkeys(self._place(request) for request in batch))
         prompts, seeds = [prompt for prompt, *_ in places], [seed for _, seed, *_ in places]
-        kind = _kind(requests[0])
-        style = None
-        if kind == "image":
-            style = joined([self.style_features(str(request.reference)) for request in requests])
-        elif kind == "text":
-            prompts += [_style_words(request) for request in requests]
-            seeds += seeds
+        styles = [request.style for request in batch]
+        shown = [self.style_features(style.path) for style in styles if isinstance(style, ImageStyle)]
+        words = [style.words for style in styles if isinstance(style, TextStyle)]
+        if words:
+            # Text styles are drawn along in the batch's second half.
+            prompts, seeds = prompts + words, seeds + seeds
+        style = joined(shown) if shown else None
         hook = StyleBlending(style, self.weights, self.blend_after, self.correct_from, self.noise == "shared")
+        styled = bool(shown or words)
         images = self.backbone(
             prompts,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            callback_on_scale_end=[] if kind == "plain" else [hook],
-            **self.settings.arguments | ({"truncate": True} if requests[0].truncate else {}),
+            callback_on_scale_end=[hook] if styled else [],
+            **self.settings.arguments | ({"truncate": True} if batch[0].truncate else {}),
         ).images
-        if kind != "plain":
+        if styled:
             for image, record in zip(images, hook.records(), strict=True):
                 image.info[SPECTRA] = record
         return images
@@ -158,14 +162,6 @@ class StyleGenerator:
 
 
 def _kind(request: Request) -> str:
-    if request.reference is None:
+    if request.style is None:
         return "plain"
-    return "text" if request.reference.startswith(TEXT) else "image"
-
-
-def _style_words(request: Request) -> str:
-    return str(request.reference).removeprefix(TEXT)
-
-
-def _shape(job: Sequence[Request]) -> tuple[str, bool, int]:
-    return _kind(job[0]), job[0].truncate, len(job)
+    return "text" if isinstance(request.style, TextStyle) else "image"

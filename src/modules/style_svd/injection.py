@@ -7,9 +7,9 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from src.data.request import TEXT, Request
+from src.data.request import Identity, Request, TextStyle
 from src.modules.backbones.fingerprint import sampled_fingerprint
-from src.modules.generator import check_names
+from src.modules.generator import BatchedGenerator, check_names
 from src.modules.next_scale.loop import Condition, Generation
 from src.modules.next_scale.memory import Paths
 from src.modules.next_scale.pipeline import CallSettings
@@ -53,8 +53,8 @@ class PromptInjection:
         return Condition(self.base | {name: self.injected[name] for name in routes & self.injected.keys()})
 
 
-class InjectionGenerator:
-    """Draws base prompts, with the words of each request's reference in one pass.
+class InjectionGenerator(BatchedGenerator[Request]):
+    """Draws base prompts, with the words of each request's style in one pass.
 
     Args:
         backbone: An ``InfinityPipeline`` or a ``SwittiPipeline``; it stays as it is.
@@ -80,47 +80,36 @@ class InjectionGenerator:
                 f"inject_at is {inject_at!r}; give a pass from 0 to {backbone.num_scales - 1}, {BASE} for none or "
                 f"{INJECTED} for all"
             )
+        super().__init__(batch_size)
         self.backbone, self.inject_at, self.routes = backbone, inject_at, routes
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; give 1 or more")
-        self.settings, self.batch_size = CallSettings(backbone, sampling or {}), batch_size
+        self.settings = CallSettings(backbone, sampling or {})
         self.fingerprint = sampled_fingerprint(backbone.components.values())
         backbone.set_progress_bar_config(disable=True)
 
-    def identity(self, prompt: str | None = None) -> dict[str, str]:
-        """What an image depends on beside text, seed and reference; what only a reference changes is told apart."""
+    def identity(self, prompt: str | None = None) -> Identity:
+        """What an image depends on beside text, seed and style; what only a style changes is told apart."""
         return {
             "backbone": f"{self.fingerprint} {self.backbone.transformer.dtype}",
             "sampling": str(self.settings),
             "reference.injection": f"{self.inject_at} {self.routes}",
         }
 
-    def check(self, requests: Sequence[Request]) -> None:
-        """Refuse what could not be drawn.
+    def prepare(self, request: Request) -> Request:
+        """The request itself.
 
         Raises:
-            ValueError: If a request names no words to inject, or a prompt is too long for the text encoder.
+            ValueError: If it names no words to inject, or a prompt is too long for the text encoder.
         """
-        for request in requests:
-            if not (request.reference or "").startswith(TEXT):
-                raise ValueError(f"the request {request.prompt!r} needs words to inject, as reference={TEXT}...")
-        injected = [str(request.reference).removeprefix(TEXT) for request in requests]
-        self.backbone.check_prompts(list(dict.fromkeys([*(request.prompt for request in requests), *injected])))
+        if not isinstance(request.style, TextStyle):
+            raise ValueError(f"the request {request.prompt!r} needs words to inject, as style=TextStyle(...)")
+        self.backbone.check_prompts([request.prompt, request.style.words])
+        return request
 
-    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """Draw each request with its own seed.
-
-        Raises:
-            ValueError: As of ``check``; nothing was drawn then.
-        """
-        self.check(requests)
-        starts = range(0, len(requests), self.batch_size)
-        return [image for start in starts for image in self._draw(requests[start : start + self.batch_size])]
-
-    def _draw(self, requests: Sequence[Request]) -> list[Image.Image]:
-        base = [request.prompt for request in requests]
-        injected = [str(request.reference).removeprefix(TEXT) for request in requests]
-        seeds = [request.seed for request in requests]
+    def draw(self, batch: Sequence[Request]) -> list[Image.Image]:
+        """Draw one batch."""
+        base = [request.prompt for request in batch]
+        injected = [request.style.words for request in batch if isinstance(request.style, TextStyle)]
+        seeds = [request.seed for request in batch]
         prompts, hooks = injected if self.inject_at == INJECTED else base, []
         if isinstance(self.inject_at, int):
             prompts = injected + base if self.inject_at == 0 else base + injected

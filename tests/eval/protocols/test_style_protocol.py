@@ -10,6 +10,7 @@ from PIL import Image
 
 import src.run.cli  # noqa: F401  (registers the resolvers)
 from src.data.images import load_image
+from src.data.request import ImageStyle
 from src.data.styles import StylePrompt, style_references
 from src.data.world.export import STYLE_IMAGES, write_style_images
 from src.data.world.render import render
@@ -45,16 +46,16 @@ class Mixing:
 
     def _draw(self, request):
         plain = render(sample_scene(sum(map(ord, request.prompt)) + request.seed))
-        if request.reference is None or request.reference.startswith("text:"):
+        if not isinstance(request.style, ImageStyle):
             return plain
-        return Image.blend(plain, load_image(request.reference), self.strength)
+        return Image.blend(plain, load_image(request.style.path), self.strength)
 
 
 class Particular(Mixing):
     """Draws without a style only."""
 
     def check(self, requests):
-        if any(request.reference for request in requests):
+        if any(request.style for request in requests):
             raise ValueError("a style was asked for")
 
 
@@ -108,7 +109,7 @@ def test_numbers_are_those_of_a_few_lines_of_numpy(protocol, styles, clip, dino,
     for style in styles:
         made, plain = of(table, "style", style), of(table, "control", style)
         images, others = ([load_image(tmp_path / "images" / row["file"]) for row in arm] for arm in (made, plain))
-        reference = [load_image(style.reference)]
+        reference = [load_image(style.path)]
         texts = clip.encode_texts([f"{row['prompt']}, in {style.style} style" for row in made]).numpy()
         embedded, control = clip.encode_images(images).numpy(), clip.encode_images(others).numpy()
         np.testing.assert_allclose(column(made, "s_txt"), (embedded * texts).sum(1), atol=1e-5)
@@ -131,7 +132,7 @@ def test_numbers_are_those_of_a_few_lines_of_numpy(protocol, styles, clip, dino,
             assert column(made, "collapse")[seed::SEEDS].mean() == pytest.approx(gain[0] - gain[1], abs=1e-5)
         pairs = [1 - ours[first] @ ours[first + 1] for first in range(0, len(ours), SEEDS)]
         np.testing.assert_allclose(column(made, "diversity"), np.repeat(pairs, SEEDS), atol=1e-5)
-        pictures = dino.encode_images([load_image(one.reference) for one in styles])
+        pictures = dino.encode_images([load_image(one.path) for one in styles])
         np.testing.assert_array_equal(column(made, "copied"), copies(dino.encode_images(images), pictures).above)
         assert {row["leakage"] for row in plain} == {row["collapse"] for row in plain} == {""}
     text, image = (column(of(table, "style"), name) for name in ("s_txt", "s_img"))
@@ -150,8 +151,8 @@ def test_the_control_is_the_same_request_without_its_reference(protocol, styles,
     requests = protocol.requests([])
     control, styled = requests[: len(requests) // 2], requests[len(requests) // 2 :]
     assert [(one.prompt, one.seed) for one in control] == [(one.prompt, one.seed) for one in styled]
-    assert {one.reference for one in control} == {None}
-    assert {one.reference for one in styled} == {style.reference for style in styles}
+    assert {one.style for one in control} == {None}
+    assert {one.style for one in styled} == {style.reference for style in styles}
 
 
 def test_run_folder_holds_everything(styles, clip, dino, tmp_path):
@@ -194,8 +195,8 @@ def test_arms_share_their_plain_images(protocol, tmp_path):
     first, second = Mixing(0.2), Mixing(0.4)
     for generator in (first, second):
         protocol.run(generator, [], str(tmp_path / str(generator.strength)))
-    assert sum(one.reference is None for one in first.requests) == 3 * len(PROMPTS) * SEEDS
-    assert all(one.reference is not None for one in second.requests)
+    assert sum(one.style is None for one in first.requests) == 3 * len(PROMPTS) * SEEDS
+    assert all(one.style is not None for one in second.requests)
     again = Mixing(0.4)
     protocol.run(again, [], str(tmp_path / "again"))
     assert again.requests == []

@@ -199,7 +199,7 @@ def test_points_of_a_sweep_are_compared(profile, probe, tmp_path):
 
 def test_the_base_model_is_given_what_its_text_encoder_takes(profile, probe, tmp_path):
     backbone = DiffusionBackbone(tiny_sd(tmp_path), "sd")
-    base = ConceptGenerator(backbone, num_inference_steps=1)
+    base = ConceptGenerator(backbone, sampling={"num_inference_steps": 1})
     asked = protocol(profile, probe, tmp_path, kinds=["long", "short"], num_captions=2)
     plan = dict(measured_plan(base, asked.requests(), tmp_path / "images").rows)
     assert (plan["images asked for"], plan["left to draw"]) == ("4", "0")

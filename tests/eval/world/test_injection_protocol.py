@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from src.data.request import TEXT
+from src.data.request import TextStyle
 from src.data.world.caption_tests import prompt_pairs
 from src.data.world.render import render
 from src.data.world.scenes import subject_scene
@@ -32,7 +32,7 @@ class Painter:
         return [self._draw(request) for request in requests]
 
     def _draw(self, request):
-        words = (request.reference.removeprefix(TEXT) if self.injected else request.prompt).split()
+        words = (request.style.words if self.injected else request.prompt).split()
         scene = subject_scene(request.seed, 0, words[-1], "grass")
         placed = scene.objects[0]
         look = replace(placed.look, color=words[-2], accent=words[-2], pattern="plain", marking=None)
@@ -56,8 +56,8 @@ def protocol(profile, probe, folder, **changes):
 def test_requests_name_both_prompts_of_a_pair(profile, probe, tmp_path):
     requests = protocol(profile, probe, tmp_path).requests()
     pairs = prompt_pairs("both", 6)
-    assert [(r.prompt, r.reference, r.seed) for r in requests[:2]] == [
-        (pairs[0].base, TEXT + pairs[0].injected, seed) for seed in (0, 1)
+    assert [(r.prompt, r.style, r.seed) for r in requests[:2]] == [
+        (pairs[0].base, TextStyle(pairs[0].injected), seed) for seed in (0, 1)
     ]
     assert len(requests) == 12
 

@@ -34,7 +34,8 @@ def bank(backbone: DiffusionBackbone, seed: int, noun: str = "dog", tokens: int 
 
 
 def generator(backbone: DiffusionBackbone, banks: dict, **options) -> ConceptGenerator:
-    return ConceptGenerator(backbone, banks, **({"num_inference_steps": 2, "batch_size": 4} | options))
+    sampling = {"num_inference_steps": 2, **options.pop("sampling", {})}
+    return ConceptGenerator(backbone, banks, **{"sampling": sampling, "batch_size": 4, **options})
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:
@@ -169,7 +170,8 @@ def test_an_image_depends_on_its_request_alone(backbone: DiffusionBackbone) -> N
 
 
 def test_prompts_without_concepts_are_the_stock_pipeline(backbone: DiffusionBackbone) -> None:
-    ours = generator(backbone, {"rex": bank(backbone, 0)}, guidance_scale=3.0).sample([Request("a dog", 5)])
+    drawing = generator(backbone, {"rex": bank(backbone, 0)}, sampling={"guidance_scale": 3.0})
+    ours = drawing.sample([Request("a dog", 5)])
     stock = backbone.pipeline(
         ["a dog"],
         negative_prompt=[""],
@@ -184,7 +186,7 @@ def test_prompts_without_concepts_are_the_stock_pipeline(backbone: DiffusionBack
 
 def test_guidance_off_still_blends(backbone: DiffusionBackbone) -> None:
     banks = {"rex": bank(backbone, 0)}
-    without = generator(backbone, banks, guidance_scale=1.0)
+    without = generator(backbone, banks, sampling={"guidance_scale": 1.0})
     assert not np.array_equal(
         pixels(without.sample([Request("a <rex>", 0)])), pixels(without.sample([Request("a dog", 0)]))
     )

@@ -23,7 +23,7 @@ def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> DiffusionBackbon
 
 def drawn(backbone: DiffusionBackbone, prompts: list[str], **options) -> np.ndarray:
     banks = {"rex": bank(backbone, 0), "mittens": bank(backbone, 1, "cat")}
-    settings = {"num_inference_steps": 4, "blending_guidance": GUIDED} | options
+    settings = {"sampling": {"num_inference_steps": 4}, "blending_guidance": GUIDED} | options
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
     return pixels(generator(backbone, banks, **settings).sample(requests))
 

@@ -99,7 +99,7 @@ def test_the_command_at_the_end_draws_with_the_backbone_of_the_training(
     assert (python, script) == ("python", "generate.py")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(Path(__file__).parents[3] / "conf"), version_base="1.3"):
-        cfg = compose("generate", [*arguments, "method.num_inference_steps=1", f"paths.cache_dir={tmp_path}"])
+        cfg = compose("generate", [*arguments, "method.sampling.num_inference_steps=1", f"paths.cache_dir={tmp_path}"])
     generator = instantiate(cfg.method, _convert_="all")
     assert generator.backbone.dtype == backbone.dtype
     assert generator.backbone.cross_attention_hash == backbone.cross_attention_hash

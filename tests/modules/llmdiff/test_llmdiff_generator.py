@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 import src.run.cli  # noqa: F401  (registers the resolvers)
-from src.data.request import Request
+from src.data.request import Request, TextStyle
 from src.modules.backbones.unet import DiffusionBackbone
 from src.modules.latexblend.generator import ConceptGenerator
 from src.modules.llmdiff.adapter import LLMDiffAdapter
@@ -61,7 +61,8 @@ def adapter(backbone: DiffusionBackbone, encoder: LLMEncoder, **options) -> LLMD
 
 def generator(backbone: DiffusionBackbone, encoder: LLMEncoder, **options: Any) -> LLMDiffGenerator:
     made = options.pop("adapter", None) or adapter(backbone, encoder)
-    return LLMDiffGenerator(backbone, made, encoder, **{"num_inference_steps": 2, "batch_size": 4, **options})
+    sampling = {"num_inference_steps": 2, **options.pop("sampling", {})}
+    return LLMDiffGenerator(backbone, made, encoder, **{"sampling": sampling, "batch_size": 4, **options})
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:
@@ -86,7 +87,7 @@ def test_the_whole_of_a_long_prompt_counts(sd: DiffusionBackbone, encoder: LLMEn
     with pytest.raises(ValueError, match="tokens, but .* is to take at most 128"):
         generator(sd, encoder).sample([Request("a dog", 0), Request(2 * LONG, 0)])
     with pytest.raises(ValueError, match="without a style reference"):
-        generator(sd, encoder).sample([Request("a dog", 0, reference="text:a sketch")])
+        generator(sd, encoder).sample([Request("a dog", 0, style=TextStyle("a sketch"))])
 
 
 def test_at_the_start_it_is_the_stock_pipeline_on_the_empty_prompt(
@@ -110,7 +111,7 @@ def test_at_the_start_it_is_the_stock_pipeline_on_the_empty_prompt(
 def test_negative_prompts_steer(backbone: DiffusionBackbone, encoder: LLMEncoder) -> None:
     request = [Request("a red dog", 0)]
     drawn = [
-        pixels(generator(backbone, encoder, **options).sample(request))
+        pixels(generator(backbone, encoder, sampling=options).sample(request))
         for options in ({}, {"negative_prompt": "a blue cat"}, {"guidance_scale": 1.0})
     ]
     assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
@@ -219,8 +220,8 @@ def test_an_identity_names_what_changes_an_image(sd: DiffusionBackbone, encoder:
     options = LLMEncoder(encoder.language_model, EncodingOptions(context="self+first"))
     others = [
         generator(sd, encoder, adapter=made, strength=0.5),
-        generator(sd, encoder, adapter=made, negative_prompt="a cat"),
-        generator(sd, encoder, adapter=made, guidance_scale=2.0),
+        generator(sd, encoder, adapter=made, sampling={"negative_prompt": "a cat"}),
+        generator(sd, encoder, adapter=made, sampling={"guidance_scale": 2.0}),
         generator(sd, encoder, adapter=adapter(sd, encoder, phi_bias="mean")),
         generator(sd, half, adapter=made),
         generator(sd, options, adapter=made),
@@ -237,8 +238,8 @@ def test_the_file_says_which_language_model(sd: DiffusionBackbone, encoder: LLME
     found = trained_encoder(path, cache_dir=tmp_path / "cache")
     assert found.identity == own.identity and found.options == options
     request = [Request("a red dog", 0)]
-    from_file = LLMDiffGenerator(sd, str(path), found, num_inference_steps=2).sample(request)
-    in_memory = LLMDiffGenerator(sd, made, own, num_inference_steps=2).sample(request)
+    from_file = LLMDiffGenerator(sd, str(path), found, sampling={"num_inference_steps": 2}).sample(request)
+    in_memory = LLMDiffGenerator(sd, made, own, sampling={"num_inference_steps": 2}).sample(request)
     assert np.array_equal(pixels(from_file), pixels(in_memory))
     assert list((tmp_path / "cache").rglob("*.safetensors"))
 
@@ -268,6 +269,6 @@ def test_the_configuration_draws(sd: DiffusionBackbone, encoder: LLMEncoder, tmp
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(root / "conf"), version_base="1.3"):
         settings = [f"backbone.path={tmp_path / 'sd'}", f"++adapter={path}", f"paths.cache_dir={tmp_path}"]
-        cfg = compose("generate", ["method=llmdiff", "method.num_inference_steps=2", *settings])
+        cfg = compose("generate", ["method=llmdiff", "method.sampling.num_inference_steps=2", *settings])
         image = instantiate(cfg.method, _convert_="all").sample([Request("a red dog", 0)])[0]
     assert image.size == (64, 64)

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from src.data.request import Request
+from src.data.request import Request, TextStyle
 from src.modules.next_scale import memory as free_memory
 from src.modules.next_scale import pipeline as pipeline_call
 from src.modules.style_svd.generator import StyleGenerator
@@ -48,7 +48,7 @@ def test_paths_that_a_style_adds_are_refused_before_text_is_read(
     drawing.sample([Request("a dog", 0)])
     pipeline.text_encoder.register_forward_hook(lambda module, inputs, output: read.append(output))
     with pytest.raises(ValueError, match=r"would take .* free; draw fewer images"):
-        drawing.sample([Request("a dog", 0, reference="text:a red cat")])
+        drawing.sample([Request("a dog", 0, style=TextStyle("a red cat"))])
     assert not read
 
 

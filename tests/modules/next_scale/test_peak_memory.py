@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
-from src.data.request import Request
+from src.data.request import ImageStyle, Request, TextStyle
 from src.modules.next_scale import memory as free_memory
 from src.modules.next_scale import pipeline as pipeline_call
 from src.modules.next_scale.cache import KeyValueCache
@@ -62,7 +62,7 @@ ARMS: dict[str, tuple[list[str | None], dict[str, object]]] = {
     "plain": ([None], {}),
     "a style": (["0.png"], {}),
     "two styles": (["0.png", "1.png"], {}),
-    "words": (["text:a blue house"], {}),
+    "words": (["a blue house"], {}),
     "corrected later": (["0.png"], {"correct_from": 3}),
     "not corrected": (["0.png", "1.png"], {"correct": False}),
     "not guided": (["0.png"], {"sampling": {"guidance_scale": None}}),
@@ -113,8 +113,8 @@ def styled(references: list[str | None], folder: Path) -> list[Request]:
         image = Image.new("RGB", (64, 64), color)
         image.paste("white", (8 * index, 8, 40, 40))
         image.save(folder / f"{index}.png")
-    paths = [str(folder / one) if one in ("0.png", "1.png") else one for one in references]
-    return [Request(prompt, seed, reference=path) for path in paths for seed, prompt in enumerate(PROMPTS)]
+    styles = [one and (ImageStyle(str(folder / one)) if one.endswith(".png") else TextStyle(one)) for one in references]
+    return [Request(prompt, seed, style) for style in styles for seed, prompt in enumerate(PROMPTS)]
 
 
 FLOAT32 = [(model, arm, torch.float32) for model in MODELS for arm in ARMS]
@@ -151,7 +151,7 @@ def test_decoding_is_counted_where_it_takes_most(model, tiled, tmp_path, counted
 
 def test_prompts_that_are_injected_are_counted(tmp_path, counted) -> None:
     drawing = InjectionGenerator(infinity(tmp_path), inject_at=2, sampling={"guidance_scale": 2.0})
-    requests = styled(["text:a blue house"], tmp_path)
+    requests = styled(["a blue house"], tmp_path)
     drawing.sample(requests)
     peak = measured_peak(lambda: drawing.sample(requests), tmp_path)
     assert peak <= counted[-1] <= FACTOR * peak

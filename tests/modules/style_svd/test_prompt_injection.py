@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from src.data.request import Request
+from src.data.request import Request, TextStyle
 from src.modules.next_scale.loop import Generation
 from src.modules.style_svd.injection import InjectionGenerator, PromptInjection
 from tests.modules.next_scale.tiny_switti import tiny_pipeline
@@ -16,7 +16,7 @@ from tests.modules.next_scale.tiny_switti import tiny_pipeline
 SAMPLING = {"guidance_scale": 2.0}
 BASE, OTHER = ["a dog on the grass", "a blue house"], ["a red cat", "a cat at night"]
 REQUESTS = [
-    Request(base, seed, reference=f"text:{other}") for seed, (base, other) in enumerate(zip(BASE, OTHER, strict=True))
+    Request(base, seed, style=TextStyle(other)) for seed, (base, other) in enumerate(zip(BASE, OTHER, strict=True))
 ]
 
 
@@ -45,7 +45,7 @@ def test_no_pass_and_all_passes_are_the_two_prompts(backbone) -> None:
 
 @pytest.mark.parametrize("at", range(4))
 def test_injecting_the_prompt_itself_changes_nothing(backbone, at: int) -> None:
-    requests = [Request(text, seed, reference=f"text:{text}") for seed, text in enumerate(BASE)]
+    requests = [Request(text, seed, style=TextStyle(text)) for seed, text in enumerate(BASE)]
     assert np.abs(injected(backbone, at, requests) - drawn(backbone, BASE)).max() <= 1
 
 

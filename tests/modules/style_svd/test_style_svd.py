@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from src.data.request import Request
+from src.data.request import ImageStyle, Request, TextStyle
 from src.eval.draw import draw_missing
 from src.modules.style_svd.blending import StyleBlending
 from src.modules.style_svd.features import decay_weights, principal_features
@@ -55,8 +55,9 @@ def pixels(images: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(image, dtype=np.int16) for image in images])
 
 
-def styled(requests: list[Request], style: str) -> list[Request]:
-    return [Request(request.prompt, request.seed, reference=style) for request in requests]
+def styled(requests: list[Request], style: str | TextStyle) -> list[Request]:
+    style = style if isinstance(style, TextStyle) else ImageStyle(style)
+    return [Request(request.prompt, request.seed, style) for request in requests]
 
 
 def test_a_request_without_a_reference_is_what_the_pipeline_draws(backbone) -> None:
@@ -83,7 +84,7 @@ def test_a_style_shows_and_the_backbone_stays_as_it_was(backbone, styles, option
 
 @pytest.mark.parametrize("options", [{}, {"correct": False}, {"correct_from": 3}, {"noise": "independent"}])
 def test_an_image_does_not_depend_on_what_else_is_asked_for(backbone, styles, options) -> None:
-    requests = [*PLAIN, *styled(PLAIN, styles[0]), *styled(PLAIN, styles[1]), *styled(PLAIN, "text:a blue house")]
+    requests = [*PLAIN, *styled(PLAIN, styles[0]), *styled(PLAIN, styles[1]), *styled(PLAIN, TextStyle("a blue house"))]
     together = pixels(generator(backbone, **options).sample(requests))
     alone = pixels([generator(backbone, **options).sample([request])[0] for request in requests])
     assert np.abs(together - alone).max() <= 1
@@ -91,9 +92,9 @@ def test_an_image_does_not_depend_on_what_else_is_asked_for(backbone, styles, op
 
 def test_words_are_a_style_too(backbone) -> None:
     plain = pixels(generator(backbone).sample(PLAIN))
-    named = styled(PLAIN[:1], f"text:{PLAIN[1].prompt}")
+    named = styled(PLAIN[:1], TextStyle(PLAIN[1].prompt))
     assert (pixels(generator(backbone).sample(named)) != plain[:1]).any()
-    own = [Request(request.prompt, request.seed, reference=f"text:{request.prompt}") for request in PLAIN]
+    own = [Request(request.prompt, request.seed, style=TextStyle(request.prompt)) for request in PLAIN]
     assert np.abs(pixels(generator(backbone).sample(own)) - plain).max() <= 1
 
 
@@ -105,7 +106,7 @@ def test_prompts_in_styles_are_one_call_for_each_kind_of_style(backbone, styles,
         return call(pipeline, prompts, **arguments)
 
     monkeypatch.setattr(type(backbone), "__call__", counted)
-    requests = [*styled(PLAIN, styles[0]), *styled(PLAIN, styles[1]), *styled(PLAIN, "text:a blue house")]
+    requests = [*styled(PLAIN, styles[0]), *styled(PLAIN, styles[1]), *styled(PLAIN, TextStyle("a blue house"))]
     assert len(drawing.sample(requests)) == 6
     # Two prompts with two styles each share two content paths; words are drawn along as prompts of their own.
     assert sorted(calls) == [2, 4]
@@ -122,7 +123,7 @@ def test_a_style_image_is_encoded_and_decomposed_once_whatever_its_file(backbone
     assert drawing.style_features(styles[0]) is drawing.style_features(str(tmp_path / "copy.bmp"))
 
 
-@pytest.mark.parametrize("reference", ["image", "text:a blue house"])
+@pytest.mark.parametrize("reference", ["image", TextStyle("a blue house")])
 def test_images_tell_the_spectra_that_were_blended(backbone, styles, reference) -> None:
     drawing, path = generator(backbone), styles[0] if reference == "image" else reference
     drawn = drawing.sample([*PLAIN, *styled(PLAIN, path)])
@@ -158,7 +159,7 @@ def test_prompts_are_cut_on_request_only(backbone) -> None:
 
 
 @pytest.mark.parametrize(
-    "long", [Request(LONG, 0), Request(LONG, 0, reference="text:a blue house"), styled(PLAIN, f"text:{LONG}")[0]]
+    "long", [Request(LONG, 0), Request(LONG, 0, style=TextStyle("a blue house")), styled(PLAIN, TextStyle(LONG))[0]]
 )
 def test_a_text_that_is_too_long_is_said_before_anything_is_drawn(backbone, tmp_path, long) -> None:
     drawing, encoded = generator(backbone, batch_size=1), []

@@ -199,11 +199,13 @@ class InfinityPipeline(DiffusionPipeline):
         images = len(prompts) * num_images_per_prompt
         sampling = settled(
             self.sampling,
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            cfg_insertion_layer=cfg_insertion_layer,
+            {
+                "guidance_scale": guidance_scale,
+                "temperature": temperature,
+                "top_k": top_k,
+                "top_p": top_p,
+                "cfg_insertion_layer": cfg_insertion_layer,
+            },
         )
         model = InfinityDraw.planned(self.transformer, self.schedule(height, width), **sampling)
         check_room(self, self._peak(model, prompts + negatives), images, callback_on_scale_end, output_type)

@@ -169,14 +169,16 @@ class SwittiPipeline(DiffusionPipeline):
         check_call(num_images_per_prompt, output_type)
         sampling = settled(
             self.sampling,
-            guidance_scale=guidance_scale,
-            turn_on=turn_on,
-            turn_off=turn_off,
-            last_scale_temp=last_scale_temp,
-            more_smooth=more_smooth,
-            smooth_start=smooth_start,
-            top_k=top_k,
-            top_p=top_p,
+            {
+                "guidance_scale": guidance_scale,
+                "turn_on": turn_on,
+                "turn_off": turn_off,
+                "last_scale_temp": last_scale_temp,
+                "more_smooth": more_smooth,
+                "smooth_start": smooth_start,
+                "top_k": top_k,
+                "top_p": top_p,
+            },
         )
         model = SwittiDraw(self.transformer, self.vae, SwittiSampling(**sampling))
         prompts, negatives = _texts(prompt, negative_prompt)
