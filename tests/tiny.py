@@ -6,14 +6,25 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
-from src.data.world.tokenizers import write_clip_tokenizer
+from src.data.world.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 
 LENGTH = 32
 
@@ -117,4 +128,29 @@ def tiny_sdxl(folder: Path) -> StableDiffusionXLPipeline:
         unet=unet,
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"),
         add_watermarker=False,
+    )
+
+
+def tiny_pixart(folder: Path) -> PixArtSigmaPipeline:
+    torch.manual_seed(0)
+    write_t5_tokenizer(folder / "words", LENGTH)
+    words = T5TokenizerFast.from_pretrained(folder / "words")
+    config = T5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, dropout_rate=0.0)
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=2,
+        cross_attention_dim=24,
+        sample_size=8,
+        caption_channels=16,
+        use_additional_conditions=False,
+    )
+    # At its start a transformer of this kind hardly moves: its output layer is shaken, so that text can be seen.
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.5)
+    return PixArtSigmaPipeline(
+        tokenizer=words,
+        text_encoder=T5EncoderModel(config),
+        vae=_vae(),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(beta_schedule="linear"),
     )

@@ -20,8 +20,8 @@ from src.data.world.scenes import Scene, attribute_scene, caption_order, full_ca
 from src.data.world.vocabulary import COLORS, NOUNS, Look
 from src.eval.results.results import Table
 from src.eval.statistics.bootstrap import bootstrap_ratio
+from src.modules.backbones.denoising import denoising_errors
 from src.modules.backbones.unet import Conditioning, DiffusionBackbone
-from src.modules.training.diffusion import denoising_errors
 
 NUM_SCENES = 256
 WORDS = {"noun": NOUNS, "color": tuple(COLORS)}

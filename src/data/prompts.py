@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,22 +112,31 @@ def token_positions(tokenizer: PreTrainedTokenizerBase, text: str, characters: t
 
 
 def concept_positions(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, class_nouns: Mapping[str, str]
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    class_nouns: Mapping[str, str],
+    as_read: Callable[[str], str] = str,
 ) -> tuple[MarkedPrompt, list[tuple[str, list[int]]]]:
-    """Parse a marked prompt and find the rows of each mention: the slot of V*, then the noun's tokens."""
+    """Parse a marked prompt and find the rows of each mention: the slot of V*, then the noun's tokens.
+
+    Args:
+        tokenizer: The text encoder's.
+        prompt: With any number of mentions.
+        class_nouns: Concept name to class noun.
+        as_read: What a pipeline does to a prompt before it is tokenised, such as lower case; it keeps the length.
+    """
     marked = parse_prompt(prompt, class_nouns)
+    text = as_read(marked.plain)
     rows = [
-        (
-            m.name,
-            token_positions(tokenizer, marked.plain, m.article)[:1] + token_positions(tokenizer, marked.plain, m.noun),
-        )
-        for m in marked.mentions
+        (m.name, _slot(tokenizer, text, m.article) + token_positions(tokenizer, text, m.noun)) for m in marked.mentions
     ]
     return marked, rows
 
 
-def concept_span(tokenizer: PreTrainedTokenizerBase, template: str, class_noun: str) -> tuple[str, slice]:
-    """A template filled with "a <noun>", and the span of that phrase in tokens: article (V*'s slot) and noun.
+def concept_span(
+    tokenizer: PreTrainedTokenizerBase, template: str, class_noun: str, as_read: Callable[[str], str] = str
+) -> tuple[str, slice]:
+    """A template filled with "a <noun>", and the span of that phrase in tokens: V*'s slot and the noun.
 
     Raises:
         ValueError: If the noun is empty or has no token of its own.
@@ -135,11 +144,16 @@ def concept_span(tokenizer: PreTrainedTokenizerBase, template: str, class_noun: 
     if not class_noun.strip():
         raise ValueError("class_noun is empty; give what the subject is, such as class_noun=dog")
     prompt = template.format(f"a {class_noun}")
-    start = len(prompt) - len(class_noun) - 2
-    positions = token_positions(tokenizer, prompt, (start, len(prompt)))
+    text, start = as_read(prompt), len(prompt) - len(class_noun)
+    positions = _slot(tokenizer, text, (start - 2, start - 1)) + token_positions(tokenizer, text, (start, len(text)))
     if len(positions) < 2 or positions != list(range(positions[0], positions[-1] + 1)):
         raise ValueError(f"class_noun {class_noun!r} has no tokens of its own in {prompt!r}; use a plain word or two")
     return prompt, slice(positions[0], positions[-1] + 1)
+
+
+def _slot(tokenizer: PreTrainedTokenizerBase, text: str, article: Characters) -> list[int]:
+    """Where V* goes: the token of the article, its last one where T5 puts a token for the space before it."""
+    return token_positions(tokenizer, text, article)[-1:]
 
 
 def initial_vector(tokenizer: PreTrainedTokenizerBase, embedding: Tensor, word: str) -> Tensor:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from transformers import T5TokenizerFast
 
 from src.data.prompts import TEMPLATES, concept_positions, concept_span, parse_prompt, tokenize
 from tests.tiny import tokenizer
@@ -66,3 +67,13 @@ def test_a_prompt_that_is_too_long_is_not_cut(tmp_path: Path) -> None:
 def test_an_empty_noun_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="class_noun=dog"):
         concept_span(tokenizer(tmp_path), TEMPLATES[0], " ")
+
+
+def test_where_a_tokenizer_puts_a_token_for_the_space_before_an_article_its_own_token_is_the_slot() -> None:
+    """T5's vocabulary has no piece for "a" with its space."""
+    pieces = [*((piece, 0.0) for piece in ("<pad>", "</s>", "<unk>")), ("▁", -2.0), ("▁photo", -1.0), ("▁of", -1.0)]
+    words = T5TokenizerFast(vocab=[*pieces, ("▁dog", -1.0), ("a", -3.0)], extra_ids=0)
+    marked, ((_, positions),) = concept_positions(words, "photo of a <rex>", NOUNS, str.lower)
+    tokens = words.convert_ids_to_tokens(words(marked.plain).input_ids)
+    assert tokens[2:4] == ["▁", "a"] and [tokens[at] for at in positions] == ["a", "▁dog"]
+    assert concept_span(words, "photo of {}", "dog") == ("photo of a dog", slice(positions[0], positions[1] + 1))

@@ -1,148 +1,41 @@
-"""The frozen parts of one diffusers checkpoint: Stable Diffusion 1.x, 2.x or XL, whatever its size."""
+"""Stable Diffusion 1.x, 2.x and XL: a UNet whose cross-attention reads the states of one or two CLIP text encoders."""
 
-import contextlib
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from src.data.prompts import tokenize
-from src.modules.generator import own_sampling, settled
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-SAMPLING: dict[str, Any] = {"num_inference_steps": 30, "guidance_scale": 5.0, "keep_context": False}
-"""How concepts are drawn where neither the backbone nor the call says it."""
+from src.modules.backbones.base import Backbone, Noised, Text, cross_attention_projections  # noqa: F401
 
 
-@dataclass
-class Conditioning:
-    """Text as the UNet takes it: ``prompt_embeds`` ``(B, L, D)`` and, for SDXL, ``pooled_prompt_embeds`` ``(B, P)``."""
+class UNetBackbone(Backbone):
+    """A Stable Diffusion or SDXL pipeline of any size."""
 
-    prompt_embeds: Tensor
-    pooled_prompt_embeds: Tensor | None = None
-
-    def rows(self, indices: Sequence[int]) -> "Conditioning":
-        """The chosen prompts, in the given order."""
-        pooled = None if self.pooled_prompt_embeds is None else self.pooled_prompt_embeds[list(indices)]
-        return Conditioning(self.prompt_embeds[list(indices)], pooled)
-
-
-class DiffusionBackbone:
-    """A stock pipeline and the few questions that the methods ask it.
-
-    Args:
-        pipeline: A Stable Diffusion or SDXL pipeline; its weights are frozen here and never changed.
-        name: What it is called in banks and reports.
-        sampling: What suits this model where a call leaves it open, if it is not that of ``SAMPLING``.
-
-    Raises:
-        ValueError: If ``sampling`` has another key.
-    """
-
-    def __init__(
-        self,
-        pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline,
-        name: str,
-        sampling: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.pipeline, self.name = pipeline, name
-        self.sampling = own_sampling(SAMPLING, sampling)
-        self.unet, self.vae = pipeline.unet, pipeline.vae
-        encoders = [(pipeline.tokenizer, pipeline.text_encoder)]
-        if isinstance(pipeline, StableDiffusionXLPipeline):
-            encoders.append((pipeline.tokenizer_2, pipeline.text_encoder_2))
-        self.tokenizers, self.text_encoders = zip(*encoders, strict=True)
-        for module in (self.unet, self.vae, *self.text_encoders):
-            module.requires_grad_(False).eval()
-        self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self.cross_attention_hash = _hash(cross_attention_projections(self.unet))
-        pipeline.set_progress_bar_config(disable=True)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str,
-        dtype: str = "float32",
-        local_files_only: bool = False,
-        sampling: Mapping[str, Any] | None = None,
-    ) -> "DiffusionBackbone":
-        """Load a hub id or a local folder in diffusers' layout.
-
-        Raises:
-            ValueError: If the folder is missing, or ``dtype`` or a key of ``sampling`` is unknown.
-        """
-        if dtype not in DTYPES:
-            raise ValueError(f"backbone.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
-        sampling = own_sampling(SAMPLING, sampling)  # Refused here, before the weights are read.
-        looks_local = path.startswith((".", "/", "~", "world")) or Path(path).exists()
-        if looks_local and not (Path(path).expanduser() / "model_index.json").exists():
-            raise ValueError(f"{path} is no diffusers pipeline folder: it has no model_index.json")
-        # bfloat16 loads through float16, so that the hash of the weights does not depend on the working precision.
-        loaded = torch.float16 if dtype == "bfloat16" else DTYPES[dtype]
-        pipeline = DiffusionPipeline.from_pretrained(
-            path, dtype=loaded, local_files_only=local_files_only, use_safetensors=True
-        )
-        backbone = cls(pipeline, Path(path).name if looks_local else path, sampling)
-        if DTYPES[dtype] != loaded:
-            pipeline.to(DTYPES[dtype])
-        return backbone
+    pipelines = (StableDiffusionPipeline, StableDiffusionXLPipeline)
 
     @property
-    def overrides(self) -> str:
-        """What names it on the command line; whatever configuration it came from, backbones differ in this alone."""
-        return f"backbone.path={self.pipeline.name_or_path} backbone.dtype={str(self.dtype).removeprefix('torch.')}"
+    def unet(self) -> Any:
+        """The UNet."""
+        return self.pipeline.unet
 
     @property
-    def identity(self) -> str:
-        """Name, weights of the text projections and precision: what of it an image depends on."""
-        return f"{self.name} {self.cross_attention_hash} {self.dtype}"
-
-    def settled(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Settings of a call of the stock pipeline: those given, and the model's own where none or None is given.
-
-        Raises:
-            ValueError: If there is no such setting.
-        """
-        own = {name: value for name, value in self.sampling.items() if name != "keep_context"}
-        return settled({**own, "negative_prompt": "", "resolution": self.resolution}, given)
+    def denoiser(self) -> Any:
+        """The UNet."""
+        return self.pipeline.unet
 
     @property
     def is_sdxl(self) -> bool:
         """Whether the UNet also takes pooled text and time ids."""
-        return len(self.text_encoders) > 1
+        return isinstance(self.pipeline, StableDiffusionXLPipeline)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the UNet is."""
-        return self.unet.device
+    def encoders(self) -> list[tuple[Any, nn.Module]]:
+        """CLIP's tokenizer and text encoder; of SDXL both pairs."""
+        pairs = [(self.pipeline.tokenizer, self.pipeline.text_encoder)]
+        return [*pairs, (self.pipeline.tokenizer_2, self.pipeline.text_encoder_2)] if self.is_sdxl else pairs
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Working precision of the UNet."""
-        return self.unet.dtype
-
-    @property
-    def resolution(self) -> int:
-        """Native image side in pixels."""
-        return int(self.unet.config.sample_size * self.pipeline.vae_scale_factor)
-
-    def to(self, device: torch.device | str) -> "DiffusionBackbone":
-        """Move every part."""
-        self.pipeline.to(device)
-        return self
-
-    def encode_text(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode plain prompts to ``(B, L, D)`` (and pooled text), without gradient."""
-        with torch.no_grad():
-            ids = [tokenize(tokenizer, prompts) for tokenizer in self.tokenizers]
-            return self.encode_ids(ids)
-
-    def encode_ids(self, ids: Sequence[Tensor]) -> Conditioning:
+    def encode_ids(self, ids: Sequence[Tensor]) -> Text:
         """Encode token ids ``(B, L)``, one tensor per text encoder, as the stock pipelines do.
 
         Stable Diffusion: last hidden state after the final norm. SDXL: the states before the last layer of both
@@ -153,67 +46,28 @@ class DiffusionBackbone:
             for encoder, tokens in zip(self.text_encoders, ids, strict=True)
         ]
         if not self.is_sdxl:
-            return Conditioning(outputs[0].last_hidden_state)
+            return Text(outputs[0].last_hidden_state)
         hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        return Conditioning(hidden, outputs[1].text_embeds)
+        return Text(hidden, outputs[1].text_embeds)
 
-    @contextlib.contextmanager
-    def modifier_embedded(self, vectors: Sequence[Tensor], positions: Tensor) -> Iterator[None]:
-        """While active, token ``positions[b]`` of prompt b is embedded as V* in every text encoder.
+    def denoise(self, noised: Noised, text: Text, size_ids: Tensor | None = None) -> Tensor:
+        """Predict noise or velocity, ``(B, C, h, w)``."""
+        added = self.added_conditions(text, noised.noisy_latents.shape[-2:], size_ids)
+        noisy_latents = noised.noisy_latents.to(self.dtype)
+        return self.unet(noisy_latents, noised.timesteps, text.prompt_embeds, added_cond_kwargs=added).sample
 
-        Args:
-            vectors: One ``(D,)`` vector per text encoder; gradients flow into them.
-            positions: Shape ``(B,)``.
-        """
-
-        def embed(vector: Tensor):
-            def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-                here = torch.zeros(output.shape[:2], dtype=torch.bool, device=output.device)
-                here[torch.arange(len(positions), device=output.device), positions.to(output.device)] = True
-                return torch.where(here[..., None], vector.to(output), output)
-
-            return hook
-
-        tables = [encoder.get_input_embeddings() for encoder in self.text_encoders]
-        handles = [table.register_forward_hook(embed(v)) for table, v in zip(tables, vectors, strict=True)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Images ``(B, 3, H, W)`` in [-1, 1] to scaled latents ``(B, C, H/8, W/8)``: the mean of the posterior."""
-        with torch.no_grad():
-            latents = self.vae.encode(pixel_values.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
-        return (latents * self.vae.config.scaling_factor).float()
-
-    def added_conditions(self, pooled: Tensor | None, resolution: int) -> dict[str, Tensor] | None:
-        """SDXL's ``added_cond_kwargs``: pooled text and size-and-crop ids; None for other backbones."""
+    def added_conditions(
+        self, text: Text, grid: Sequence[int], size_ids: Tensor | None = None
+    ) -> dict[str, Tensor] | None:
+        """SDXL's ``added_cond_kwargs``: pooled text, and size-and-crop ids ``(B, 6)``; None for other models."""
+        pooled = text.pooled_prompt_embeds
         if not self.is_sdxl or pooled is None:
             return None
-        ids = torch.tensor([resolution, resolution, 0, 0, resolution, resolution], device=pooled.device)
-        return {"text_embeds": pooled, "time_ids": ids.to(pooled.dtype).expand(len(pooled), -1)}
+        if size_ids is None:
+            height, width = (side * self.pipeline.vae_scale_factor for side in grid)
+            size_ids = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(pooled), -1)
+        return {"text_embeds": pooled, "time_ids": size_ids.to(pooled)}
 
 
-def cross_attention_projections(unet: nn.Module) -> dict[str, nn.Linear]:
-    """The text projections of every cross-attention layer: ``k.<layer>`` and ``v.<layer>``, in module order.
-
-    Raises:
-        ValueError: If keys and values were fused, which leaves nothing to hook.
-    """
-    found: dict[str, nn.Linear] = {}
-    for name, module in unet.named_modules():
-        if name.endswith("attn2"):
-            if getattr(module, "fused_projections", False):
-                raise ValueError("fuse_qkv_projections() is on; call unet.unfuse_qkv_projections() first")
-            found[f"k.{name}"], found[f"v.{name}"] = module.to_k, module.to_v
-    return found
-
-
-def _hash(projections: dict[str, nn.Linear]) -> str:
-    digest = hashlib.sha256()
-    for name, linear in projections.items():
-        digest.update(name.encode())
-        digest.update(linear.weight.detach().half().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+DiffusionBackbone = UNetBackbone
+Conditioning = Text

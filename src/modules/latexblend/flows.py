@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from src.data.prompts import FIXED_TEMPLATE, concept_span, initial_vector, tokenize
-from src.modules.backbones.unet import DiffusionBackbone, cross_attention_projections
+from src.modules.backbones.base import Backbone, Text
 
 
 class LowRank(nn.Module):
@@ -95,7 +95,7 @@ class DualFlow:
 
     def __init__(
         self,
-        backbone: DiffusionBackbone,
+        backbone: Backbone,
         class_noun: str,
         templates: Sequence[str],
         initializer: str | None = None,
@@ -103,37 +103,38 @@ class DualFlow:
         base_flow: bool = True,
     ) -> None:
         self.backbone, self.base_flow = backbone, base_flow
-        filled = [concept_span(backbone.tokenizers[0], template, class_noun) for template in templates]
+        filled = [
+            concept_span(backbone.tokenizers[0], template, class_noun, backbone.as_read) for template in templates
+        ]
         self.prompts, self.spans = [prompt for prompt, _ in filled], [span for _, span in filled]
         self.fixed = self.prompts.index(FIXED_TEMPLATE.format(f"a {class_noun}"))
-        self.projections = cross_attention_projections(backbone.unet)
+        self.projections = backbone.text_layers()
         vectors = [
             initial_vector(tokenizer, encoder.get_input_embeddings().weight, initializer or class_noun)
             for tokenizer, encoder in zip(backbone.tokenizers, backbone.text_encoders, strict=True)
         ]
         self.delta = ConceptDelta(self.projections, vectors, rank)
 
-    def concept_text(self, template_indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Prompts with V* in the article's place, through the text encoders: ``(B, L, C)`` and pooled text.
+    def concept_text(self, template_indices: Sequence[int]) -> Text:
+        """Prompts with V* in the article's place, through the text encoders.
 
         Each template is encoded once. Text encoders are causal, so the tokens after the span do not matter to it.
         """
         unique = sorted(set(template_indices))
-        prompts = [self.prompts[index] for index in unique]
+        prompts = [self.backbone.as_read(self.prompts[index]) for index in unique]
         positions = torch.tensor([self.spans[index].start for index in unique])
         ids = [tokenize(tokenizer, prompts) for tokenizer in self.backbone.tokenizers]
         with self.backbone.modifier_embedded(list(self.delta.modifier), positions):
             text = self.backbone.encode_ids(ids)
-        each = text.rows([unique.index(index) for index in template_indices])
-        return each.prompt_embeds, each.pooled_prompt_embeds
+        return text.rows([unique.index(index) for index in template_indices])
 
     def transform(
-        self, concept: Tensor, concept_at: Sequence[int], base_at: Sequence[int]
+        self, concept: Text, concept_at: Sequence[int], base_at: Sequence[int]
     ) -> Callable[[str, Tensor, Tensor], Tensor]:
         """How a layer's keys or values change: concept rows for the first B samples, the trained projection after them.
 
         Args:
-            concept: Text of the concept flow, ``(B, L, C)``.
+            concept: Text of the concept flow, one row for each of the first B samples.
             concept_at: Its templates.
             base_at: The templates of the base flow.
 
@@ -141,7 +142,8 @@ class DualFlow:
             For ``transformed_projections``.
         """
         number = len(concept_at)
-        rows = torch.stack([concept[b, self.spans[at]] for b, at in enumerate(concept_at)])
+        rows = torch.stack([concept.prompt_embeds[b, self.spans[at]] for b, at in enumerate(concept_at)])
+        rows = self.backbone.read_text(rows)  # (B, S, C)
         samples = torch.arange(number, device=rows.device)[:, None].expand(-1, rows.shape[1])
         positions = torch.tensor([list(range(self.spans[at].start, self.spans[at].stop)) for at in base_at])
         positions = positions.to(rows.device)
@@ -158,9 +160,11 @@ class DualFlow:
 
     def project(self, name: str, hidden: Tensor) -> Tensor:
         """Text rows ``(..., C)`` through one trained projection, ``(..., D)``."""
-        return F.linear(hidden, self.projections[name].weight) + self.delta(name, hidden).to(hidden)
+        # Not the layer itself, which has a hook while a flow is transformed.
+        linear = self.projections[name]
+        return F.linear(hidden, linear.weight, linear.bias) + self.delta(name, hidden).to(hidden)
 
     def concept_rows(self) -> dict[str, Tensor]:
         """Keys and values of "V* noun" in "photo of V* noun", Eq. 3, float32."""
-        rows = self.concept_text([self.fixed])[0][0, self.spans[self.fixed]]
+        rows = self.backbone.read_text(self.concept_text([self.fixed]).prompt_embeds[0, self.spans[self.fixed]])
         return {name: self.project(name, rows).float() for name in self.projections}

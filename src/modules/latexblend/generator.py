@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from src.data.prompts import FIXED_TEMPLATE, concept_positions, concept_span, parse_prompt, tokenize
 from src.data.request import Identity, Request
-from src.modules.backbones.unet import DiffusionBackbone, cross_attention_projections
+from src.modules.backbones.base import Backbone
+from src.modules.backbones.denoising import denoising_errors
 from src.modules.generator import BatchedGenerator, usable_device
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.guidance import BlendingGuidance
 from src.modules.latexblend.rows import ProjectionCache, cached_projections, replace_rows
-from src.modules.training.diffusion import denoising_errors
 
 Placement = tuple[ConceptBank, list[int]]
 """A bank and the token positions of one mention."""
@@ -51,7 +51,7 @@ class BlendedText:
         """
         number, rows = len(self.placements), projected.shape[0]
         if rows not in (number, 2 * number):
-            raise ValueError(f"concepts were placed for {number} prompts, but the UNet got {rows} rows of text")
+            raise ValueError(f"concepts were placed for {number} prompts, but the denoiser got {rows} rows of text")
         blended = projected.clone()
         for row, placements in enumerate(self.placements, start=rows - number):
             for bank, positions in placements:
@@ -64,18 +64,18 @@ class BlendedText:
 
 @contextlib.contextmanager
 def blended(
-    unet: nn.Module,
+    denoiser: nn.Module,
     placements: Sequence[Sequence[Placement]],
     blending_start: float = 1.0,
     bind: bool = False,
     keep_context: bool = False,
 ) -> Iterator[None]:
-    """While active, ``unet`` sees the concepts; afterwards it is bit for bit what it was.
+    """While active, ``denoiser`` sees the concepts; afterwards it is bit for bit what it was.
 
     Text keys and values do not depend on the timestep: each layer computes them once per call of the pipeline.
 
     Args:
-        unet: Of any stock pipeline: text-to-image, img2img, inpainting, ControlNet.
+        denoiser: The UNet or transformer of any stock pipeline: text-to-image, img2img, inpainting, ControlNet.
         placements: Concepts and positions of every prompt in the batch.
         blending_start: Concepts act at timesteps below this share of the noise schedule; 1 is always.
         bind: See ``BlendedText``.
@@ -89,15 +89,15 @@ def blended(
     plain, concepts = ProjectionCache(), ProjectionCache(BlendedText(placements, bind, keep_context))
     current = [concepts]
 
-    def before_unet(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def before_denoiser(module: nn.Module, args: tuple, kwargs: dict) -> None:
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
         early = float(torch.as_tensor(timestep).flatten()[0]) >= 1000 * blending_start
         current[0] = plain if early else concepts
 
     # Reading the timestep waits for the device, so it is read only where it matters.
-    handle = unet.register_forward_pre_hook(before_unet, with_kwargs=True) if blending_start < 1 else None
+    handle = denoiser.register_forward_pre_hook(before_denoiser, with_kwargs=True) if blending_start < 1 else None
     try:
-        with cached_projections(unet, lambda: current[0]):
+        with cached_projections(denoiser, lambda: current[0]):
             yield
     finally:
         if handle is not None:
@@ -105,16 +105,16 @@ def blended(
 
 
 @torch.no_grad()
-def concept_offsets(backbone: DiffusionBackbone, bank: ConceptBank) -> ConceptBank:
+def concept_offsets(backbone: Backbone, bank: ConceptBank) -> ConceptBank:
     """What a concept changes in the rows of its noun: the bank's less those of "a noun" in the same template.
 
     A row of a bank says where its phrase stood when it was extracted: first, alone, in a photo. Added to the rows of
     a prompt instead of put in their place, the offsets leave what those say of their own context.
     """
     template = bank.metadata.get("extraction_template", FIXED_TEMPLATE)
-    prompt, span = concept_span(backbone.tokenizers[0], template, bank.class_noun)
-    generic = backbone.encode_text([prompt]).prompt_embeds[0, span]
-    projections = cross_attention_projections(backbone.unet)
+    prompt, span = concept_span(backbone.tokenizers[0], template, bank.class_noun, backbone.as_read)
+    generic = backbone.read_text(backbone.encode_text([prompt]).prompt_embeds[0, span])
+    projections = backbone.text_layers()
     rows = {name: row - projections[name](generic).to(row) for name, row in bank.rows.items()}
     return ConceptBank(rows, bank.metadata)
 
@@ -141,7 +141,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
 
     def __init__(
         self,
-        backbone: DiffusionBackbone,
+        backbone: Backbone,
         banks: Mapping[str, ConceptBank | str] | None = None,
         sampling: Mapping[str, Any] | None = None,
         keep_context: bool | None = None,
@@ -156,11 +156,11 @@ class ConceptGenerator(BatchedGenerator[Placed]):
             backbone.to(usable_device(device, "method.device"))
         self.backbone, self.sampling = backbone, backbone.settled(sampling)
         self.keep_context = backbone.sampling["keep_context"] if keep_context is None else keep_context
-        widths = {name: linear.out_features for name, linear in cross_attention_projections(backbone.unet).items()}
+        widths = {name: linear.out_features for name, linear in backbone.text_layers().items()}
         self.banks = {}
         for name, bank in (banks or {}).items():
             loaded = bank if isinstance(bank, ConceptBank) else ConceptBank.load(bank)
-            loaded.check(backbone.cross_attention_hash, widths, backbone.name)
+            loaded.check(backbone.fingerprint, widths, backbone.name)
             loaded = loaded.to(backbone.device, backbone.dtype)
             self.banks[name] = concept_offsets(backbone, loaded) if self.keep_context else loaded
         self.blending_start, self.bind = blending_start, bind
@@ -172,7 +172,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         Raises:
             ValueError: If a mention is unknown, the prompt too long, or the noun is tokenised unlike in training.
         """
-        marked, rows = concept_positions(self.backbone.tokenizers[0], prompt, self._nouns)
+        marked, rows = concept_positions(self.backbone.tokenizers[0], prompt, self._nouns, self.backbone.as_read)
         tokenize(self.backbone.tokenizers[0], [marked.plain])
         placements = [(self.banks[name], positions) for name, positions in rows]
         for (name, positions), (bank, _) in zip(rows, placements, strict=True):
@@ -245,11 +245,12 @@ class ConceptGenerator(BatchedGenerator[Placed]):
                 height=self.sampling["resolution"],
                 width=self.sampling["resolution"],
                 generator=[torch.Generator().manual_seed(one.seed) for one in batch],
+                **self.backbone.call,
                 **guidance,
             ).images
 
     def _blended(self, placements: Sequence[Sequence[Placement]]) -> contextlib.AbstractContextManager[None]:
-        return blended(self.backbone.unet, placements, self.blending_start, self.bind, self.keep_context)
+        return blended(self.backbone.denoiser, placements, self.blending_start, self.bind, self.keep_context)
 
     def denoising_errors(
         self, images: Sequence[Image.Image], captions: Sequence[str], seeds: Sequence[int]

@@ -15,13 +15,13 @@ from src.data.files import whole_file
 from src.data.images import load_image
 from src.data.pictures import save_png_atomic
 from src.data.subject import View
-from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.backbones.base import Backbone
 
 STEPS, GUIDANCE_SCALE, BATCH = 25, 5.0, 8
 
 
 def class_images(
-    backbone: DiffusionBackbone, class_noun: str, number: int, resolution: int, cache_dir: str | Path
+    backbone: Backbone, class_noun: str, number: int, resolution: int, cache_dir: str | Path
 ) -> list[Image.Image]:
     """Draw "a photo of a <noun>" with seeds 0, 1, ...; images that are already there are read instead.
 
@@ -41,7 +41,7 @@ def class_images(
     return [load_image(path) for path in paths]
 
 
-def _draw(backbone: DiffusionBackbone, class_noun: str, seeds: list[int], resolution: int) -> list[Image.Image]:
+def _draw(backbone: Backbone, class_noun: str, seeds: list[int], resolution: int) -> list[Image.Image]:
     return backbone.pipeline(
         [f"a photo of a {class_noun}"] * len(seeds),
         num_inference_steps=STEPS,
@@ -49,10 +49,11 @@ def _draw(backbone: DiffusionBackbone, class_noun: str, seeds: list[int], resolu
         height=resolution,
         width=resolution,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        **backbone.call,
     ).images
 
 
-def encoded_views(backbone: DiffusionBackbone, views: Sequence[View], cache_dir: str | Path) -> tuple[Tensor, Tensor]:
+def encoded_views(backbone: Backbone, views: Sequence[View], cache_dir: str | Path) -> tuple[Tensor, Tensor]:
     """Latents ``(N, C, h, w)`` and masks ``(N, 1, h, w)`` of views, on the CPU.
 
     The key covers pixels, autoencoder and precision, so nothing ever needs to be cleared by hand.
@@ -73,7 +74,7 @@ def encoded_views(backbone: DiffusionBackbone, views: Sequence[View], cache_dir:
     return latents, masks
 
 
-def _key(backbone: DiffusionBackbone, views: Sequence[View]) -> str:
+def _key(backbone: Backbone, views: Sequence[View]) -> str:
     digest = hashlib.sha256(f"{backbone.vae.dtype} {backbone.vae.config.scaling_factor}".encode())
     for parameter in backbone.vae.parameters():
         digest.update(parameter.detach().cpu().float().numpy().tobytes())

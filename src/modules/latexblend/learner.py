@@ -12,13 +12,13 @@ from src.data.files import free_disk_or_raise
 from src.data.prompts import FIXED_TEMPLATE, TEMPLATES
 from src.data.request import Request
 from src.data.subject import ConceptData
-from src.modules.backbones.unet import Conditioning, DiffusionBackbone
+from src.modules.backbones.base import Backbone, Text
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.flows import DualFlow
 from src.modules.latexblend.generator import ConceptGenerator
 from src.modules.latexblend.images import class_images, encoded_views
 from src.modules.latexblend.rows import transformed_projections
-from src.modules.training.diffusion import diffusion_target, draw_noise, min_snr_weights, per_sample_mse, step_generator
+from src.modules.training.diffusion import min_snr_weights, per_sample_mse, step_generator
 
 
 class LaTexBlend(L.LightningModule):
@@ -54,7 +54,7 @@ class LaTexBlend(L.LightningModule):
 
     def __init__(
         self,
-        backbone: DiffusionBackbone,
+        backbone: Backbone,
         class_noun: str,
         cache_dir: str,
         export_path: str,
@@ -85,7 +85,7 @@ class LaTexBlend(L.LightningModule):
         self.delta = self.flow.delta
 
     @property
-    def backbone(self) -> DiffusionBackbone:
+    def backbone(self) -> Backbone:
         """The frozen model."""
         return self.flow.backbone
 
@@ -142,14 +142,18 @@ class LaTexBlend(L.LightningModule):
         if self.prior is not None:
             prior_latents, prior_mask = (part[index % len(part)].to(self.device) for part in self.prior)
             latents, mask = torch.cat([latents, prior_latents]), torch.cat([mask, prior_mask])
-            text = _join(text, self.class_text.rows([0] * number))
+            text = text.joined(self.class_text.rows([0] * number))
             generators = [*generators, *generators]
-        concept, pooled = self.flow.concept_text(concept_at)
+        concept = self.flow.concept_text(concept_at)
+        transform = self.flow.transform(concept, concept_at, base_at)
+        pooled = concept.pooled_prompt_embeds
         if self.hparams.faithful and pooled is not None and text.pooled_prompt_embeds is not None:
             text.pooled_prompt_embeds = torch.cat([pooled, text.pooled_prompt_embeds[number:]])
-        transform = self.flow.transform(concept, concept_at, base_at)
         if not self.hparams.base_flow:
-            text.prompt_embeds = torch.cat([concept, text.prompt_embeds[number:]])
+            text.prompt_embeds = torch.cat([concept.prompt_embeds, text.prompt_embeds[number:]])
+            text.mask = (
+                None if concept.mask is None or text.mask is None else torch.cat([concept.mask, text.mask[number:]])
+            )
         errors = self._denoising_errors(latents, mask, text, transform, generators)
         prior = errors[number:] if self.prior is not None else errors.new_zeros(number)
         # The reference sums the masked error over channels but divides by one channel's cells.
@@ -157,19 +161,14 @@ class LaTexBlend(L.LightningModule):
         return errors[:number] * scale, prior
 
     def _denoising_errors(
-        self, latents: Tensor, mask: Tensor, text: Conditioning, transform, generators: list[torch.Generator]
+        self, latents: Tensor, mask: Tensor, text: Text, transform, generators: list[torch.Generator]
     ) -> Tensor:
-        scheduler = self.backbone.noise_scheduler
-        noise, timesteps = draw_noise(latents, scheduler.config.num_train_timesteps, generators)
-        noisy_latents = scheduler.add_noise(latents, noise, timesteps)
-        added = self.backbone.added_conditions(text.pooled_prompt_embeds, self.resolution)
-        with transformed_projections(self.backbone.unet, transform):
-            prediction = self.backbone.unet(
-                noisy_latents.to(self.backbone.dtype), timesteps, text.prompt_embeds, added_cond_kwargs=added
-            ).sample
-        errors = per_sample_mse(prediction, diffusion_target(scheduler, latents, noise, timesteps), mask)
+        noised = self.backbone.corrupt(latents, generators)
+        with transformed_projections(self.backbone.denoiser, transform):
+            prediction = self.backbone.denoise(noised, text)
+        errors = per_sample_mse(prediction, noised.target, mask)
         if self.hparams.snr_gamma is not None:
-            errors = errors * min_snr_weights(scheduler, timesteps, self.hparams.snr_gamma)
+            errors = errors * min_snr_weights(self.backbone.noise_scheduler, noised.timesteps, self.hparams.snr_gamma)
         return errors
 
     @torch.no_grad()
@@ -249,10 +248,3 @@ class LaTexBlend(L.LightningModule):
         command = f"""python generate.py "prompt='a <{name}> on the beach'" bank.{name}={path} num_images=4 seed=0"""
         command = f"{command} {self.backbone.overrides} {drawn_like}".rstrip()
         return {"concept bank": str(path), "next": command}
-
-
-def _join(first: Conditioning, second: Conditioning) -> Conditioning:
-    pooled = None
-    if first.pooled_prompt_embeds is not None and second.pooled_prompt_embeds is not None:
-        pooled = torch.cat([first.pooled_prompt_embeds, second.pooled_prompt_embeds])
-    return Conditioning(torch.cat([first.prompt_embeds, second.prompt_embeds]), pooled)

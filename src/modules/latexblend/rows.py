@@ -1,4 +1,4 @@
-"""Rows of cross-attention keys and values: read them, replace them, cache them. Stock UNets, hooks only.
+"""Rows of cross-attention keys and values: read them, replace them, cache them. Stock models, hooks only.
 
 Shapes: B prompts, L tokens, C text width, D width of one layer's keys, S rows of one concept.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from src.modules.backbones.unet import cross_attention_projections
+from src.modules.backbones.base import cross_attention_projections
 
 Rows = Mapping[str, Tensor]
 """One concept: ``k.<layer>`` and ``v.<layer>`` to ``(S, D)``."""

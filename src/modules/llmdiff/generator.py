@@ -15,6 +15,7 @@ from torch import Tensor
 
 from src.data.files import read_metadata
 from src.data.request import Identity, Request
+from src.modules.backbones.denoising import denoising_errors
 from src.modules.backbones.unet import DiffusionBackbone
 from src.modules.generator import BatchedGenerator, usable_device
 from src.modules.llmdiff.adapter import FORMAT, LLMDiffAdapter
@@ -22,7 +23,6 @@ from src.modules.llmdiff.aggregation import Generators
 from src.modules.llmdiff.encoder import EncodingCache, LLMEncoder
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.options import EncodingOptions
-from src.modules.training.diffusion import denoising_errors
 
 
 class LLMDiffPipeline:

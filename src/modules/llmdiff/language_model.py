@@ -10,8 +10,8 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from src.modules.backbones.base import DTYPES, looks_local
 from src.modules.backbones.fingerprint import fingerprint
-from src.modules.backbones.unet import DTYPES
 from src.modules.llmdiff.decoder import Decoder
 from src.modules.llmdiff.options import EncodingOptions
 
@@ -62,7 +62,7 @@ class LanguageModel:
         """
         if (Path(path).expanduser() / "config.json").exists():
             return cls(Path(path).expanduser(), path, dtype)
-        if path.startswith((".", "/", "~", "world")):
+        if looks_local(path):
             raise ValueError(f"{path} is no language model folder: it has no config.json")
         try:
             check_decoder_only(

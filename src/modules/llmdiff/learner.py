@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from src.data.captions.datamodule import EncodedData
 from src.data.files import digest
 from src.data.request import Request
-from src.modules.backbones.unet import Conditioning, DiffusionBackbone
+from src.modules.backbones.unet import DiffusionBackbone
 from src.modules.llmdiff.adapter import LLMDiffAdapter
 from src.modules.llmdiff.encoder import LLMEncoder
 from src.modules.llmdiff.generator import LLMDiffGenerator
 from src.modules.llmdiff.options import AdapterOptions, choose
-from src.modules.training.diffusion import diffusion_target, draw_noise, min_snr_weights, per_sample_mse, step_generator
+from src.modules.training.diffusion import min_snr_weights, per_sample_mse, step_generator
 from src.modules.training.ema import AveragedModule
 
 SCALARS = ("gain", "rho", "a1", "b1", "a2", "b2")
@@ -166,28 +166,14 @@ class LLMDiff(AveragedModule):
             generators: On the CPU, one for each.
             size_ids: What SDXL is told of an image's size and cut, ``(B, 6)``; None for whole images of this size.
         """
-        scheduler, unet = self.backbone.noise_scheduler, self.backbone.unet
-        noise, timesteps = draw_noise(latents, scheduler.config.num_train_timesteps, generators)
-        noisy_latents = scheduler.add_noise(latents, noise, timesteps).to(self.backbone.dtype)
+        noised = self.backbone.corrupt(latents, generators)
         text = self.adapter(self.encoder.encode(captions), generators)
-        added = self._added_conditions(text, latents.shape[-2:], size_ids)
-        with self.adapter.installed(unet):
-            prediction = unet(noisy_latents, timesteps, text.prompt_embeds, added_cond_kwargs=added).sample
-        errors = per_sample_mse(prediction, diffusion_target(scheduler, latents, noise, timesteps))
+        with self.adapter.installed(self.backbone.unet):
+            prediction = self.backbone.denoise(noised, text, size_ids)
+        errors = per_sample_mse(prediction, noised.target)
         if self.hparams.snr_gamma is not None:
-            errors = errors * min_snr_weights(scheduler, timesteps, self.hparams.snr_gamma)
+            errors = errors * min_snr_weights(self.backbone.noise_scheduler, noised.timesteps, self.hparams.snr_gamma)
         return errors
-
-    def _added_conditions(
-        self, text: Conditioning, grid: Sequence[int], size_ids: Tensor | None
-    ) -> dict[str, Tensor] | None:
-        """SDXL's pooled text and sizes, of images that need not be square."""
-        height, width = (side * self.backbone.pipeline.vae_scale_factor for side in grid)
-        added = self.backbone.added_conditions(text.pooled_prompt_embeds, height)
-        if added is None:
-            return None
-        whole = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(text.prompt_embeds), -1)
-        return {**added, "time_ids": (whole if size_ids is None else size_ids).to(added["time_ids"])}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """With the adapter on the UNet, parts of which run again under gradient checkpointing."""

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
-from src.modules.backbones.unet import DTYPES
+from src.modules.backbones.base import DTYPES
 from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
 from src.modules.next_scale.infinity.pipeline import InfinityPipeline
 from src.modules.next_scale.infinity.transformer import InfinityTransformer

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.modules.backbones.unet import SAMPLING, DiffusionBackbone, cross_attention_projections
+from src.modules.backbones.base import SAMPLING, cross_attention_projections
+from src.modules.backbones.unet import DiffusionBackbone
 from src.modules.latexblend.generator import ConceptGenerator
 from tests.tiny import tiny_sd, tiny_sdxl
 
@@ -58,8 +59,8 @@ def test_what_a_call_leaves_open_the_backbone_says(tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path / "saved")
 
     def drawing(backbone: DiffusionBackbone, **given) -> dict:
-        generator = ConceptGenerator(backbone, **given)
-        return {key: getattr(generator, key) for key in SAMPLING}
+        generator = ConceptGenerator(backbone, keep_context=given.pop("keep_context", None), sampling=given)
+        return {key: {**generator.sampling, "keep_context": generator.keep_context}[key] for key in SAMPLING}
 
     backbone = DiffusionBackbone.from_pretrained(str(tmp_path / "saved"), sampling=own)
     assert drawing(backbone) == own

@@ -9,11 +9,11 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, Stable
 from PIL import Image
 
 from src.data.request import Request
+from src.modules.backbones.denoising import LEVELS
 from src.modules.backbones.unet import DiffusionBackbone, cross_attention_projections
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.generator import BlendedText, ConceptGenerator, blended, concept_offsets
 from src.modules.latexblend.rows import replace_rows, transformed_projections
-from src.modules.training.diffusion import LEVELS
 from tests.tiny import tiny_sd, tiny_sdxl
 
 PIPELINES = {"sd": tiny_sd, "sdxl": tiny_sdxl}
@@ -45,7 +45,7 @@ def pixels(images: list[Image.Image]) -> np.ndarray:
 def unet_inputs(backbone: DiffusionBackbone, rows: int) -> dict:
     latents = torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     text = backbone.encode_text(["a dog on the grass"] * rows)
-    added = backbone.added_conditions(text.pooled_prompt_embeds, 64)
+    added = backbone.added_conditions(text, (8, 8))
     return {"sample": latents, "timestep": 500, "encoder_hidden_states": text.prompt_embeds, "added_cond_kwargs": added}
 
 

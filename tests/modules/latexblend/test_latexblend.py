@@ -83,8 +83,8 @@ def test_at_the_start_a_concept_that_says_the_article_changes_nothing(tmp_path: 
     learner = module(tmp_path, kind, initializer="a", templates="fixed", prior_loss_weight=0)
     trainer(0, tmp_path).fit(learner, data(photos))
     learner._trainer = None
-    concept, _ = learner.flow.concept_text([0])
-    assert torch.allclose(concept, learner.base_text.prompt_embeds, atol=1e-6)
+    concept = learner.flow.concept_text([0])
+    assert torch.allclose(concept.prompt_embeds, learner.base_text.prompt_embeds, atol=1e-6)
     transform = learner.flow.transform(concept, [0], [0])
     for name, linear in learner.flow.projections.items():
         plain = linear(learner.base_text.prompt_embeds)
@@ -95,7 +95,7 @@ def test_only_the_rows_of_the_concept_carry_gradient(tmp_path: Path, photos: Pat
     learner = module(tmp_path, prior_loss_weight=0)
     trainer(0, tmp_path).fit(learner, data(photos))
     learner._trainer = None
-    concept, _ = learner.flow.concept_text([6, 0])
+    concept = learner.flow.concept_text([6, 0])
     transform = learner.flow.transform(concept, [6, 0], [1, 3])
     name, linear = next(iter(learner.flow.projections.items()))
     hidden = learner.base_text.prompt_embeds[[1, 3]]

@@ -62,7 +62,7 @@ def drawn(backbone: DiffusionBackbone, text: Conditioning, seed: int = 0) -> Ten
     """The UNet's prediction; every row has the same noise."""
     rows = len(text.prompt_embeds)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)).expand(rows, -1, -1, -1)
-    added = backbone.added_conditions(text.pooled_prompt_embeds, 64)
+    added = backbone.added_conditions(text, (8, 8))
     return backbone.unet(noise, 500, encoder_hidden_states=text.prompt_embeds, added_cond_kwargs=added).sample
 
 
@@ -334,7 +334,7 @@ def test_a_controlnet_gets_the_original_attentions_text(backbone: DiffusionBackb
     image, noise = torch.rand(3, 3, 64, 64), torch.randn(3, 4, 8, 8)
 
     def residuals(given: Conditioning) -> Tensor:
-        added = backbone.added_conditions(given.pooled_prompt_embeds, 64)
+        added = backbone.added_conditions(given, (8, 8))
         return controlnet(
             noise, 500, encoder_hidden_states=given.prompt_embeds, controlnet_cond=image, added_cond_kwargs=added
         ).mid_block_res_sample

@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
-from src.modules.backbones.unet import DTYPES
+from src.modules.backbones.base import DTYPES
 from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
 from src.modules.next_scale.infinity.pipeline import InfinityPipeline
 from src.modules.next_scale.infinity.transformer import InfinityTransformer

@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from src.modules.backbones.unet import DTYPES
+from src.modules.backbones.base import DTYPES
 from src.modules.next_scale.loading import Placement, filled, read_weights
 from src.modules.next_scale.switti.autoencoder import VQVAE
 from src.modules.next_scale.switti.pipeline import SwittiPipeline

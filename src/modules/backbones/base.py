@@ -1,0 +1,306 @@
+"""What a method asks of a diffusion model: the frozen parts of one checkpoint, and the few questions about them.
+
+``Backbone`` is the contract; ``unet.py`` and ``pixart.py`` implement it, and the tests in
+``tests/modules/backbones/test_contract.py`` hold every implementation to it.
+
+Shapes: B prompts or images, L tokens, D text width, C latent channels.
+"""
+
+import contextlib
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline
+from torch import Tensor, nn
+
+from src.data.prompts import tokenize
+from src.modules.generator import own_sampling, settled
+from src.modules.training.diffusion import diffusion_target, draw_noise
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SAMPLING: dict[str, Any] = {"num_inference_steps": 30, "guidance_scale": 5.0, "keep_context": False}
+"""How concepts are drawn where neither the backbone nor the call says it."""
+
+
+@dataclass
+class Text:
+    """Prompts as a denoiser takes them.
+
+    Attributes:
+        prompt_embeds: States of the text encoders, ``(B, L, D)``.
+        pooled_prompt_embeds: SDXL's pooled text, ``(B, P)``; None for other models.
+        mask: 1 at real tokens, 0 at padding, ``(B, L)``; None where padding is attended to, as in CLIP models.
+    """
+
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor | None = None
+    mask: Tensor | None = None
+
+    def rows(self, indices: Sequence[int]) -> "Text":
+        """The chosen prompts, in the given order."""
+        at = list(indices)
+        pooled, mask = (None if part is None else part[at] for part in (self.pooled_prompt_embeds, self.mask))
+        return replace(self, prompt_embeds=self.prompt_embeds[at], pooled_prompt_embeds=pooled, mask=mask)
+
+    def joined(self, other: "Text") -> "Text":
+        """These prompts, then the others."""
+
+        def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+            return None if first is None or second is None else torch.cat([first, second])
+
+        return Text(
+            torch.cat([self.prompt_embeds, other.prompt_embeds]),
+            both(self.pooled_prompt_embeds, other.pooled_prompt_embeds),
+            both(self.mask, other.mask),
+        )
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Latents with noise on them, and what the denoiser must make of them.
+
+    Attributes:
+        noisy_latents: ``x_t``, ``(B, C, h, w)``.
+        timesteps: ``t`` of each image, ``(B,)``.
+        target: The noise or the velocity, as the noise schedule says, ``(B, C, h, w)``.
+    """
+
+    noisy_latents: Tensor
+    timesteps: Tensor
+    target: Tensor
+
+
+class Backbone(ABC):
+    """A stock pipeline and the questions that methods ask it; its weights are frozen and never changed.
+
+    Args:
+        pipeline: One of ``pipelines``.
+        name: What it is called in banks and reports.
+        sampling: What suits this model where a call leaves it open, if it is not that of ``SAMPLING``.
+
+    Attributes:
+        denoiser: The UNet or transformer.
+        fingerprint: Hash of the weights that read text, 16 hexadecimal digits: a bank fits the model it was made for.
+        noise_scheduler: The training noise schedule.
+
+    Raises:
+        ValueError: If ``sampling`` has another key, or the pipeline is of another kind.
+    """
+
+    pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
+    """Stock pipelines that this backbone takes."""
+    option: ClassVar[str] = ""
+    """What a command adds to choose this kind of backbone, if the default one is of another kind."""
+
+    def __init__(self, pipeline: DiffusionPipeline, name: str, sampling: Mapping[str, Any] | None = None) -> None:
+        if not isinstance(pipeline, self.pipelines):
+            wanted = " or ".join(one.__name__ for one in self.pipelines)
+            raise ValueError(f"{name} holds a {type(pipeline).__name__}, but {type(self).__name__} takes a {wanted}")
+        self.pipeline, self.name = pipeline, name
+        self.sampling = own_sampling(SAMPLING, sampling)
+        self.vae = pipeline.vae
+        self.tokenizers, self.text_encoders = zip(*self.encoders(), strict=True)
+        for module in (self.denoiser, self.vae, *self.text_encoders):
+            module.requires_grad_(False).eval()
+        self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.fingerprint = _fingerprint(self.text_layers())
+        pipeline.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        dtype: str = "float32",
+        local_files_only: bool = False,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Load a hub id or a local folder in diffusers' layout.
+
+        Raises:
+            ValueError: If the folder is missing or of another kind, or ``dtype`` or a key of ``sampling`` is unknown.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"backbone.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+        sampling = own_sampling(SAMPLING, sampling)  # Refused here, before the weights are read.
+        local = looks_local(path)
+        if local and not (Path(path).expanduser() / "model_index.json").exists():
+            raise ValueError(f"{path} is no diffusers pipeline folder: it has no model_index.json")
+        # bfloat16 loads through float16, so that the hash of the weights does not depend on the working precision.
+        loaded = torch.float16 if dtype == "bfloat16" else DTYPES[dtype]
+        pipeline = DiffusionPipeline.from_pretrained(
+            path, dtype=loaded, local_files_only=local_files_only, use_safetensors=True
+        )
+        backbone = cls(pipeline, Path(path).name if local else path, sampling)
+        if DTYPES[dtype] != loaded:
+            pipeline.to(DTYPES[dtype])
+        return backbone
+
+    @property
+    @abstractmethod
+    def denoiser(self) -> Any:
+        """What predicts noise or velocity; its cross-attention layers are called ``attn2``, as in all of diffusers."""
+
+    @abstractmethod
+    def encoders(self) -> list[tuple[Any, nn.Module]]:
+        """Tokenizer and text encoder, one or several pairs; concepts are placed by the first."""
+
+    @abstractmethod
+    def encode_ids(self, ids: Sequence[Tensor]) -> Text:
+        """Encode token ids ``(B, L)``, one tensor per text encoder, as the stock pipeline does."""
+
+    @abstractmethod
+    def denoise(self, noised: Noised, text: Text, size_ids: Tensor | None = None) -> Tensor:
+        """Predict the target, ``(B, C, h, w)``, with gradient.
+
+        Args:
+            noised: Noisy latents and timesteps.
+            text: One row per image.
+            size_ids: SDXL's six numbers of each image's size and cut, ``(B, 6)``; None for whole images of this size.
+        """
+
+    def as_read(self, prompt: str) -> str:
+        """What the stock pipeline makes of a prompt before it is tokenised; the length stays."""
+        return prompt
+
+    def read_text(self, prompt_embeds: Tensor) -> Tensor:
+        """What the projections of ``text_layers`` read of text states ``(..., D)``: here the states themselves."""
+        return prompt_embeds
+
+    def text_layers(self) -> dict[str, nn.Linear]:
+        """The projections from text to keys and values: ``k.<layer>`` and ``v.<layer>``, in module order."""
+        return cross_attention_projections(self.denoiser)
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """Arguments that every call of the stock pipeline takes, so that prompts and sizes are taken as they are."""
+        return {}
+
+    @property
+    def overrides(self) -> str:
+        """What names it on the command line; whatever configuration it came from, backbones differ in this alone."""
+        path = f"backbone.path={self.pipeline.name_or_path} backbone.dtype={str(self.dtype).removeprefix('torch.')}"
+        return f"{self.option} {path}".lstrip()
+
+    @property
+    def identity(self) -> str:
+        """Name, weights that read text, and precision: what of it an image depends on."""
+        return f"{self.name} {self.fingerprint} {self.dtype}"
+
+    @property
+    def cross_attention_hash(self) -> str:
+        """Former name."""
+        return self.fingerprint
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return self.denoiser.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Working precision of the denoiser."""
+        return self.denoiser.dtype
+
+    @property
+    def resolution(self) -> int:
+        """Native image side in pixels."""
+        return int(self.denoiser.config.sample_size * self.pipeline.vae_scale_factor)
+
+    def to(self, device: torch.device | str) -> "Backbone":
+        """Move every part."""
+        self.pipeline.to(device)
+        return self
+
+    def settled(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Settings of a call of the stock pipeline: those given, and the model's own where none or None is given.
+
+        Raises:
+            ValueError: If there is no such setting.
+        """
+        own = {name: value for name, value in self.sampling.items() if name != "keep_context"}
+        return settled({**own, "negative_prompt": "", "resolution": self.resolution}, given)
+
+    def encode_text(self, prompts: Sequence[str]) -> Text:
+        """Encode plain prompts, without gradient.
+
+        Raises:
+            ValueError: If one has more tokens than the text encoder takes.
+        """
+        with torch.no_grad():
+            read = [self.as_read(prompt) for prompt in prompts]
+            return self.encode_ids([tokenize(tokenizer, read) for tokenizer in self.tokenizers])
+
+    @contextlib.contextmanager
+    def modifier_embedded(self, vectors: Sequence[Tensor], positions: Tensor) -> Iterator[None]:
+        """While active, token ``positions[b]`` of prompt b is embedded as V* in every text encoder.
+
+        Args:
+            vectors: One ``(D,)`` vector per text encoder; gradients flow into them.
+            positions: Shape ``(B,)``.
+        """
+
+        def embed(vector: Tensor):
+            def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+                here = torch.zeros(output.shape[:2], dtype=torch.bool, device=output.device)
+                here[torch.arange(len(positions), device=output.device), positions.to(output.device)] = True
+                return torch.where(here[..., None], vector.to(output), output)
+
+            return hook
+
+        tables = [encoder.get_input_embeddings() for encoder in self.text_encoders]
+        handles = [table.register_forward_hook(embed(v)) for table, v in zip(tables, vectors, strict=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Images ``(B, 3, H, W)`` in [-1, 1] to scaled latents ``(B, C, H/8, W/8)``: the mean of the posterior."""
+        with torch.no_grad():
+            latents = self.vae.encode(pixel_values.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
+        return (latents * self.vae.config.scaling_factor).float()
+
+    def corrupt(self, latents: Tensor, generators: list[torch.Generator]) -> Noised:
+        """Add noise at random timesteps; a sample's draw depends on its own generator, on the CPU, alone."""
+        noise, timesteps = draw_noise(latents, self.noise_scheduler.config.num_train_timesteps, generators)
+        return self.noised(latents, noise, timesteps)
+
+    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Noised:
+        """``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise``, of noise ``(B, C, h, w)`` and timesteps ``(B,)``."""
+        target = diffusion_target(self.noise_scheduler, latents, noise, timesteps)
+        return Noised(self.noise_scheduler.add_noise(latents, noise, timesteps), timesteps, target)
+
+
+def looks_local(path: str) -> bool:
+    """Whether a path means a folder here rather than a hub id: it starts like one, or its first folder exists."""
+    return path.startswith((".", "/", "~")) or Path(*Path(path).parts[:1]).exists()
+
+
+def cross_attention_projections(denoiser: nn.Module) -> dict[str, nn.Linear]:
+    """The text projections of every cross-attention layer: ``k.<layer>`` and ``v.<layer>``, in module order.
+
+    Raises:
+        ValueError: If keys and values were fused, which leaves nothing to hook.
+    """
+    found: dict[str, nn.Linear] = {}
+    for name, module in denoiser.named_modules():
+        if name.endswith("attn2"):
+            if getattr(module, "fused_projections", False):
+                raise ValueError("fuse_qkv_projections() is on; call unet.unfuse_qkv_projections() first")
+            found[f"k.{name}"], found[f"v.{name}"] = module.to_k, module.to_v
+    return found
+
+
+def _fingerprint(projections: dict[str, nn.Linear]) -> str:
+    digest = hashlib.sha256()
+    for name, linear in projections.items():
+        digest.update(name.encode())
+        for weights in linear.parameters():
+            digest.update(weights.detach().half().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,46 @@
+"""How well a model denoises given images under given texts: a loss whose noise comes from seeds alone."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from PIL import Image
+
+from src.data.images import fitted
+from src.modules.backbones.base import Backbone, Text
+from src.modules.training.diffusion import per_sample_mse
+
+LEVELS = (0.125, 0.375, 0.625, 0.875)
+"""Shares of the noise schedule: the middle of each quarter."""
+
+
+@torch.no_grad()
+def denoising_errors(
+    backbone: Backbone, images: Sequence[Image.Image], text: Text, seeds: Sequence[int], resolution: int
+) -> list[float]:
+    """Mean squared error of what the denoiser predicts, noise or velocity, averaged over ``LEVELS``, in float32.
+
+    The noise of an image is its seed's, so that the errors of two texts, or of two models of one backbone, can be
+    paired. What a method puts into the denoiser has to be there already.
+
+    Args:
+        backbone: Gives autoencoder, denoiser and noise schedule.
+        images: Any sizes.
+        text: One row per image.
+        seeds: One per image.
+        resolution: Side of the square that images are fitted to.
+
+    Returns:
+        One error per image; it does not depend on the rest of the batch beyond rounding.
+    """
+    latents = backbone.encode_images(fitted(images, resolution, resolution)).to(backbone.device)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    text = replace(text, prompt_embeds=text.prompt_embeds.to(backbone.device, backbone.dtype))
+    num_timesteps = backbone.noise_scheduler.config.num_train_timesteps
+    errors = []
+    for level in LEVELS:
+        timesteps = torch.full((len(seeds),), int(level * num_timesteps), device=backbone.device)
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=one) for one in generators]).to(latents)
+        noised = backbone.noised(latents, noise, timesteps)
+        errors.append(per_sample_mse(backbone.denoise(noised, text), noised.target))
+    return torch.stack(errors).mean(0).tolist()

@@ -1,0 +1,170 @@
+"""Every backbone keeps the contract of ``src.modules.backbones.base``; a new one is added to ``BACKBONES``."""
+
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from src.data.prompts import concept_positions
+from src.data.request import Request
+from src.data.subject import ConceptData, Zoom
+from src.modules.backbones.base import Backbone
+from src.modules.backbones.denoising import denoising_errors
+from src.modules.backbones.pixart import PixArtBackbone
+from src.modules.backbones.unet import UNetBackbone
+from src.modules.latexblend.bank import ConceptBank
+from src.modules.latexblend.generator import ConceptGenerator, blended
+from tests.tiny import tiny_pixart, tiny_sd, tiny_sdxl
+
+BACKBONES = {"sd": (UNetBackbone, tiny_sd), "sdxl": (UNetBackbone, tiny_sdxl), "pixart": (PixArtBackbone, tiny_pixart)}
+PROMPTS = ["a dog on the grass", "a red cat"]
+SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0}
+
+
+@pytest.fixture(params=BACKBONES)
+def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> Backbone:
+    cls, maker = BACKBONES[request.param]
+    return cls(maker(tmp_path), request.param)
+
+
+def bank(backbone: Backbone, seed: int = 0) -> ConceptBank:
+    generator = torch.Generator().manual_seed(seed)
+    rows = {n: torch.randn(2, one.out_features, generator=generator) for n, one in backbone.text_layers().items()}
+    return ConceptBank(rows, {"class_noun": "dog", "backbone_hash": backbone.fingerprint, "sha256": str(seed)})
+
+
+def pixels(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image, dtype=np.int16) for image in images])
+
+
+def weights(backbone: Backbone) -> dict[str, torch.Tensor]:
+    parts = {"denoiser": backbone.denoiser, "vae": backbone.vae, "text": backbone.text_encoders[0]}
+    return {f"{part}.{name}": tensor for part, one in parts.items() for name, tensor in one.state_dict().items()}
+
+
+def stock(backbone: Backbone, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+    """What the stock pipeline draws without anything of ours."""
+    return backbone.pipeline(
+        prompts,
+        negative_prompt=[""] * len(prompts),
+        **SAMPLING,
+        height=backbone.resolution,
+        width=backbone.resolution,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        **backbone.call,
+    ).images
+
+
+def test_without_concepts_every_image_is_the_stock_pipelines_bit_for_bit(backbone: Backbone) -> None:
+    drawn = ConceptGenerator(backbone, {"rex": bank(backbone)}, SAMPLING).sample(
+        [Request(prompt, seed) for seed, prompt in enumerate(PROMPTS)]
+    )
+    assert np.array_equal(pixels(drawn), pixels(stock(backbone, PROMPTS, [0, 1])))
+
+
+def test_text_is_encoded_as_the_stock_pipeline_does(backbone: Backbone) -> None:
+    extra = {"clean_caption": False} if "clean_caption" in backbone.call else {}
+    expected = backbone.pipeline.encode_prompt(
+        PROMPTS, do_classifier_free_guidance=False, device="cpu", **{"num_images_per_prompt": 1, **extra}
+    )[0]
+    text = backbone.encode_text(PROMPTS)
+    assert torch.equal(text.prompt_embeds, expected)
+    assert torch.equal(text.rows([1]).joined(text.rows([0])).prompt_embeds, expected[[1, 0]])
+
+
+def test_a_concept_changes_its_own_image_alone_and_nothing_stays(backbone: Backbone) -> None:
+    before = {name: tensor.clone() for name, tensor in weights(backbone).items()}
+    generator = ConceptGenerator(backbone, {"rex": bank(backbone)}, SAMPLING, keep_context=False)
+    with_concept, plain = pixels(generator.sample([Request("a <rex> on the grass", 0), Request("a red cat", 1)]))
+    expected = pixels(stock(backbone, PROMPTS, [0, 1]))
+    assert np.array_equal(plain, expected[1]) and not np.array_equal(with_concept, expected[0])
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(backbone).items())
+    again = pixels(stock(backbone, PROMPTS, [0, 1]))
+    assert np.array_equal(again, expected)
+
+
+def test_an_image_does_not_depend_on_its_batch(backbone: Backbone) -> None:
+    requests = [Request("a <rex> on the grass", 0), Request("a red cat", 1), Request("a <rex>", 2)]
+    drawn = [
+        pixels(ConceptGenerator(backbone, {"rex": bank(backbone)}, SAMPLING, batch_size=size).sample(requests))
+        for size in (1, 3)
+    ]
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1
+
+
+def test_a_bank_that_says_what_the_prompt_says_changes_nothing(backbone: Backbone) -> None:
+    """Keys and values of "a dog" put in the place of "a dog": the projections and the positions are the right ones."""
+    tokenizer, prompt = backbone.tokenizers[0], "a photo of a <rex> on the grass"
+    marked, ((_, positions),) = concept_positions(tokenizer, prompt, {"rex": "dog"}, backbone.as_read)
+    text = backbone.encode_text([marked.plain])
+    with torch.no_grad():
+        states = backbone.read_text(text.prompt_embeds)[0, positions]
+        own = ConceptBank(
+            {name: layer(states) for name, layer in backbone.text_layers().items()}, {"class_noun": "dog"}
+        )
+        latents = torch.randn(1, backbone.vae.config.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+        noised = backbone.corrupt(latents, [torch.Generator().manual_seed(1)])
+        plain = backbone.denoise(noised, text)
+        with blended(backbone.denoiser, [[(own, positions)]]):
+            assert torch.allclose(backbone.denoise(noised, text), plain, atol=1e-5)
+        with blended(backbone.denoiser, [[(bank(backbone), positions)]]):
+            assert not torch.allclose(backbone.denoise(noised, text), plain, atol=1e-3)
+    assert plain.shape == noised.target.shape == latents.shape
+
+
+def test_text_behind_the_end_of_a_prompt_is_not_read_where_there_is_a_mask(backbone: Backbone) -> None:
+    text = backbone.encode_text(PROMPTS)
+    assert text.mask is None or text.mask.sum(1).tolist() == [
+        len(backbone.tokenizers[0](prompt).input_ids) for prompt in PROMPTS
+    ]
+
+
+def test_a_concept_is_learnt_kept_and_drawn(backbone: Backbone, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(photos / "0.png")
+    data = ConceptData(str(photos), "dog", resolution=64, batch_size=2, num_views=2, num_class_images=2, zoom=Zoom(0.6))
+    module = learner(backbone, tmp_path)
+    before = {name: tensor.clone() for name, tensor in weights(backbone).items()}
+    L.Trainer(
+        accelerator="cpu", max_steps=3, logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, use_distributed_sampler=False, default_root_dir=tmp_path,
+    ).fit(module, data)  # fmt: skip
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(backbone).items())
+    path = module.export()["concept bank"]
+    assert ConceptBank.load(path).rows.keys() == backbone.text_layers().keys()
+    drawn = ConceptGenerator(backbone, {"rex": path}, SAMPLING).sample([Request("a <rex> at night", 0)])
+    assert not np.array_equal(pixels(drawn), pixels(stock(backbone, ["a dog at night"], [0])))
+
+
+def learner(backbone: Backbone, folder: Path) -> L.LightningModule:
+    from src.modules.latexblend.learner import LaTexBlend
+
+    return LaTexBlend(backbone, "dog", str(folder / "cache"), str(folder / "rex.safetensors"), learning_rate=1e-2)
+
+
+def test_errors_belong_to_image_text_and_seed(backbone: Backbone) -> None:
+    images = [Image.new("RGB", (64, 64), color) for color in ("navy", "orange")]
+    both = denoising_errors(backbone, images, backbone.encode_text(PROMPTS), [0, 1], backbone.resolution)
+    one = denoising_errors(backbone, images[1:], backbone.encode_text(PROMPTS[1:]), [1], backbone.resolution)
+    assert both[1] == pytest.approx(one[0], rel=1e-3) and both[0] != both[1]
+
+
+def test_a_bank_of_another_model_is_refused(backbone: Backbone) -> None:
+    other = ConceptBank(bank(backbone).rows, {"class_noun": "dog", "backbone_hash": "0", "backbone": "another"})
+    with pytest.raises(ValueError, match=r"was made for the backbone another \(0\)"):
+        ConceptGenerator(backbone, {"rex": other})
+
+
+def test_a_saved_folder_is_the_same_backbone_and_another_kind_is_said(backbone: Backbone, tmp_path: Path) -> None:
+    backbone.pipeline.save_pretrained(tmp_path / "saved")
+    loaded = type(backbone).from_pretrained(str(tmp_path / "saved"))
+    assert (loaded.fingerprint, loaded.resolution) == (backbone.fingerprint, backbone.resolution)
+    wrong = PixArtBackbone if isinstance(backbone, UNetBackbone) else UNetBackbone
+    with pytest.raises(
+        ValueError, match=f"saved holds a {type(backbone.pipeline).__name__}, but {wrong.__name__} takes"
+    ):
+        wrong.from_pretrained(str(tmp_path / "saved"))
