@@ -1,4 +1,3 @@
-import logging
 import multiprocessing
 
 import pytest
@@ -84,32 +83,6 @@ def test_pixels_size_and_encoder_tell_apart(counting, dino_folder, tmp_path):
     CachedEncoder(other, tmp_path).encode_images([tall])
     assert other.number == 1
     assert encoder.identity == counting.identity != other.identity
-
-
-def one_bit(content):
-    return content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
-
-
-@pytest.mark.parametrize("damaged", [lambda content: content[:50], lambda content: b"", one_bit])
-@pytest.mark.parametrize("in_use", [False, True])
-def test_damaged_files_are_computed_again_with_a_notice(damaged, in_use, counting, many, tmp_path, caplog):
-    first = CachedEncoder(counting, tmp_path).encode_images(many)
-    reader = CachedEncoder(counting, tmp_path)
-    if in_use:
-        reader._find_shards()
-    victim = shards(tmp_path)[0]
-    victim.write_bytes(damaged(victim.read_bytes()))
-    # As in another process, which has not read it yet.
-    _verified.cache_clear()
-    counting.number = 0
-    with caplog.at_level(logging.WARNING):
-        again = reader.encode_images(many)
-    torch.testing.assert_close(again, first, atol=1e-6, rtol=0)
-    assert 0 < counting.number < len(many)
-    assert "is damaged or gone; its embeddings are computed again" in caplog.text
-    number = counting.number
-    assert torch.equal(CachedEncoder(counting, tmp_path).encode_images(many), again)
-    assert counting.number == number
 
 
 def test_a_file_that_vanishes_is_computed_again(counting, many, tmp_path):
