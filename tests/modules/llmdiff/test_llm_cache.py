@@ -1,4 +1,4 @@
-"""Encodings on disk: found again, never stale, never more than was allowed."""
+"""Encodings on disk: found again, never stale; the model may go."""
 
 import os
 import shutil
