@@ -1,4 +1,4 @@
-"""What weights a model or a folder holds, without reading all of them."""
+"""Which weights a model or a folder holds, in a few hexadecimal digits."""
 
 import hashlib
 from collections.abc import Iterable
