@@ -114,23 +114,31 @@ def read_metadata(path: str | Path, expected: str, what: str) -> dict[str, str]:
     """What a file says about itself, without its tensors.
 
     Args:
-        path: Of the file.
+        path: The file.
         expected: Its ``format``.
         what: What to call it, such as "an adapter".
 
     Raises:
         ValueError: If it is missing, unreadable, or in another format.
     """
-    return _read(Path(path), expected, what, names_only=True)[0]
+    return _read(Path(path), expected, what, f"not {what}", names_only=True)[0]
 
 
-def read_tensors(path: str | Path, expected: str, what: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_tensors(
+    path: str | Path, expected: str, what: str, other: str | None = None
+) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a file, verified.
+
+    Args:
+        path: The file.
+        expected: Its ``format``.
+        what: What to call it, such as "an adapter".
+        other: What to call a file of another format; None for "not an adapter".
 
     Raises:
         ValueError: As ``read_metadata``, or if the content does not match its hash.
     """
-    metadata, tensors = _read(Path(path), expected, what, names_only=False)
+    metadata, tensors = _read(Path(path), expected, what, other or f"not {what}", names_only=False)
     if metadata.get("sha256") != digest(tensors):
         raise ValueError(f"{path} was changed after it was written: its content does not match its sha256")
     return metadata, tensors
@@ -141,11 +149,27 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name in sorted(tensors):
         found.update(name.encode())
-        found.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+        found.update(tensor_bytes(tensors[name]))
     return found.hexdigest()
 
 
-def _read(path: Path, expected: str, what: str, names_only: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
+def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits of names, shapes, precisions and contents."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor_bytes(tensor))
+    return found.hexdigest()[:16]
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Content in row-major order, whatever the precision, the device and the strides; for hashes."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _read(
+    path: Path, expected: str, what: str, other: str, names_only: bool
+) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
         raise ValueError(f"no file at {path}; give the path of {what}")
     try:
@@ -155,5 +179,5 @@ def _read(path: Path, expected: str, what: str, names_only: bool) -> tuple[dict[
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read as {what} ({error}); it may be truncated") from error
     if metadata.get("format") != expected:
-        raise ValueError(f"{path} is not {what}: its format is {metadata.get('format')!r}, expected {expected!r}")
+        raise ValueError(f"{path} is {other}: its format is {metadata.get('format')!r}, expected {expected!r}")
     return metadata, tensors

@@ -53,11 +53,16 @@ def save_png_atomic(image: Image.Image, path: str | Path, metadata: dict[str, st
         path: Target; its folder is made if need be.
         metadata: Text chunks by keyword, read back as ``Image.open(path).text``.
     """
-    chunks = PngInfo()
-    for key, value in (metadata or {}).items():
-        chunks.add_text(key, value)
     with whole_file(path) as partial:
-        image.save(partial, format="PNG", pnginfo=chunks)
+        write_png(image, partial, metadata or {})
+
+
+def write_png(image: Image.Image, path: Path, metadata: dict[str, str]) -> None:
+    """Write a PNG with ``metadata`` as text chunks."""
+    chunks = PngInfo()
+    for key, value in metadata.items():
+        chunks.add_text(key, value)
+    image.save(path, format="PNG", pnginfo=chunks)
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

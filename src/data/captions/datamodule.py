@@ -14,10 +14,11 @@ from rich.progress import track
 from torch import Tensor
 
 from src.data.captions.buckets import Size, aspect_buckets, nearest_bucket
-from src.data.captions.items import LEAVE_OUT, CaptionedItems, LatentStore
+from src.data.captions.items import LEAVE_OUT, CaptionedItems
 from src.data.captions.sources import CaptionSource
 from src.data.images import image_size
 from src.data.order import BucketBatchSampler, Draw, SteppedData, batches_of
+from src.data.store import TensorStore
 
 Encode = Callable[[Tensor], Tensor]
 """Images ``(B, 3, H, W)`` in [-1, 1] to latents ``(B, C, h, w)``."""
@@ -26,8 +27,8 @@ Encode = Callable[[Tensor], Tensor]
 class EncodedData(L.LightningDataModule):
     """Turns the images of each batch into latents, once ``encode_with`` has said how.
 
-    A batch of images holds ``pixels``, uint8 ``(B, H, W, 3)``, and ``digests``, its images' names in the store; a batch
-    that was found in the store holds ``latents`` instead. What the training gets always holds ``latents``, rounded to
+    A batch of images holds ``pixels``, uint8 ``(B, H, W, 3)``, and ``keys``, which name its latents in the store; a
+    batch that was found there holds ``latents`` instead. What the training gets always holds ``latents``, rounded to
     half precision whether they were stored or not, so that a full store changes nothing but the time.
 
     Args:
@@ -38,7 +39,7 @@ class EncodedData(L.LightningDataModule):
         super().__init__(**loading)
         self.cache_dir = cache_dir
         self.encode: Encode | None = None
-        self.store: LatentStore | None = None
+        self.store: TensorStore | None = None
 
     def encode_with(self, encode: Encode, key: str) -> None:
         """Say how images become latents; to be called before the loaders are asked for.
@@ -48,21 +49,21 @@ class EncodedData(L.LightningDataModule):
             key: A name for its weights and precision, fit for a folder.
         """
         self.encode = encode
-        self.store = LatentStore(Path(self.cache_dir) / "latents", key) if self.cache_dir else None
+        self.store = TensorStore(Path(self.cache_dir) / "latents" / key, "latents") if self.cache_dir else None
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Encode what the store did not have, and keep it."""
         if "pixels" not in batch or self.encode is None:
             return batch
-        rest = {name: value for name, value in batch.items() if name not in ("pixels", "digests")}
-        return {**rest, "latents": self._encoded(batch["pixels"], batch["digests"])}
+        rest = {name: value for name, value in batch.items() if name not in ("pixels", "keys")}
+        return {**rest, "latents": self._encoded(batch["pixels"], batch["keys"])}
 
-    def _encoded(self, pixels: Tensor, digests: list[str]) -> Tensor:
+    def _encoded(self, pixels: Tensor, keys: list[str]) -> Tensor:
         assert self.encode is not None
         latents = self.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).to(torch.float16)
         if self.store is not None:
-            for name, each in zip(digests, latents, strict=True):
-                self.store.write(name, each)
+            for key, each in zip(keys, latents, strict=True):
+                self.store.write(key, each)
         return latents.float()
 
 

@@ -5,57 +5,24 @@ import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.data.captions.buckets import Size, fitted, size_ids
 from src.data.captions.sources import CaptionSource
-from src.data.files import whole_file
 from src.data.images import decode_image, image_size
 from src.data.order import Draw
+from src.data.store import TensorStore
 
 
-def digest(encoded: bytes, bucket: Size) -> str:
-    """Hex name of an image file's content as cut to a bucket."""
-    return hashlib.sha256(b"%dx%d:" % bucket + encoded).hexdigest()
-
-
-class LatentStore:
-    """Latents by digest, in half precision; several processes may read and write at once.
-
-    Args:
-        folder: Made when something is written.
-        key: What the encoder is, such as a hash of its weights and precision: nothing needs to be cleared by hand.
-    """
-
-    def __init__(self, folder: str | Path, key: str) -> None:
-        self.folder = Path(folder) / key
-
-    def read(self, name: str) -> Tensor | None:
-        """Latents ``(C, h, w)``, or None if there are none to read."""
-        path = self._path(name)
-        if not path.exists():
-            return None
-        try:
-            return load_file(path)["latents"]
-        except (SafetensorError, KeyError):
-            logging.getLogger(__name__).warning("%s is damaged; the image is encoded again", path)
-            return None
-
-    def write(self, name: str, latents: Tensor) -> None:
-        """Keep latents ``(C, h, w)``."""
-        with whole_file(self._path(name)) as partial:
-            save_file({"latents": latents.to("cpu", torch.float16).contiguous()}, partial)
-
-    def _path(self, name: str) -> Path:
-        return self.folder / name[:2] / f"{name}.safetensors"
+def latents_key(encoded: bytes, bucket: Size) -> str:
+    """Names the latents of an image file as cut to a bucket in their store."""
+    digest = hashlib.sha256(b"%dx%d:" % bucket + encoded).hexdigest()
+    return f"{digest[:2]}/{digest}"
 
 
 @dataclass(frozen=True)
@@ -66,33 +33,33 @@ class LoadedImage:
         name: What a sentence to the user calls it.
         encoded: The file.
         bucket: Width and height to cut it to.
-        digest: Its name in the store.
-        latents: From the store, or None.
+        key: Names its latents in the store.
+        latents: float16 ``(C, h, w)`` from the store, or None.
         pixels: uint8 ``(H, W, 3)``, or None if there are latents.
     """
 
     name: str
     encoded: bytes
     bucket: Size
-    digest: str
+    key: str
     latents: Tensor | None
     pixels: np.ndarray | None
 
 
-def load(encoded: bytes, name: str, bucket: Size, store: LatentStore | None) -> LoadedImage:
+def load(encoded: bytes, name: str, bucket: Size, store: TensorStore | None) -> LoadedImage:
     """Look an image up in the store, or decode it.
 
     Raises:
         ValueError: If it cannot be decoded.
     """
-    key = digest(encoded, bucket)
+    key = latents_key(encoded, bucket)
     latents = store.read(key) if store else None
     pixels = _pixels(encoded, name, bucket) if latents is None else None
     return LoadedImage(name, encoded, bucket, key, latents, pixels)
 
 
 def image_batch(images: Sequence[LoadedImage]) -> dict[str, Any]:
-    """Images of one bucket: ``latents`` if all are stored, else ``pixels`` and ``digests``; and ``size_ids``."""
+    """Images of one bucket: ``latents`` if all are stored, else ``pixels`` and ``keys``; and ``size_ids``."""
     sizes = [image_size(io.BytesIO(image.encoded), image.name) for image in images]
     batch: dict[str, Any] = {
         "size_ids": torch.tensor([size_ids(size, image.bucket) for size, image in zip(sizes, images, strict=True)])
@@ -104,7 +71,7 @@ def image_batch(images: Sequence[LoadedImage]) -> dict[str, Any]:
     pixels = [
         _pixels(image.encoded, image.name, image.bucket) if image.pixels is None else image.pixels for image in images
     ]
-    return {**batch, "pixels": torch.from_numpy(np.stack(pixels)), "digests": [image.digest for image in images]}
+    return {**batch, "pixels": torch.from_numpy(np.stack(pixels)), "keys": [image.key for image in images]}
 
 
 def _pixels(encoded: bytes, name: str, bucket: Size) -> np.ndarray:
@@ -128,7 +95,7 @@ class CaptionedItems(Dataset):
         self.source, self.bucket_of, self.skip_unreadable = source, bucket_of, skip_unreadable
         shapes = sorted(set(bucket_of.values()))
         self.buckets = [[index for index in bucket_of if bucket_of[index] == shape] for shape in shapes]
-        self.store: LatentStore | None = None
+        self.store: TensorStore | None = None
         self.skipped: set[int] = set()
 
     def __len__(self) -> int:

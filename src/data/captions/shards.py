@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from src.data.captions.buckets import Size
-from src.data.captions.items import LEAVE_OUT, LatentStore, LoadedImage, image_batch, load
+from src.data.captions.items import LEAVE_OUT, LoadedImage, image_batch, load
 from src.data.images import EXTENSIONS
+from src.data.store import TensorStore
 
 MEMBERS = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
 
@@ -171,7 +172,7 @@ class Reader:
     """
 
     bucket: Size
-    store: LatentStore | None
+    store: TensorStore | None
     skip_unreadable: bool
 
     def images(self, samples: Iterable[ShardSample]) -> Iterator[tuple[LoadedImage, str]]:

@@ -15,7 +15,9 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from src.data.files import whole_file
 from src.data.order import Draw, StepBatchSampler, batches_of
+from src.data.store import read_or_remove
 from src.data.world.linear_code import LinearCode
 from src.data.world.long_captions import long_scene, short_or_long_scene
 from src.data.world.render import render
@@ -64,22 +66,27 @@ def rendered(cache_dir: str | Path, kind: str, first: int, number: int, size: in
     if kind not in SAMPLERS:
         raise ValueError(f"unknown kind of scenes {kind!r}; choose one of {', '.join(SAMPLERS)}")
     path = Path(cache_dir) / f"{kind}_{first}_{number}_{size}.npy"
-    if not path.exists():
-        _render_all(path, kind, first, number, size)
+    images = read_or_remove(path, _mapped)
+    if images is None:
+        # Not by a store: most sets are larger than what should be in memory at once.
+        with whole_file(path) as partial:
+            _render_all(partial, kind, first, number, size)
+        images = _mapped(path)
+    return images
+
+
+def _mapped(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
 def _render_all(path: Path, kind: str, first: int, number: int, size: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    images = open_memmap(partial, mode="w+", dtype=np.uint8, shape=(number, size, size, 3))
+    images = open_memmap(path, mode="w+", dtype=np.uint8, shape=(number, size, size, 3))
     starts = range(0, number, CHUNK)
     jobs = [(kind, first + start, min(CHUNK, number - start), size) for start in starts]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for start, chunk in zip(track(starts, "rendering scenes"), pool.map(_render_chunk, jobs), strict=True):
             images[start : start + len(chunk)] = chunk
     images.flush()
-    os.replace(partial, path)
 
 
 def _render_chunk(job: tuple[str, int, int, int]) -> np.ndarray:

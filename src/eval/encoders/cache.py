@@ -1,9 +1,8 @@
 """Embeddings of images, computed once: kept on disk under what was encoded and by which encoder."""
 
 import hashlib
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -11,8 +10,8 @@ from PIL import Image
 from safetensors.torch import load, save
 from torch import Tensor
 
-from src.data.files import whole_file
 from src.data.images import content_hash
+from src.data.store import Store
 from src.eval.encoders.network import ImageEncoder, Picture, TextImageEncoder, read_ahead
 
 Prepared = tuple[str, Tensor, bool]
@@ -22,8 +21,7 @@ Prepared = tuple[str, Tensor, bool]
 class CachedEncoder:
     """An image encoder that encodes no picture twice, in this process or another.
 
-    Each batch of new embeddings becomes one file, named by the hash of its content and put in place whole: processes
-    that write at the same time never meet, and damage shows when a file is read.
+    Each batch of new embeddings becomes one file (see ``Shards``): processes that write at the same time never meet.
 
     Args:
         encoder: Whose embeddings are kept.
@@ -32,8 +30,8 @@ class CachedEncoder:
 
     def __init__(self, encoder: ImageEncoder, cache_dir: str | Path) -> None:
         self.encoder, self.cache_dir = encoder, Path(cache_dir)
-        self._shards: set[Path] = set()
-        self._places: dict[str, Path] = {}
+        self._known_shards: set[str] = set()
+        self._places: dict[str, str] = {}
 
     @property
     def identity(self) -> str:
@@ -60,10 +58,10 @@ class CachedEncoder:
             raise ValueError("there are no images to encode")
         return torch.cat(batches)
 
-    @property
-    def folder(self) -> Path:
+    @cached_property
+    def shards(self) -> "Shards":
         """Where this encoder's embeddings are."""
-        return self.cache_dir / hashlib.sha256(self.identity.encode()).hexdigest()[:16]
+        return Shards(self.cache_dir / hashlib.sha256(self.identity.encode()).hexdigest()[:16])
 
     def _prepare(self, image: Image.Image) -> Prepared:
         key = content_hash(image)
@@ -71,13 +69,14 @@ class CachedEncoder:
         return (key, self.encoder.preprocess(image), False) if embedding is None else (key, embedding, True)
 
     def _known(self, key: str) -> Tensor | None:
-        path = self._places.get(key)
-        if path is None:
+        shard = self._places.get(key)
+        if shard is None:
             return None
-        embeddings = _read_shard(path)
-        if not embeddings:
-            self._shards.discard(path)
-            self._places = {known: place for known, place in self._places.items() if place != path}
+        embeddings = self.shards.read(shard)
+        if embeddings is None:
+            self._known_shards.discard(shard)
+            self._places = {known: place for known, place in self._places.items() if place != shard}
+            return None
         return embeddings.get(key)
 
     def _embed(self, prepared: Sequence[Prepared]) -> Tensor:
@@ -86,24 +85,19 @@ class CachedEncoder:
         new = {key: tensor for key, tensor, known in prepared if not known}
         if new:
             rows = self.encoder.encode_pixel_values(torch.stack(list(new.values())))
-            computed = dict(zip(new, rows, strict=True))
-            self._write(computed)
+            computed = {key: row.contiguous() for key, row in zip(new, rows, strict=True)}
+            self._learn(self.shards.add(computed), computed)
             embeddings |= computed
         return torch.stack([embeddings[key] for key, *_ in prepared])
 
     def _find_shards(self) -> None:
         """Learn what other calls and processes have written since."""
-        for path in sorted(set(self.folder.glob("*.safetensors")) - self._shards):
-            self._places |= dict.fromkeys(_read_shard(path), path)
-            self._shards.add(path)
+        for shard in sorted(set(self.shards.keys()) - self._known_shards):
+            self._learn(shard, self.shards.read(shard) or {})
 
-    def _write(self, embeddings: Mapping[str, Tensor]) -> None:
-        content = save({key: tensor.contiguous() for key, tensor in embeddings.items()})
-        path = self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
-        with whole_file(path) as partial:
-            partial.write_bytes(content)
-        self._shards.add(path)
-        self._places |= dict.fromkeys(embeddings, path)
+    def _learn(self, shard: str, embeddings: Iterable[str]) -> None:
+        self._known_shards.add(shard)
+        self._places |= dict.fromkeys(embeddings, shard)
 
 
 class CachedTextEncoder(CachedEncoder):
@@ -123,18 +117,24 @@ class CachedTextEncoder(CachedEncoder):
         return self.text_encoder.encode_texts(texts)
 
 
-def _read_shard(path: Path) -> dict[str, Tensor]:
-    """Embeddings by pixel hash; a file that is not what its name says is removed and counts as empty."""
-    try:
+class Shards(Store[dict[str, Tensor]]):
+    """Embeddings ``(D,)`` by pixel hash, one batch a file, which is named by the hash of its content."""
+
+    pattern = "*.safetensors"
+
+    def add(self, embeddings: dict[str, Tensor]) -> str:
+        """Keep a batch; returns its key."""
+        key = hashlib.sha256(save(embeddings)).hexdigest()
+        self.write(key, embeddings)
+        return key
+
+    def load(self, path: Path) -> dict[str, Tensor]:
+        """Read a batch."""
         return _verified(path)
-    except (OSError, _DamagedError):
-        logging.getLogger(__name__).warning("%s is damaged or gone; its embeddings are computed again", path)
-        path.unlink(missing_ok=True)
-        return {}
 
-
-class _DamagedError(Exception):
-    """The content of a file does not have the hash that is its name."""
+    def save(self, value: dict[str, Tensor], path: Path) -> None:
+        """Write a batch."""
+        path.write_bytes(save(value))
 
 
 # Pictures mostly come in the order in which they were encoded; a handful of files is at hand, however many there are.
@@ -142,5 +142,5 @@ class _DamagedError(Exception):
 def _verified(path: Path) -> dict[str, Tensor]:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != path.stem:
-        raise _DamagedError
+        raise ValueError(f"{path} does not have the content whose hash is its name")
     return load(content)

@@ -1,6 +1,5 @@
 """What scoring needs of an encoder: pictures read ahead, one preprocessing for all, a frozen network."""
 
-import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from src.data.files import weights_fingerprint
 from src.data.images import load_image
 
 
@@ -180,11 +180,7 @@ class NetworkEncoder(ABC):
     @cached_property
     def identity(self) -> str:
         """Name, hash of the weights, preprocessing."""
-        digest = hashlib.sha256()
-        for key, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return f"{self.name}, weights {digest.hexdigest()[:16]}, {self.preprocessing}"
+        return f"{self.name}, weights {weights_fingerprint(self.model.state_dict())}, {self.preprocessing}"
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Network input ``(3, H, W)``."""

@@ -1,10 +1,13 @@
-"""What weights a model or a folder holds, without reading all of them."""
+"""Which weights a model or a folder holds, in a few hexadecimal digits."""
 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
+
+from src.data.files import tensor_bytes
 
 SAMPLED_VALUES = 64
 """Of each tensor; training changes nearly every value, so another training is seen in a few."""
@@ -19,6 +22,14 @@ def sampled_fingerprint(parts: Iterable[object]) -> str:
             sampled = flat[:: max(1, len(flat) // SAMPLED_VALUES)].float().cpu().numpy()
             digest.update(f"{name} {tuple(tensor.shape)}".encode() + sampled.tobytes())
     return digest.hexdigest()[:16]
+
+
+def autoencoder_hash(autoencoder: Any) -> "hashlib._Hash":
+    """What latents depend on besides the images: precision, scaling and every weight; add the images to it."""
+    digest = hashlib.sha256(f"{autoencoder.dtype} {autoencoder.config.scaling_factor}".encode())
+    for parameter in autoencoder.parameters():
+        digest.update(tensor_bytes(parameter.float()))
+    return digest
 
 
 CHUNKS, CHUNK_BYTES = 256, 4096

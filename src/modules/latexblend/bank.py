@@ -1,16 +1,13 @@
 """One concept in one file: the key and value rows of "V* noun" in every cross-attention layer."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from src.data.files import whole_file
+from src.data.files import read_tensors, write_tensors
 
 FORMAT = "atelier-concept-bank-1"
 
@@ -39,13 +36,8 @@ class ConceptBank:
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write atomically; ``S * sum(D) * 2`` numbers and a header."""
-        path = Path(path)
-        # Contiguous copies: a view would drag its whole storage into the file.
-        tensors = {name: row.detach().to("cpu", dtype).contiguous().clone() for name, row in self.rows.items()}
-        metadata = {**self.metadata, "format": FORMAT, "sha256": _digest(tensors)}
-        with whole_file(path) as partial:
-            save_file(tensors, partial, metadata=metadata)
-        return path
+        rows = {name: row.to(dtype) for name, row in self.rows.items()}
+        return write_tensors(path, rows, {**self.metadata, "format": FORMAT})
 
     @classmethod
     def load(cls, path: str | Path) -> "ConceptBank":
@@ -57,19 +49,8 @@ class ConceptBank:
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"no concept bank at {path}; training writes one to <run folder>/exports/*.safetensors")
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} cannot be read as a concept bank ({error}); it may be truncated") from error
-        if metadata.get("format") != FORMAT:
-            raise ValueError(
-                f"{path} is no concept bank: its format is {metadata.get('format')!r}, expected {FORMAT!r}"
-            )
-        if metadata.get("sha256") != _digest(tensors):
-            raise ValueError(f"{path} was changed after it was written: its content does not match its sha256")
-        return cls(tensors, metadata)
+        metadata, rows = read_tensors(path, FORMAT, "a concept bank", other="no concept bank")
+        return cls(rows, metadata)
 
     def check(self, backbone_hash: str, widths: Mapping[str, int], name: str) -> None:
         """Make sure that the bank belongs to a backbone.
@@ -99,11 +80,3 @@ class ConceptBank:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "ConceptBank":
         """Rows on a device, in a precision."""
         return ConceptBank({name: row.to(device, dtype) for name, row in self.rows.items()}, self.metadata)
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

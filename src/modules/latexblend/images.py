@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.progress import track
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from src.data.files import whole_file
-from src.data.images import load_image
-from src.data.pictures import save_png_atomic
+from src.data.store import ImageStore, TensorStore
 from src.data.subject import View
 from src.modules.backbones.base import Backbone
+from src.modules.backbones.fingerprint import autoencoder_hash
 
 STEPS, GUIDANCE_SCALE, BATCH = 25, 5.0, 8
 
@@ -30,15 +28,18 @@ def class_images(
     """
     if number < 1:
         raise ValueError(f"data.num_class_images is {number}; give at least 1, or method.prior_loss_weight=0")
-    key = f"{backbone.name} {backbone.cross_attention_hash} {class_noun} {resolution} {STEPS} {GUIDANCE_SCALE}"
+    key = f"{backbone.name} {backbone.fingerprint} {class_noun} {resolution} {STEPS} {GUIDANCE_SCALE}"
     folder = Path(cache_dir) / "class_images" / hashlib.sha256(key.encode()).hexdigest()[:16]
-    paths = [folder / f"{seed:04d}.png" for seed in range(number)]
-    missing = [seed for seed, path in enumerate(paths) if not path.exists()]
+    store = ImageStore(folder)
+    images = {seed: store.read(f"{seed:04d}") for seed in range(number)}
+    missing = [seed for seed, image in images.items() if image is None]
     for start in track(range(0, len(missing), BATCH), "drawing class images", disable=not missing, transient=True):
         seeds = missing[start : start + BATCH]
         for seed, image in zip(seeds, _draw(backbone, class_noun, seeds, resolution), strict=True):
-            save_png_atomic(image, paths[seed], {"prompt": f"a photo of a {class_noun}", "seed": str(seed)})
-    return [load_image(path) for path in paths]
+            image.info = {"prompt": f"a photo of a {class_noun}", "seed": str(seed)}
+            store.write(f"{seed:04d}", image)
+            images[seed] = image
+    return [image for image in images.values() if image is not None]
 
 
 def _draw(backbone: Backbone, class_noun: str, seeds: list[int], resolution: int) -> list[Image.Image]:
@@ -59,25 +60,18 @@ def encoded_views(backbone: Backbone, views: Sequence[View], cache_dir: str | Pa
     The key covers pixels, autoencoder and precision, so nothing ever needs to be cleared by hand.
     """
     masks = torch.from_numpy(np.stack([view.mask for view in views]))[:, None]
-    path = Path(cache_dir) / "latents" / f"{_key(backbone, views)}.safetensors"
-    if path.exists():
-        return load_file(path)["latents"], masks
+    key = autoencoder_hash(backbone.vae)
+    for view in views:
+        key.update(view.pixels.tobytes())
+    store = TensorStore(Path(cache_dir) / "latents", "latents")
+    return store.get(key.hexdigest()[:32], lambda: _encode(backbone, views)), masks
+
+
+def _encode(backbone: Backbone, views: Sequence[View]) -> Tensor:
     chunks = []
     for start in track(range(0, len(views), 8), "encoding views", transient=True):
         pixels = np.stack([view.pixels for view in views[start : start + 8]])
         pixel_values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         chunks.append(backbone.encode_images(pixel_values).cpu())
-    latents = torch.cat(chunks).contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
-        save_file({"latents": latents}, partial)
-    return latents, masks
-
-
-def _key(backbone: Backbone, views: Sequence[View]) -> str:
-    digest = hashlib.sha256(f"{backbone.vae.dtype} {backbone.vae.config.scaling_factor}".encode())
-    for parameter in backbone.vae.parameters():
-        digest.update(parameter.detach().cpu().float().numpy().tobytes())
-    for view in views:
-        digest.update(view.pixels.tobytes())
-    return digest.hexdigest()[:32]
+    # As they are read from a file: another order in memory is rounded otherwise in training.
+    return torch.cat(chunks).contiguous()

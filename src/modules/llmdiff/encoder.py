@@ -5,97 +5,38 @@ Shapes: B prompts, K states of a token, L tokens, D width.
 
 import hashlib
 import json
-import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from rich.progress import track
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from src.data.files import whole_file
+from src.data.store import TensorStore
 from src.modules.llmdiff.language_model import Identity, LanguageModel
 from src.modules.llmdiff.options import EncodingOptions
 from src.modules.llmdiff.states import num_terms, read_states
 
 
-class EncodingCache:
-    """One file per text, named by all that its encoding depends on: nothing ever needs to be cleared by hand.
-
-    Several processes may share a folder: files are put in place whole, and one that goes away is encoded again.
+class EncodingCache(TensorStore):
+    """States ``(K, L, D)`` of a text, without padding; one file per text.
 
     Args:
-        folder: Made if need be.
-        max_gigabytes: Beyond it, what was unused for the longest time goes.
-
-    Raises:
-        ValueError: If ``max_gigabytes`` is not positive.
+        folder: See ``Store``.
+        max_gigabytes: See ``Store``.
     """
 
+    pattern = "??/*.safetensors"
+
     def __init__(self, folder: str | Path, max_gigabytes: float = 20.0) -> None:
-        if max_gigabytes <= 0:
-            raise ValueError(f"the encoding cache may take {max_gigabytes} GB; give a positive size")
-        self.folder, self.max_bytes = Path(folder), int(max_gigabytes * 1e9)
-        self._unlisted = 0
+        super().__init__(folder, "states", max_gigabytes)
 
-    def path(self, identity: Identity, options: EncodingOptions, text: str) -> Path:
-        """Where the encoding of a text is, or will be."""
+    def key(self, identity: Identity, options: EncodingOptions, text: str) -> str:
+        """All that an encoding depends on."""
         record = json.dumps([asdict(identity), asdict(options), text], sort_keys=True)
-        key = hashlib.sha256(record.encode()).hexdigest()
-        return self.folder / key[:2] / f"{key[2:34]}.safetensors"
-
-    def read(self, path: Path) -> Tensor | None:
-        """States ``(K, L, D)``, or None if they are not there; a damaged file is removed."""
-        try:
-            states = load_file(path)["states"]
-            os.utime(path)
-        except FileNotFoundError:
-            return None
-        except (SafetensorError, KeyError, OSError):
-            logging.getLogger(__name__).warning("%s is damaged; its text is encoded again", path)
-            path.unlink(missing_ok=True)
-            return None
-        return states
-
-    def write(self, path: Path, states: Tensor) -> None:
-        """Keep states ``(K, L, D)``, without padding; then make room."""
-        with whole_file(path) as partial:
-            save_file({"states": states.cpu().contiguous()}, partial)
-        self._unlisted -= path.stat().st_size
-        if self._unlisted < 0:
-            self._make_room()
-
-    def _files(self) -> list[tuple[float, int, Path]]:
-        """Last use, bytes and path of every file; other processes may remove some meanwhile."""
-        found = []
-        for path in self.folder.glob("??/*.safetensors"):
-            try:
-                status = path.stat()
-            except FileNotFoundError:
-                continue
-            found.append((status.st_mtime, status.st_size, path))
-        return found
-
-    def _make_room(self) -> None:
-        """Remove the oldest files.
-
-        Other processes write too, so the folder is listed again after every twentieth of its size; between two
-        listings, two processes stay within the tenth that is kept free.
-        """
-        self._unlisted = self.max_bytes // 20
-        files = sorted(self._files())
-        total = sum(size for _, size, _ in files)
-        if total <= 0.9 * self.max_bytes:
-            return
-        for _, size, path in files:
-            if total <= 0.8 * self.max_bytes:
-                break
-            path.unlink(missing_ok=True)
-            total -= size
+        digest = hashlib.sha256(record.encode()).hexdigest()
+        return f"{digest[:2]}/{digest[2:34]}"
 
 
 @dataclass
@@ -199,7 +140,7 @@ class LLMEncoder:
         """
         if self.cache is None:
             raise ValueError("prompts are encoded ahead into a cache, but there is none; give the encoder a cache")
-        missing = [text for text in dict.fromkeys(prompts) if not self._path(text).exists()]
+        missing = [text for text in dict.fromkeys(prompts) if self._key(text) not in self.cache]
         batches = list(self._batches(missing))
         for batch in track(batches, f"encoding {len(missing)} prompts", disable=not missing, transient=True):
             self._encode(batch)
@@ -224,12 +165,12 @@ class LLMEncoder:
         self._done()
         return found
 
-    def _path(self, text: str) -> Path:
+    def _key(self, text: str) -> str:
         assert self.cache is not None
-        return self.cache.path(self.identity, self.options, text)
+        return self.cache.key(self.identity, self.options, text)
 
     def _cached(self, text: str) -> Tensor | None:
-        return None if self.cache is None else self.cache.read(self._path(text))
+        return None if self.cache is None else self.cache.read(self._key(text))
 
     def _batches(self, texts: Sequence[str]) -> Iterator[dict[str, list[int]]]:
         """Texts of like length together, with their ids; all are checked before the first is encoded."""
@@ -248,5 +189,5 @@ class LLMEncoder:
         rows = {text: row[:, : len(batch[text])] for text, row in zip(batch, states, strict=True)}
         if self.cache is not None:
             for text, row in rows.items():
-                self.cache.write(self._path(text), row)
+                self.cache.write(self._key(text), row)
         return rows

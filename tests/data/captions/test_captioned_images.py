@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from src.data.captions.buckets import aspect_buckets, fitted, nearest_bucket, size_ids
 from src.data.captions.datamodule import CaptionedImages
-from src.data.captions.items import LatentStore
 from src.data.captions.shard_datamodule import CaptionedShards
 from src.data.captions.sources import CaptionFolder
 from src.data.order import BucketBatchSampler, StepBatchSampler
@@ -318,16 +317,6 @@ def test_a_changed_image_is_encoded_again(folder: Path, tmp_path: Path) -> None:
     before = mean()
     Image.new("RGB", (64, 64), "white").save(folder / "01.png")
     assert mean() > before + 0.01
-
-
-def test_damaged_latents_are_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store = LatentStore(tmp_path, "key")
-    store.write("abc", torch.ones(4, 2, 2))
-    assert torch.equal(store.read("abc"), torch.ones(4, 2, 2, dtype=torch.float16))
-    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
-    file.write_bytes(file.read_bytes()[:20])
-    assert store.read("abc") is None
-    assert "is damaged; the image is encoded again" in caplog.text
 
 
 def test_encoding_ahead_needs_a_folder(folder: Path) -> None:

@@ -413,11 +413,7 @@ def test_files_that_are_no_adapter_are_said(sd: DiffusionBackbone, encoder: LLME
     path = fresh(sd, encoder).save(tmp_path / "adapter.safetensors", encoder, sd, 0)
     with pytest.raises(ValueError, match="no file at .* give the path of an LLMDiff adapter"):
         LLMDiffAdapter.load(tmp_path / "none.safetensors", sd)
-    content = path.read_bytes()
-    path.write_bytes(content[:-50])
-    with pytest.raises(ValueError, match="cannot be read .* may be truncated"):
-        LLMDiffAdapter.load(path, sd)
-    path.write_bytes(content[:-4] + bytes(4))
+    path.write_bytes(path.read_bytes()[:-4] + bytes(4))
     with pytest.raises(ValueError, match="changed after it was written"):
         LLMDiffAdapter.load(path, sd)
     save_file({"a": torch.zeros(1)}, path)
