@@ -188,7 +188,7 @@ class LLMDiff(Learner):
             found[name] = torch.stack([getattr(layer, name) for layer in layers]).tolist()
         return {f"{name}/{at:02d}": value for name, values in found.items() for at, value in enumerate(values)}
 
-    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
+    def sample(self, requests: Sequence[Request], steps: int) -> list[Image.Image]:
         """Draw with the adapter as it stands."""
         generator = LLMDiffGenerator(self.backbone, self.adapter, self.encoder, **(self.sampling or {}))
         return generator.sample(requests)

@@ -133,8 +133,8 @@ class Learner(nn.Module, ABC):
         """What a checkpoint must agree with to be resumed; plain values."""
         return {}
 
-    def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """Draw requests with what has been learnt so far.
+    def sample(self, requests: Sequence[Request], steps: int) -> list[Image.Image]:
+        """Draw requests with what has been learnt in so many steps.
 
         Raises:
             ValueError: If this learner draws nothing.
@@ -291,7 +291,7 @@ class LearnerModule(L.LightningModule):
     def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
         """Draw with what would be exported now."""
         with self.averaged_weights():
-            return self.learner.sample(requests)
+            return self.learner.sample(requests, self.global_step)
 
     @torch.no_grad()
     def export(self) -> dict[str, str]:
