@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -43,6 +43,8 @@ class DiffusionBackbone:
     Raises:
         ValueError: If ``sampling`` has another key.
     """
+
+    incidental: ClassVar[tuple[str, ...]] = ("sampling",)
 
     def __init__(
         self,

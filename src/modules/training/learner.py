@@ -295,10 +295,14 @@ class LearnerModule(L.LightningModule):
 
     @torch.no_grad()
     def export(self) -> dict[str, str]:
-        """Write the product, of the averaged weights, which the learner keeps from now on."""
+        """Write the product, of the averaged weights."""
+        self.take_average()
+        return self.learner.export(self.record())
+
+    def take_average(self) -> None:
+        """Replace the weights by their average, where there is one, for good."""
         if self.ema is not None:
             self.ema.copy_to(self.averaged)
-        return self.learner.export(self.record())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the experiment, so that another one's checkpoint is refused, and keep the averaged weights."""
