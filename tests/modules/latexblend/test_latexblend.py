@@ -21,6 +21,7 @@ from tests.checkpoints import as_before
 from tests.tiny import SDXL_UNET, tiny_sd, tiny_sdxl
 
 MAKERS = {"sd": tiny_sd, "sdxl": tiny_sdxl}
+OBJECTIVES = ({"base_flow": False}, {"templates": "fixed", "faithful": True})
 
 
 @pytest.fixture
@@ -69,10 +70,7 @@ def all_weights(backbone: DiffusionBackbone) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"rank": 2}, {"objective": {"base_flow": False}}, {"objective": {"templates": "fixed", "faithful": True}}],
-)
+@pytest.mark.parametrize("options", [{}, {"rank": 2}, *({"objective": each} for each in OBJECTIVES)])
 def test_training_moves_the_concept_and_nothing_else(tmp_path: Path, photos: Path, kind: str, options: dict) -> None:
     training = module(tmp_path, kind, **options)
     learner = training.learner

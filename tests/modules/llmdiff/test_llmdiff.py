@@ -66,18 +66,15 @@ def test_training_moves_every_tensor_of_the_adapter_and_nothing_else(
     tmp_path: Path, llm: Path, kind: str, options: dict
 ) -> None:
     module = training(tmp_path, llm, kind, **options)
-    parts = [
-        module.learner.backbone.unet,
-        module.learner.backbone.vae,
-        module.learner.encoder.language_model.decoder.module,
-    ]
+    backbone, llama = module.learner.backbone, module.learner.encoder.language_model.decoder.module
+    parts = [backbone.unet, backbone.vae, llama]
     frozen = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
     before = {name: parameter.clone() for name, parameter in module.named_parameters()}
     trainer(3, tmp_path).fit(module, LatentData())
     for part, weights in zip(parts, frozen, strict=True):
         assert equal(part.state_dict().values(), weights.values())
         assert all(parameter.grad is None for parameter in part.parameters())
-    assert {type(processor) for processor in module.learner.backbone.unet.attn_processors.values()} == {AttnProcessor}
+    assert {type(processor) for processor in backbone.unet.attn_processors.values()} == {AttnProcessor}
     assert {name for name, parameter in module.named_parameters() if torch.equal(parameter, before[name])} == set()
     assert all(name.startswith("adapter.") for name in module.learner.state_dict())
 
@@ -195,13 +192,11 @@ def test_dropped_captions_are_the_empty_prompt(tmp_path: Path, llm: Path) -> Non
 
 
 def test_the_velocity_is_learnt_where_the_scheduler_says_so(tmp_path: Path, llm: Path) -> None:
-    module, data = training(tmp_path, llm), Latents(3)
+    learner, data = training(tmp_path, llm).learner, Latents(3)
 
     def losses(kind: str) -> torch.Tensor:
-        module.learner.backbone.noise_scheduler.register_to_config(prediction_type=kind)
-        return module.learner.denoising_errors(
-            data.latents, data.captions, [step_generator(0, row) for row in range(3)]
-        )
+        learner.backbone.noise_scheduler.register_to_config(prediction_type=kind)
+        return learner.denoising_errors(data.latents, data.captions, [step_generator(0, row) for row in range(3)])
 
     assert not torch.allclose(losses("epsilon"), losses("v_prediction"))
     with pytest.raises(ValueError, match="prediction_type is 'sample'"):
