@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -16,6 +17,7 @@ from src.modules.llmdiff.encoder import LLMEncoder
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.learner import LLMDiff
 from src.modules.llmdiff.options import AdapterOptions
+from src.modules.training.learner import LearnerModule
 from tests.llms import WORDS
 from tests.tiny import tiny_sd, tiny_sdxl
 
@@ -70,13 +72,17 @@ class Trace(L.Callback):
         self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
 
-def learner(folder: Path, llm: Path, kind: str = "sd", adapter: dict | None = None, **options) -> LLMDiff:
+def training(
+    folder: Path, llm: Path, kind: str = "sd", adapter: dict | None = None, schedule: str = "constant", **options
+) -> LearnerModule:
     """Everything that may be random is on."""
     backbone = DiffusionBackbone(MAKERS[kind](folder), kind)
     encoder = LLMEncoder(LanguageModel.from_pretrained(str(llm)))
-    settings = {"learning_rate": 1e-2, "num_warmup_steps": 0, "caption_dropout": 0.3, "ema_decay": 0.5, "seed": 3}
     path = str(folder / "adapter.safetensors")
-    return LLMDiff(backbone, encoder, path, AdapterOptions(**(adapter or {})), **(settings | options))
+    settings = {"caption_dropout": 0.3, "seed": 3, **options}
+    module = LLMDiff(backbone, encoder, path, AdapterOptions(**(adapter or {})), **settings)
+    optimizer = partial(torch.optim.AdamW, lr=1e-2, weight_decay=1e-2)
+    return LearnerModule(module, optimizer, {"scalars": 1e-3}, schedule, ema_decay=0.5)
 
 
 def trainer(steps: int, folder: Path, *callbacks: L.Callback, **options) -> L.Trainer:
@@ -91,7 +97,7 @@ def trainer(steps: int, folder: Path, *callbacks: L.Callback, **options) -> L.Tr
 def traced(folder: Path, llm: Path, batch_size: int, **options) -> Trace:
     """Three steps."""
     trace = Trace()
-    trainer(3, folder, trace, **options).fit(learner(folder, llm), LatentData(batch_size))
+    trainer(3, folder, trace, **options).fit(training(folder, llm), LatentData(batch_size))
     return trace
 
 
@@ -99,7 +105,7 @@ def on_two(folder: Path, llm: Path, settings: str, *callbacks: L.Callback) -> L.
     """Train on two processes; the second is started with the same command."""
     strategy = DDPStrategy(process_group_backend="gloo")
     run = trainer(3, folder, *callbacks, Ranks(settings), devices=2, strategy=strategy)
-    run.fit(learner(folder, llm), LatentData(2))
+    run.fit(training(folder, llm), LatentData(2))
     return run
 
 

@@ -14,6 +14,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from src.run import cli
 from src.run.cli import sweep_dir
 from src.run.errors import explain
+from src.run.spelling import respelled
 
 
 def run(root, *arguments, **environment):
@@ -56,6 +57,8 @@ def test_the_trace_is_one_variable_away(root, tmp_path):
         ("quite_another=1", "there is no key quite_another; a new key is written +quite_another=1"),
         ("+experiment=world/sdx", "there is no experiment 'world/sdx'; did you mean experiment=world/sd?"),
         ("trainer=nothing_like_it", "choose one of: "),
+        ("method=latexblnd/train", "there is no method 'latexblnd'; did you mean method=latexblend?"),
+        ("method=style_svd/train", "there is no method 'style_svd'; choose one of: latexblend, llmdiff"),
     ],
 )
 def test_typos_are_answered_with_what_to_type(root, override, sentence):
@@ -67,6 +70,37 @@ def test_experiments_and_banks_need_no_plus(monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     cli.friendly(lambda: None)()
     assert sys.argv[1:] == ["+experiment=x", "++bank.rex=a", "++references.rex=b", "seed=1"]
+
+
+@pytest.mark.parametrize(
+    ("script", "typed", "understood", "note"),
+    [
+        ("train.py", "method=latexblend", "method=latexblend/train", ""),
+        ("eval.py", "method=latexblend,style_svd", "method=latexblend/draw,style_svd/draw", ""),
+        ("generate.py", "method=blending", "method=latexblend/draw", "method=blending is now method=latexblend"),
+        (
+            "train.py",
+            "method=llmdiff_training",
+            "method=llmdiff/train",
+            "is now method=llmdiff\n",
+        ),
+        ("train.py", "method.learning_rate=1", "method.optimizer.lr=1", "method.learning_rate is now"),
+        ("train.py", "~method.sampling.x", "~method.learner.sampling.x", "is now method.learner.sampling.x"),
+        ("eval.py", "method.guidance_scale=1,2", "method.sampling.guidance_scale=1,2", "is now method.sampling.g"),
+        (
+            "eval.py",
+            "training.method.rank=8",
+            "++training.method.learner.rank=8",
+            "is now training.method.learner",
+        ),
+        ("eval.py", "method.alpha=1", "method.alpha=1", ""),
+        ("train.py", "method.learner.rank=8", "method.learner.rank=8", ""),
+    ],
+)
+def test_what_people_type_goes_on_working(capsys, script, typed, understood, note):
+    assert respelled([typed], script) == [understood]
+    told = capsys.readouterr().err
+    assert note in told and bool(told) == bool(note)
 
 
 def test_the_same_command_goes_on_but_for_trainings_and_other_scripts(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import resource
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -27,9 +28,11 @@ from src.data.request import Request
 from src.data.subject import ConceptData, Zoom
 from src.modules.backbones.unet import DiffusionBackbone
 from src.modules.latexblend.learner import LaTexBlend
+from src.modules.latexblend.options import Objective, Subject
 from src.modules.llmdiff.encoder import LLMEncoder
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.learner import LLMDiff
+from src.modules.training.learner import LearnerModule
 from tests.llms import tiny_tokenizer
 from tests.tiny import SDXL_UNET, tokenizer
 
@@ -146,18 +149,19 @@ def test_sdxl_learns_and_draws_within_24_gib(tmp_path: Path) -> None:
     backbone = DiffusionBackbone(pipeline, "sdxl")
     learner = LaTexBlend(
         backbone,
-        "dog",
+        Subject("dog"),
         str(tmp_path / "cache"),
         str(tmp_path / "bank.safetensors"),
-        prior_loss_weight=0,
+        Objective(prior_loss_weight=0),
         sampling={"num_inference_steps": 1, "resolution": 512},
     )
+    module = LearnerModule(learner, partial(torch.optim.AdamW, lr=2e-5))
     assert sum(p.numel() for p in learner.delta.changes.parameters()) == 340_787_200
     data = ConceptData(str(tmp_path / "photos"), "dog", 512, num_views=1, zoom=Zoom(0.6), num_val=0)
-    one_step(tmp_path).fit(learner, data)
-    size = Path(learner.export()["concept bank"]).stat().st_size
+    one_step(tmp_path).fit(module, data)
+    size = Path(module.export()["concept bank"]).stat().st_size
     assert 665_600 < size < 690_000
-    assert learner.sample([Request("a <subject> on the grass", 0)])[0].size == (512, 512)
+    assert module.sample([Request("a <subject> on the grass", 0)])[0].size == (512, 512)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < WITHIN_KIB
 
 
@@ -169,17 +173,16 @@ def test_llmdiff_learns_between_a_1b_model_and_sd15_within_24_gib(tmp_path: Path
     backbone = DiffusionBackbone(sd15(tmp_path), "sd15")
     assert sum(parameter.numel() for parameter in backbone.unet.parameters()) == 859_520_964
     encoder = LLMEncoder(LanguageModel.from_pretrained(str(llm), "bfloat16"))
-    learner = LLMDiff(
-        backbone, encoder, str(tmp_path / "adapter.safetensors"), num_warmup_steps=0, caption_dropout=0.0, ema_decay=0.9
-    )
+    learner = LLMDiff(backbone, encoder, str(tmp_path / "adapter.safetensors"), caption_dropout=0.0)
+    module = LearnerModule(learner, partial(torch.optim.AdamW, lr=1e-4), {"scalars": 1e-3}, ema_decay=0.9)
     before = {name: parameter.detach().clone() for name, parameter in learner.named_parameters()}
-    one_step(tmp_path).fit(learner, CaptionedImages(CaptionFolder(tmp_path / "photos"), 512))
+    one_step(tmp_path).fit(module, CaptionedImages(CaptionFolder(tmp_path / "photos"), 512))
     # The new branch starts at zero: its queries, keys and values learn from the second step on.
     moved = {name for name, p in learner.named_parameters() if not torch.equal(p, before[name])}
     assert {"adapter.phi.weight", "adapter.phi_bias"} <= moved
     assert len([name for name in moved if name.endswith("to_out.weight")]) == 16
     assert all(torch.isfinite(parameter).all() for parameter in learner.parameters())
-    assert Path(learner.export()["adapter"]).stat().st_size > 4 * sum(p.numel() for p in learner.parameters())
+    assert Path(module.export()["adapter"]).stat().st_size > 4 * sum(p.numel() for p in learner.parameters())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"peak {peak / 2**20:.1f} GiB")
     assert peak < WITHIN_KIB

@@ -50,7 +50,7 @@ def test_a_killed_sweep_finishes_when_started_again(sweep: list[str], tmp_path: 
     # Both arms share the control: 3 prompts x 2 seeds x (control + two banks).
     assert len(list((folder / "images").glob("*.png"))) == 18
     record = json.loads((folder / "comparison.json").read_text())
-    assert list(record["means"]) == ["training.method.base_flow=True", "training.method.base_flow=False"]
+    assert list(record["means"]) == [f"training.method.learner.objective.base_flow={on}" for on in (True, False)]
     assert {path.name for path in folder.iterdir()} >= {"figure.png", "table.md", "report.html"}
     # A point that the sweep had before its file was shortened.
     shutil.copytree(folder / "1", folder / "2")
@@ -99,7 +99,7 @@ def test_a_failing_point_stops_no_other(sweep: list[str], tmp_path: Path) -> Non
     points = ["-m", "training.method.templates=maybe,pool"]
     ended = subprocess.run([*own[:2], *points, *own[2:]], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1] == "error: method.templates is 'maybe'; choose pool or fixed"
+    assert ended.stderr.splitlines()[-1] == "error: method.learner.objective.templates is 'maybe'; choose pool or fixed"
     (folder,) = tmp_path.glob("outputs/sweep/multirun/*")
     assert "choose pool or fixed" in (folder / "0" / "error.txt").read_text()
     assert (folder / "1" / "metrics.json").exists()

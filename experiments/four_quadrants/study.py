@@ -10,6 +10,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from src.modules.llmdiff.generator import LLMDiffPipeline
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.learner import LLMDiff
 from src.modules.llmdiff.options import AdapterOptions, EncodingOptions
+from src.modules.training.learner import LearnerModule
 from src.modules.world.language_model import LanguageModelPretraining
 from src.modules.world.text_to_image import SCHEDULER, TextToImagePretraining
 
@@ -98,12 +100,13 @@ def with_adapter(backbone: DiffusionBackbone, llm: LanguageModel, arm: str, seed
     """The base model driven by an adapter of ``ARMS``, trained now."""
     encoding, adapter = ARMS[arm]
     encoder = LLMEncoder(llm, EncodingOptions(**encoding))
-    rates = {"learning_rate": 3e-3, "scalar_learning_rate": 3e-3, "schedule": "cosine", "num_warmup_steps": 50}
     options = AdapterOptions(**{"phi_bias": "mean", **adapter})
-    module = LLMDiff(backbone, encoder, "not exported", options, ema_decay=0.99, seed=seed, **rates)
+    learner = LLMDiff(backbone, encoder, "not exported", options, seed=seed)
+    optimizer = partial(torch.optim.AdamW, lr=3e-3, weight_decay=1e-2)
+    module = LearnerModule(learner, optimizer, schedule="cosine", num_warmup_steps=50, ema_decay=0.99)
     _fit(module, QuadrantData(32, seed), 1_000)
-    module.ema.copy_to(module.averaged)
-    return LLMDiffPipeline(backbone.pipeline, module.adapter.eval(), encoder)
+    module.take_average()
+    return LLMDiffPipeline(backbone.pipeline, learner.adapter.eval(), encoder)
 
 
 def all_four_right(draw: Callable[..., Any]) -> list[bool]:

@@ -76,7 +76,9 @@ class RunReport(L.Callback):
         for logger in trainer.loggers:
             # CSVLogger keeps its last lines in memory.
             logger.save()
-        write_run_report(self.run_dir, f"{type(pl_module).__name__}, {trainer.global_step} steps")
+        write_run_report(
+            self.run_dir, f"{type(getattr(pl_module, 'learner', pl_module)).__name__}, {trainer.global_step} steps"
+        )
 
 
 def write_run_report(run_dir: Path, title: str) -> Path:

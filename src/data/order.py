@@ -1,7 +1,7 @@
 """Data order as a pure function of (seed, step, rank), so that a resumed run sees what it would have seen."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -152,6 +152,8 @@ class SteppedData(L.LightningDataModule):
         seed: Of the order.
         num_workers: Processes that prepare batches; 0 does it in the training process.
     """
+
+    incidental: ClassVar[tuple[str, ...]] = ("num_val", "num_workers")
 
     train: Dataset
     val: Dataset

@@ -1,6 +1,7 @@
 """Three to five photos of one subject: the views that a method learns from, and the order in which it sees them."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import lightning as L
 import numpy as np
@@ -91,6 +92,9 @@ class ConceptData(L.LightningDataModule):
     Raises:
         ValueError: If a folder holds no usable image, or the resolution is not a multiple of 8.
     """
+
+    # Photos count by their content.
+    incidental: ClassVar[tuple[str, ...]] = ("instance_dir", "class_dir", "num_val")
 
     def __init__(
         self,

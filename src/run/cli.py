@@ -21,6 +21,7 @@ from rich.console import Console
 
 import src.run.cli  # noqa: F401  (registers the resolvers)
 from src.run.errors import explain
+from src.run.spelling import respelled
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Where launchers tell a process its number."""
@@ -113,7 +114,7 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         for category in (UserWarning, FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module="lightning")
-        sys.argv[1:] = [_with_plus(argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = respelled(sys.argv[1:], sys.argv[0])
         wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
         # Without it, Hydra prints its own text and exits before we see the error.
         os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -127,16 +128,6 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
             sys.exit(1)
 
     return run
-
-
-# Keys that a user may add, which plain Hydra wants marked: an experiment is no part of the defaults list (`+`), the
-# names of banks are the user's own (`++`, so that the same name in an experiment is replaced), and so are the keys of a
-# training that an evaluation changes.
-_ADDABLE = {"experiment=": "+", "bank.": "++", "references.": "++", "training.": "++", "suite.subjects.": "++"}
-
-
-def _with_plus(argument: str) -> str:
-    return next((plus + argument for start, plus in _ADDABLE.items() if argument.startswith(start)), argument)
 
 
 def run_dir(root: str, resume: bool = False) -> str:

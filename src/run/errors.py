@@ -87,6 +87,10 @@ def _missing_file(error: MissingConfigException) -> str:
         return f"{group}/{name} needs a package; type: pip install -e '.[{launcher}]'"
     folder = CONF / group
     choices = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    if group == "method" and "/" in name:
+        # A method is typed by its name alone; its file is named by what it is for.
+        name, _, role = name.partition("/")
+        choices = [choice.removesuffix(f"/{role}") for choice in choices if choice.endswith(f"/{role}")]
     if not name or not choices:
         return str(error).splitlines()[0]
     close = get_close_matches(name, choices, n=1)

@@ -41,9 +41,8 @@ class Suite:
 
     def sources(self) -> dict[str, ConceptSource]:
         """What is known of each subject before its bank is trained."""
-        return {
-            name: ConceptSource(cfg.method.class_noun, cfg.method.references) for name, cfg in self._configs.items()
-        }
+        subjects = {name: cfg.method.learner.subject for name, cfg in self._configs.items()}
+        return {name: ConceptSource(subject.class_noun, subject.references) for name, subject in subjects.items()}
 
     def trained(self, train: bool = True) -> dict[str, str]:
         """``bank.NAME``, a key of the evaluation's configuration, to the file; what is missing is trained now.
@@ -112,7 +111,7 @@ class AdapterSuite:
 
 def adapter_digest(cfg: DictConfig) -> str:
     """Hash of all that an adapter is trained from; tar shards and datasets of the hub count by their name alone."""
-    llm = OmegaConf.to_container(cfg.method.encoder.language_model, resolve=True)
+    llm = OmegaConf.to_container(cfg.method.learner.encoder.language_model, resolve=True)
     source = cfg.data.get("source") or {}
     place = source.get("folder") or source.get("path")
     return training_digest(cfg, [_llm_hash(json.dumps(llm)), *([_images_hash(place)] if place else [])])

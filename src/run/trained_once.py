@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.data.files import take_turns
@@ -20,10 +20,8 @@ from src.run.training import fit
 
 TRAINED_FROM = ("method", "data", "backbone", "trainer")
 """Parts of a training's configuration that its product depends on."""
-PLACES = ("cache_dir", "cache", "export_path", "references", "default_root_dir", "instance_dir", "class_dir")
-WATCHING = ("sampling", "num_val", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps")
-COMPUTING = ("keep_loaded", "encode_ahead", "num_workers")
-"""Keys in them that it does not depend on; folders of images count by their content."""
+OF_TRAINER = ("default_root_dir", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps")
+"""Arguments of Lightning's Trainer that it does not depend on; our own classes name theirs in ``incidental``."""
 PAGES = ("samples", "report")
 """Callbacks that are left out: sample grids would take as long as the training."""
 
@@ -99,7 +97,7 @@ def training_digest(cfg: DictConfig, content: Sequence[str]) -> str:
         cfg: Of ``composed``.
         content: Hashes of images and further models.
     """
-    settings = {part: _without_paths(OmegaConf.to_container(cfg[part], resolve=True)) for part in TRAINED_FROM}
+    settings = {part: _what_counts(OmegaConf.to_container(cfg[part], resolve=True)) for part in TRAINED_FROM}
     backbone = _backbone_hash(json.dumps(OmegaConf.to_container(cfg.backbone, resolve=True)))
     record = json.dumps([settings, cfg.seed, list(content), backbone], sort_keys=True)
     return hashlib.sha256(record.encode()).hexdigest()[:12]
@@ -111,10 +109,20 @@ def _backbone_hash(settings: str) -> str:
     return instantiate(json.loads(settings)).cross_attention_hash
 
 
-def _without_paths(node: Any) -> Any:
+def _what_counts(node: Any) -> Any:
+    """Settings without those that the class which is built from them calls incidental."""
     if not isinstance(node, dict):
         return node
-    return {key: _without_paths(value) for key, value in node.items() if key not in (*PLACES, *WATCHING, *COMPUTING)}
+    left_out = _incidental(node["_target_"]) if "_target_" in node else ()
+    return {key: _what_counts(value) for key, value in node.items() if key not in left_out}
+
+
+def _incidental(target: str) -> tuple[str, ...]:
+    """What a class calls incidental; a classmethod that builds one speaks for it."""
+    if target == "lightning.Trainer":
+        return OF_TRAINER
+    found = get_object(target)
+    return getattr(getattr(found, "__self__", found), "incidental", ())
 
 
 def files_digest(files: Sequence[Path]) -> str:

@@ -59,21 +59,21 @@ def test_an_adapter_is_trained_once(training: dict, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "method.learning_rate=1", "data.batch_size=1", "trainer.max_steps=5", "llmdiff.encoding.features=last"],
+    ["seed=1", "method.optimizer.lr=1", "data.batch_size=1", "trainer.max_steps=5", "llmdiff.encoding.features=last"],
 )
 def test_another_training_is_another_adapter(training: dict, override: str) -> None:
     assert digest(training, override) != digest(training)
 
 
 def test_where_and_with_what_comfort_it_is_trained_does_not_count(training: dict) -> None:
-    elsewhere = ["paths.cache_dir=elsewhere", "paths.run_dir=there", "method.encoder.keep_loaded=false"]
+    elsewhere = ["paths.cache_dir=elsewhere", "paths.run_dir=there", "method.learner.encoder.keep_loaded=false"]
     watched = [
-        "method.sampling.guidance_scale=9",
+        "method.learner.sampling.guidance_scale=9",
         "data.num_val=1",
         "trainer.val_check_interval=1",
         "logger=tensorboard",
     ]
-    assert digest(training, *elsewhere, *watched, "method.encoder.cache.folder=x") == digest(training)
+    assert digest(training, *elsewhere, *watched, "method.learner.encoder.cache.folder=x") == digest(training)
 
 
 def test_a_language_model_that_was_trained_anew_is_another_one(training: dict) -> None:
@@ -141,5 +141,5 @@ def test_a_suite_trains_on_one_process(training: dict, tmp_path: Path) -> None:
 def test_what_was_made_reaches_the_configuration_beside_what_was_given(training: dict) -> None:
     cfg = compose("eval", overrides=["++bank.rex=given"])
     use({"bank.rex": "made", "bank.tom": "made", "adapter": "made"}, cfg)
-    assert compose("eval", overrides=["method=llmdiff", "adapter=given"]).method.adapter == "given"
+    assert compose("eval", overrides=["method=llmdiff/draw", "adapter=given"]).method.adapter == "given"
     assert (cfg.bank, cfg.adapter) == ({"rex": "given", "tom": "made"}, "made")

@@ -7,7 +7,7 @@ import wandb_workspaces.reports.v2 as panels
 import wandb_workspaces.workspaces as workspaces
 
 STEP = "trainer/global_step"
-KNOBS = ("method.learning_rate", "method.modifier_learning_rate", "method.rank", "trainer.max_steps", "seed")
+KNOBS = ("method.optimizer.lr", "method.rates.modifier", "method.learner.rank", "trainer.max_steps", "seed")
 """Keys of the configuration that a sweep usually varies: the axes of its comparison."""
 TESTED = ("concept/dino", "concept/clip_i", "concept/clip_t", "dino_gap_closed")
 """Of what ``src.callbacks.trackers.loggers`` logs."""

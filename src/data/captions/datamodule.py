@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -94,6 +94,8 @@ class CaptionedImages(EncodedData, SteppedData):
     Raises:
         ValueError: If images cannot be read, none is left to train on, or resolution and step do not go together.
     """
+
+    incidental: ClassVar[tuple[str, ...]] = ("cache_dir", "num_workers")
 
     train: CaptionedItems
     val: CaptionedItems

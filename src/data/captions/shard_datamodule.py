@@ -1,5 +1,7 @@
 """Images with captions streamed from shards: each image goes to one process and one worker, whatever their number."""
 
+from typing import ClassVar
+
 from src.data.captions.buckets import aspect_buckets
 from src.data.captions.datamodule import EncodedData
 from src.data.captions.shards import CaptionShards, Reader, StepBatches, StreamShares, ValidationBatches
@@ -23,6 +25,8 @@ class CaptionedShards(EncodedData):
         skip_unreadable: Take the next image for one that cannot be read, instead of stopping.
         num_workers: Processes that read and cut images; at most one per stream of the rank.
     """
+
+    incidental: ClassVar[tuple[str, ...]] = ("val", "num_val", "cache_dir", "num_workers")
 
     def __init__(
         self,

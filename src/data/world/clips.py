@@ -1,6 +1,6 @@
 """Short clips of training individuals: one individual, several frames, everything else changed between them."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -55,6 +55,8 @@ class FramePairsData(L.LightningDataModule):
         same_frame: See ``FramePairs``.
         seed: Of the data order.
     """
+
+    incidental: ClassVar[tuple[str, ...]] = ("cache_dir", "num_val")
 
     def __init__(
         self, cache_dir: str, batch_size: int, num_train: int, num_val: int, same_frame: bool = False, seed: int = 0

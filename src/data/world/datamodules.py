@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -171,6 +171,8 @@ class WorldData(L.LightningDataModule):
         kind: Key of ``SAMPLERS``.
         seed: Of the data order.
     """
+
+    incidental: ClassVar[tuple[str, ...]] = ("cache_dir", "num_val")
 
     def __init__(
         self,

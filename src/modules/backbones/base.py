@@ -94,6 +94,8 @@ class Backbone(ABC):
 
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
     """Stock pipelines that this backbone takes."""
+    incidental: ClassVar[tuple[str, ...]] = ("sampling",)
+    """Settings that change nothing of what is learnt from this model."""
     option: ClassVar[str] = ""
     """What a command adds to choose this kind of backbone, if the default one is of another kind."""
 

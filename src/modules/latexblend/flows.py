@@ -52,7 +52,7 @@ class ConceptDelta(nn.Module):
     ) -> None:
         super().__init__()
         if rank is not None and rank < 1:
-            raise ValueError(f"method.rank is {rank}; give a positive number, or null for full changes")
+            raise ValueError(f"method.learner.rank is {rank}; give a positive number, or null for full changes")
         # Module names may not contain dots.
         self.changes = nn.ModuleDict(
             {_key(name): _change(linear.out_features, linear.in_features, rank) for name, linear in projections.items()}

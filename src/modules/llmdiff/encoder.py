@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from rich.progress import track
@@ -79,6 +80,8 @@ class LLMEncoder:
     Raises:
         ValueError: If the options name a block that the model does not have.
     """
+
+    incidental: ClassVar[tuple[str, ...]] = ("cache", "keep_loaded")
 
     def __init__(
         self,

@@ -18,9 +18,10 @@ from src.callbacks.run_report import read_curves
 from src.data.captions.datamodule import CaptionedImages
 from src.data.captions.sources import CaptionFolder
 from src.modules.llmdiff.encoder import EncodingCache
-from src.modules.llmdiff.learner import LLMDiff
 from src.modules.training.diffusion import step_generator
-from tests.llmdiff_training import LatentData, Latents, Trace, learner, traced, trainer
+from src.modules.training.learner import LearnerModule
+from tests.checkpoints import as_before
+from tests.llmdiff_training import LatentData, Latents, Trace, traced, trainer, training
 from tests.llms import tiny_llm_folder
 
 
@@ -46,7 +47,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path, llm: Path) -
     two, one = torch.load(tmp_path / "trace.pt", weights_only=True), traced(tmp_path, llm, 4)
     assert np.allclose(two["losses"], one.losses, rtol=1e-4)
     assert len(set(one.losses)) == 3
-    trained = {name for name, _ in learner(tmp_path, llm).named_parameters()}
+    trained = {name for name, _ in training(tmp_path, llm).named_parameters()}
     for ours, theirs in zip(two["gradients"], one.gradients, strict=True):
         assert set(ours) == trained
         assert close(ours, theirs)
@@ -64,25 +65,26 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path, llm: Path) -> N
 def test_training_moves_every_tensor_of_the_adapter_and_nothing_else(
     tmp_path: Path, llm: Path, kind: str, options: dict
 ) -> None:
-    module = learner(tmp_path, llm, kind, **options)
-    parts = [module.backbone.unet, module.backbone.vae, module.encoder.language_model.decoder.module]
+    module = training(tmp_path, llm, kind, **options)
+    backbone, llama = module.learner.backbone, module.learner.encoder.language_model.decoder.module
+    parts = [backbone.unet, backbone.vae, llama]
     frozen = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
     before = {name: parameter.clone() for name, parameter in module.named_parameters()}
     trainer(3, tmp_path).fit(module, LatentData())
     for part, weights in zip(parts, frozen, strict=True):
         assert equal(part.state_dict().values(), weights.values())
         assert all(parameter.grad is None for parameter in part.parameters())
-    assert {type(processor) for processor in module.backbone.unet.attn_processors.values()} == {AttnProcessor}
+    assert {type(processor) for processor in backbone.unet.attn_processors.values()} == {AttnProcessor}
     assert {name for name, parameter in module.named_parameters() if torch.equal(parameter, before[name])} == set()
-    assert all(name.startswith("adapter.") for name in module.state_dict())
+    assert all(name.startswith("adapter.") for name in module.learner.state_dict())
 
 
 def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path, llm: Path) -> None:
     traces = []
     for checkpointing in (False, True):
         trace = Trace()
-        module = learner(tmp_path, llm, gradient_checkpointing=checkpointing)
-        assert module.backbone.unet.is_gradient_checkpointing == checkpointing
+        module = training(tmp_path, llm, gradient_checkpointing=checkpointing)
+        assert module.learner.backbone.unet.is_gradient_checkpointing == checkpointing
         trainer(2, tmp_path, trace).fit(module, LatentData())
         traces.append(trace)
     assert traces[0].losses == traces[1].losses
@@ -90,23 +92,26 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path, llm: Path) -
 
 
 def test_the_loss_of_a_sample_does_not_depend_on_its_batch(tmp_path: Path, llm: Path) -> None:
-    module, data = learner(tmp_path, llm, snr_gamma=5.0), Latents(5)
+    module, data = training(tmp_path, llm, snr_gamma=5.0), Latents(5)
 
     def losses(rows: list[int]) -> torch.Tensor:
         captions = [data.captions[row] for row in rows]
-        return module.losses(data.latents[rows], captions, [step_generator(0, row) for row in rows])
+        return module.learner.denoising_errors(data.latents[rows], captions, [step_generator(0, row) for row in rows])
 
     together = losses([0, 1, 2, 3, 4])
     assert together.shape == (5,)
     assert torch.allclose(together, torch.cat([losses([row]) for row in range(5)]), rtol=1e-4)
 
 
-def test_stopping_and_going_on_equals_never_stopping_bit_for_bit(tmp_path: Path, llm: Path) -> None:
-    whole, first, second = (learner(tmp_path, llm, schedule="cosine") for _ in range(3))
+@pytest.mark.parametrize("written", ["now", "before learners"])
+def test_stopping_and_going_on_equals_never_stopping_bit_for_bit(tmp_path: Path, llm: Path, written: str) -> None:
+    whole, first, second = (training(tmp_path, llm, schedule="cosine") for _ in range(3))
     once, stopped, resumed = trainer(4, tmp_path), trainer(4, tmp_path, StopAfter(2)), trainer(4, tmp_path)
     once.fit(whole, LatentData())
     stopped.fit(first, LatentData())
     stopped.save_checkpoint(tmp_path / "two.ckpt")
+    if written != "now":
+        torch.save(as_before(torch.load(tmp_path / "two.ckpt", weights_only=True), "llmdiff"), tmp_path / "two.ckpt")
     resumed.fit(second, LatentData(), ckpt_path=str(tmp_path / "two.ckpt"), weights_only=True)
     assert (stopped.global_step, resumed.global_step) == (2, 4)
     assert equal(whole.state_dict().values(), second.state_dict().values())
@@ -128,7 +133,7 @@ def equal(ours, theirs) -> bool:
 
 
 def test_a_checkpoint_holds_what_is_trained_and_names_its_experiment(tmp_path: Path, llm: Path) -> None:
-    module, run = learner(tmp_path, llm), trainer(1, tmp_path)
+    module, run = training(tmp_path, llm), trainer(1, tmp_path)
     run.fit(module, LatentData())
     path = tmp_path / "one.ckpt"
     run.save_checkpoint(path)
@@ -136,27 +141,27 @@ def test_a_checkpoint_holds_what_is_trained_and_names_its_experiment(tmp_path: P
     # Weights, their average, two moments; names and Lightning's own records beside them.
     assert path.stat().st_size < 4 * trained + 300_000
     checkpoint = torch.load(path, weights_only=True)
-    assert checkpoint["state_dict"].keys() == module.adapter.state_dict(prefix="adapter.").keys()
+    assert checkpoint["state_dict"].keys() == module.learner.adapter.state_dict(prefix="learner.adapter.").keys()
     others = [
-        learner(tmp_path, llm, "sdxl"),
-        learner(tmp_path, llm, adapter={"key_value": "phi"}),
-        learner(tmp_path, tiny_llm_folder(tmp_path / "other", seed=1)),
+        training(tmp_path, llm, "sdxl"),
+        training(tmp_path, llm, adapter={"key_value": "phi"}),
+        training(tmp_path, tiny_llm_folder(tmp_path / "other", seed=1)),
     ]
     for other in others:
         with pytest.raises(ValueError, match="this checkpoint is of another experiment"):
             trainer(2, tmp_path).fit(other, LatentData(), ckpt_path=str(path), weights_only=True)
-    del checkpoint["state_dict"]["adapter.phi_bias"]
+    del checkpoint["state_dict"]["learner.adapter.phi_bias"]
     torch.save(checkpoint, path)
     with pytest.raises(ValueError, match=r"lacks 1 trained tensors, first adapter\.phi_bias"):
-        trainer(2, tmp_path).fit(learner(tmp_path, llm), LatentData(), ckpt_path=str(path), weights_only=True)
+        trainer(2, tmp_path).fit(training(tmp_path, llm), LatentData(), ckpt_path=str(path), weights_only=True)
 
 
 def test_validation_depends_on_the_weights_alone_and_leaves_the_training_alone(tmp_path: Path, llm: Path) -> None:
-    def validate(module: LLMDiff, batch_size: int) -> float:
+    def validate(module: LearnerModule, batch_size: int) -> float:
         run = trainer(0, tmp_path, limit_val_batches=1.0)
         return run.validate(module, LatentData(batch_size), verbose=False)[0]["val/loss"]
 
-    module = learner(tmp_path, llm)
+    module = training(tmp_path, llm)
     first = validate(module, 2)
     torch.rand(5)
     assert validate(module, 2) == first
@@ -164,7 +169,7 @@ def test_validation_depends_on_the_weights_alone_and_leaves_the_training_alone(t
     traces = []
     for batches in (0, 1.0):
         trace = Trace()
-        module = learner(tmp_path, llm)
+        module = training(tmp_path, llm)
         run = trainer(4, tmp_path, trace, limit_val_batches=batches, val_check_interval=2, check_val_every_n_epoch=None)
         run.fit(module, LatentData())
         traces.append(trace.losses)
@@ -178,7 +183,7 @@ def test_dropped_captions_are_the_empty_prompt(tmp_path: Path, llm: Path) -> Non
         if change:
             data.train.captions = ["a very small tree"] * 10  # type: ignore[attr-defined]
         # phi starts at a weight that makes prompts matter.
-        module = learner(tmp_path, llm, adapter={"phi_std": 0.5}, caption_dropout=dropout)
+        module = training(tmp_path, llm, adapter={"phi_std": 0.5}, caption_dropout=dropout)
         trainer(3, tmp_path, trace).fit(module, data)
         return trace.losses
 
@@ -187,11 +192,11 @@ def test_dropped_captions_are_the_empty_prompt(tmp_path: Path, llm: Path) -> Non
 
 
 def test_the_velocity_is_learnt_where_the_scheduler_says_so(tmp_path: Path, llm: Path) -> None:
-    module, data = learner(tmp_path, llm), Latents(3)
+    learner, data = training(tmp_path, llm).learner, Latents(3)
 
     def losses(kind: str) -> torch.Tensor:
-        module.backbone.noise_scheduler.register_to_config(prediction_type=kind)
-        return module.losses(data.latents, data.captions, [step_generator(0, row) for row in range(3)])
+        learner.backbone.noise_scheduler.register_to_config(prediction_type=kind)
+        return learner.denoising_errors(data.latents, data.captions, [step_generator(0, row) for row in range(3)])
 
     assert not torch.allclose(losses("epsilon"), losses("v_prediction"))
     with pytest.raises(ValueError, match="prediction_type is 'sample'"):
@@ -199,17 +204,17 @@ def test_the_velocity_is_learnt_where_the_scheduler_says_so(tmp_path: Path, llm:
 
 
 def test_g_h_a_and_b_are_logged(tmp_path: Path, llm: Path) -> None:
-    module = learner(tmp_path, llm)
-    names = set(module.curves())
+    module = training(tmp_path, llm)
+    names = set(module.learner.curves())
     logger = CSVLogger(tmp_path, name="logs")
     trainer(4, tmp_path, logger=logger, log_every_n_steps=2).fit(module, LatentData())
     logger.save()
     curves = read_curves([Path(logger.log_dir) / "metrics.csv"])
     assert names <= curves.keys() and {"g/00", "g/02", "h/01", "a1/00", "b2/01"} <= names
-    weights = [layer.additional_weight.item() for layer in module.adapter.layers.values()]
-    assert [module.curves()[f"additional_weight/{at:02d}"] for at in range(len(weights))] == weights
-    assert module.curves()["original_weight/01"] == pytest.approx(
-        module.curves()["a1/01"] * np.exp(module.curves()["b1/01"])
+    weights = [layer.additional_weight.item() for layer in module.learner.adapter.layers.values()]
+    assert [module.learner.curves()[f"additional_weight/{at:02d}"] for at in range(len(weights))] == weights
+    assert module.learner.curves()["original_weight/01"] == pytest.approx(
+        module.learner.curves()["a1/01"] * np.exp(module.learner.curves()["b1/01"])
     )
     assert all(curves[name][0] == [0, 2] for name in names)
     assert curves["g/00"][1][0] == pytest.approx(3**-0.5) and curves["g/00"][1][0] != curves["g/00"][1][1]
@@ -228,21 +233,21 @@ def photos(folder: Path, number: int = 4) -> CaptionedImages:
 def test_images_of_any_shape_and_captions_encoded_ahead(tmp_path: Path, llm: Path, kind: str) -> None:
     data, losses = photos(tmp_path / "photos"), []
     for ahead in (False, True):
-        module, trace = learner(tmp_path, llm, kind, encode_ahead=ahead), Trace()
-        module.encoder.cache = EncodingCache(tmp_path / "encodings") if ahead else None
+        module, trace = training(tmp_path, llm, kind, encode_ahead=ahead), Trace()
+        module.learner.encoder.cache = EncodingCache(tmp_path / "encodings") if ahead else None
         trainer(3, tmp_path, trace).fit(module, data)
         losses.append(trace.losses)
     # Texts that are encoded in other batches differ by rounding.
     assert np.allclose(losses[0], losses[1], rtol=1e-5)
-    assert not module.encoder.language_model.is_loaded
+    assert not module.learner.encoder.language_model.is_loaded
 
 
 def test_sdxl_is_told_sizes(tmp_path: Path, llm: Path) -> None:
-    module, data = learner(tmp_path, llm, "sdxl"), Latents(2)
+    module, data = training(tmp_path, llm, "sdxl"), Latents(2)
 
     def losses(*size_ids: list[list[int]]) -> torch.Tensor:
         generators = [step_generator(0, row) for row in range(2)]
-        return module.losses(data.latents, data.captions, generators, *map(torch.tensor, size_ids))
+        return module.learner.denoising_errors(data.latents, data.captions, generators, *map(torch.tensor, size_ids))
 
     whole, cut = [64, 64, 0, 0, 64, 64], [96, 64, 16, 0, 64, 64]
     assert torch.equal(losses(), losses([whole, whole]))
@@ -252,20 +257,20 @@ def test_sdxl_is_told_sizes(tmp_path: Path, llm: Path) -> None:
 def test_mistakes_are_said_before_the_first_step(tmp_path: Path, llm: Path) -> None:
     for options, message in [
         ({"schedule": "linear"}, "method.schedule is 'linear'; choose one of constant, cosine"),
-        ({"caption_dropout": 1.0}, "method.caption_dropout is 1.0; give a share"),
+        ({"caption_dropout": 1.0}, "method.learner.caption_dropout is 1.0; give a share"),
     ]:
         with pytest.raises(ValueError, match=message):
-            learner(tmp_path, llm, **options)
-    with pytest.raises(ValueError, match="method.encode_ahead needs captions that are known"):
-        trainer(1, tmp_path).fit(learner(tmp_path, llm, encode_ahead=True), LatentData())
+            training(tmp_path, llm, **options)
+    with pytest.raises(ValueError, match="method.learner.encode_ahead needs captions that are known"):
+        trainer(1, tmp_path).fit(training(tmp_path, llm, encode_ahead=True), LatentData())
     data = photos(tmp_path / "photos")
     with pytest.raises(ValueError, match="give the encoder a cache"):
-        trainer(1, tmp_path).fit(learner(tmp_path, llm, encode_ahead=True), data)
+        trainer(1, tmp_path).fit(training(tmp_path, llm, encode_ahead=True), data)
     data.train.source.captions[2] = "dog " * 200
     with pytest.raises(ValueError, match="prompt of 202 tokens, but .* at most 128: shorten 'dog dog"):
-        trainer(1, tmp_path).fit(learner(tmp_path, llm), data)
+        trainer(1, tmp_path).fit(training(tmp_path, llm), data)
 
 
 def test_one_process_agrees_with_itself(tmp_path: Path, llm: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trainer(1, tmp_path, Ranks("seed: 0"), accumulate_grad_batches=3).fit(learner(tmp_path, llm), LatentData())
+    trainer(1, tmp_path, Ranks("seed: 0"), accumulate_grad_batches=3).fit(training(tmp_path, llm), LatentData())
     assert "effective batch: 6 = 2 per process x 1 process(es) x 3 accumulated" in capsys.readouterr().err

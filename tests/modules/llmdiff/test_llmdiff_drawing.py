@@ -19,7 +19,9 @@ from src.modules.llmdiff.encoder import LLMEncoder
 from src.modules.llmdiff.generator import LLMDiffGenerator, trained_encoder
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.learner import LLMDiff
-from tests.llmdiff_training import MAKERS, LatentData, Trace, learner, trainer
+from src.modules.training.learner import TrainingRecord
+from src.run.spelling import respelled
+from tests.llmdiff_training import MAKERS, LatentData, Trace, trainer, training
 from tests.llms import tiny_llm_folder
 
 
@@ -34,7 +36,7 @@ def equal(ours, theirs) -> bool:
 
 def test_grids_and_validation_see_the_average_and_leave_the_last_weights(tmp_path: Path, llm: Path) -> None:
     module, data, requests = (
-        learner(tmp_path, llm, sampling={"num_inference_steps": 2}),
+        training(tmp_path, llm, sampling={"num_inference_steps": 2}),
         LatentData(),
         [Request("a", 0)],
     )
@@ -63,7 +65,7 @@ def test_grids_change_nothing_that_is_learnt(tmp_path: Path, llm: Path) -> None:
     traces = []
     for every in (0, 1):
         trace, grid = Trace(), SampleGrid(str(tmp_path / f"every-{every}"), ["a red dog"], 1, every)
-        module = learner(tmp_path, llm, sampling={"num_inference_steps": 1})
+        module = training(tmp_path, llm, sampling={"num_inference_steps": 1})
         trainer(4, tmp_path, trace, grid).fit(module, LatentData())
         traces.append((trace.losses, module.state_dict().values()))
     assert traces[0][0] == traces[1][0] and equal(traces[0][1], traces[1][1])
@@ -71,20 +73,20 @@ def test_grids_change_nothing_that_is_learnt(tmp_path: Path, llm: Path) -> None:
 
 
 def test_the_export_is_the_average_and_draws(tmp_path: Path, llm: Path) -> None:
-    module, data = learner(tmp_path, llm), LatentData()
+    module, data = training(tmp_path, llm), LatentData()
     trainer(3, tmp_path).fit(module, data)
     requests = [Request("a red dog", 0)]
     drawn = module.sample(requests)
-    assert np.array_equal(drawn[0], module.sample(requests)[0]) and module.adapter.training
+    assert np.array_equal(drawn[0], module.sample(requests)[0]) and module.learner.adapter.training
     average = [tensor.clone() for tensor in module.ema.shadow_params]
-    assert not equal(average, module.adapter.parameters())
+    assert not equal(average, module.learner.adapter.parameters())
     exports = module.export()
     path = exports["adapter"]
     assert exports["next"].startswith(f"python generate.py method=llmdiff adapter={path} ")
-    loaded = LLMDiffAdapter.load(path, module.backbone)
+    loaded = LLMDiffAdapter.load(path, module.learner.backbone)
     assert equal(average, loaded.parameters()) and loaded.metadata["num_steps"] == "3"
     assert json.loads(loaded.metadata["training"])["caption_dropout"] == 0.3
-    from_file = LLMDiffGenerator(module.backbone, path, trained_encoder(path)).sample(requests)
+    from_file = LLMDiffGenerator(module.learner.backbone, path, trained_encoder(path)).sample(requests)
     assert np.array_equal(from_file[0], drawn[0])
 
 
@@ -95,10 +97,11 @@ def test_the_command_at_the_end_draws_with_the_backbone_of_the_training(
     MAKERS[kind](tmp_path).save_pretrained(tmp_path / "base")
     backbone = DiffusionBackbone.from_pretrained(str(tmp_path / "base"), dtype)
     module = LLMDiff(backbone, LLMEncoder(LanguageModel.from_pretrained(str(llm))), str(tmp_path / "a.safetensors"))
-    python, script, *arguments = shlex.split(module.export()["next"])
+    python, script, *typed = shlex.split(module.export(TrainingRecord(0, 1e-3, 1e-2))["next"])
     assert (python, script) == ("python", "generate.py")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(Path(__file__).parents[3] / "conf"), version_base="1.3"):
+        arguments = respelled(typed, script)
         cfg = compose("generate", [*arguments, "method.sampling.num_inference_steps=1", f"paths.cache_dir={tmp_path}"])
     generator = instantiate(cfg.method, _convert_="all")
     assert generator.backbone.dtype == backbone.dtype

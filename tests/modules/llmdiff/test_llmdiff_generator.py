@@ -269,6 +269,6 @@ def test_the_configuration_draws(sd: DiffusionBackbone, encoder: LLMEncoder, tmp
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(root / "conf"), version_base="1.3"):
         settings = [f"backbone.path={tmp_path / 'sd'}", f"++adapter={path}", f"paths.cache_dir={tmp_path}"]
-        cfg = compose("generate", ["method=llmdiff", "method.sampling.num_inference_steps=2", *settings])
+        cfg = compose("generate", ["method=llmdiff/draw", "method.sampling.num_inference_steps=2", *settings])
         image = instantiate(cfg.method, _convert_="all").sample([Request("a red dog", 0)])[0]
     assert image.size == (64, 64)
