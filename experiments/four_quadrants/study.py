@@ -18,6 +18,7 @@ import lightning as L
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from omegaconf import DictConfig, OmegaConf
+from torch.optim import AdamW
 
 from src.data.files import write_text
 from src.data.texts import CorpusData
@@ -30,7 +31,11 @@ from src.modules.llmdiff.generator import LLMDiffPipeline
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.learner import LLMDiff
 from src.modules.llmdiff.options import AdapterOptions, EncodingOptions
+<<<<<<< HEAD
 from src.modules.training.learner import LearnerModule
+=======
+from src.modules.training.learner import Learner, LearnerModule
+>>>>>>> pretrain
 from src.modules.world.language_model import LanguageModelPretraining
 from src.modules.world.text_to_image import SCHEDULER, TextToImagePretraining
 
@@ -67,26 +72,22 @@ DRAWING = {"num_inference_steps": 20, "guidance_scale": 1.0, "output_type": "lat
 
 def language_model(folder: str | Path, seed: int = 0) -> LanguageModel:
     """A Llama that has read colours and copied them."""
-    module = LanguageModelPretraining(str(folder), 96, 256, num_layers=4, num_heads=4, context=32, seed=seed)
-    _fit(module, CorpusData(quadrant_text, 64, 1_000_000, seed=seed), 1_500)
-    module.export()
+    llama = LanguageModelPretraining(str(folder), 96, 256, num_layers=4, num_heads=4, context=32, seed=seed)
+    adamw = partial(AdamW, lr=2e-3, betas=(0.9, 0.95))
+    _trained(llama, CorpusData(quadrant_text, 64, 1_000_000, seed=seed), 1_500, 100, adamw).export()
     return LanguageModel.from_pretrained(str(folder))
 
 
 def base_model(folder: str | Path, seed: int = 0) -> DiffusionBackbone:
     """A base model whose own text encoder knows the order of words; it works on pixels."""
-    rates = {"learning_rate": 2e-3, "text_learning_rate": 1e-3, "ema_decay": 0.99}
-    module = TextToImagePretraining(
-        str(folder), [32, 64], latent_channels=3, text_width=64, text_layers=2, seed=seed, **rates
-    )
-    _fit(module, QuadrantData(32, seed), 1_300)
-    module.ema.copy_to(module.averaged)
-    module.unet.set_default_attn_processor()
+    painter = TextToImagePretraining(str(folder), [32, 64], 3, text_width=64, text_layers=2, seed=seed)
+    _trained(painter, QuadrantData(32, seed), 1_300, 130, partial(AdamW, lr=2e-3), {"text_encoder": 1e-3})
+    painter.unet.set_default_attn_processor()
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL(block_out_channels=(32,), latent_channels=3),
-        text_encoder=module.text_encoder.requires_grad_(False).eval(),
-        tokenizer=module.tokenizer,
-        unet=module.unet.requires_grad_(False).eval(),
+        text_encoder=painter.text_encoder.requires_grad_(False).eval(),
+        tokenizer=painter.tokenizer,
+        unet=painter.unet.requires_grad_(False).eval(),
         scheduler=DDIMScheduler(**SCHEDULER, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
@@ -102,10 +103,14 @@ def with_adapter(backbone: DiffusionBackbone, llm: LanguageModel, arm: str, seed
     encoder = LLMEncoder(llm, EncodingOptions(**encoding))
     options = AdapterOptions(**{"phi_bias": "mean", **adapter})
     learner = LLMDiff(backbone, encoder, "not exported", options, seed=seed)
+<<<<<<< HEAD
     optimizer = partial(torch.optim.AdamW, lr=3e-3, weight_decay=1e-2)
     module = LearnerModule(learner, optimizer, schedule="cosine", num_warmup_steps=50, ema_decay=0.99)
     _fit(module, QuadrantData(32, seed), 1_000)
     module.take_average()
+=======
+    _trained(learner, QuadrantData(32, seed), 1_000, 50, partial(AdamW, lr=3e-3))
+>>>>>>> pretrain
     return LLMDiffPipeline(backbone.pipeline, learner.adapter.eval(), encoder)
 
 
@@ -117,11 +122,21 @@ def all_four_right(draw: Callable[..., Any]) -> list[bool]:
     return [colors_of(one) == found for one, found in zip(captions, painted, strict=True)]
 
 
-def _fit(module: L.LightningModule, data: L.LightningDataModule, steps: int) -> None:
+def _trained(
+    learner: Learner,
+    data: L.LightningDataModule,
+    steps: int,
+    num_warmup_steps: int,
+    optimizer: Callable[..., AdamW],
+    rates: dict[str, float] | None = None,
+) -> LearnerModule:
+    """Train a learner, which then keeps the average of its weights."""
+    module = LearnerModule(learner, optimizer, rates, "cosine", num_warmup_steps, ema_decay=0.99)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    L.Trainer(max_steps=steps, accelerator="cpu", limit_val_batches=0, enable_progress_bar=False, **quiet).fit(
-        module, data
-    )
+    trainer = L.Trainer(max_steps=steps, accelerator="cpu", limit_val_batches=0, enable_progress_bar=False, **quiet)
+    trainer.fit(module, data)
+    module.ema.copy_to(module.averaged)
+    return module
 
 
 def measure(seed: int) -> None:

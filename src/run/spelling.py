@@ -28,10 +28,25 @@ TRAINING = {
         )
     },
 }
+PRETRAINING = {
+    **{name: f"learner.size.{name}" for name in ("depth", "width", "base_channels", "layers_per_block")},
+    **{name: f"learner.teaching.{name}" for name in ("momentum", "final_momentum")},
+    "min_crop": "learner.views.min_crop",
+    "view_size": "learner.views.size",
+    **{
+        name: f"learner.{name}"
+        for name in (
+            *("export_dir", "init_from", "code_path", "block_out_channels", "text_width", "text_layers"),
+            *("teacher_steps", "teacher_weight", "commitment_weight", "early_share", "phrases_alone", "flip_strength"),
+            *("contrast_weight", "full_caption_share", "decoder_noise", "reweight_by_scale", "model_args"),
+        )
+    },
+}
+"""What the pretrainings of the world add."""
 DRAWING = {
     name: f"sampling.{name}" for name in ("num_inference_steps", "guidance_scale", "negative_prompt", "resolution")
 }
-RESPELLED = {"train": TRAINING, "draw": DRAWING}
+RESPELLED = {"train": TRAINING | PRETRAINING, "draw": DRAWING}
 """Old keys below ``method`` to today's: of trainings, and of what draws images."""
 
 

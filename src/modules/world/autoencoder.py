@@ -5,19 +5,18 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from diffusers.optimization import get_cosine_schedule_with_warmup
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from src.data.world.linear_code import PATCH, LinearCode
-from src.modules.training.diffusion import per_sample_mse, step_generator
-from src.modules.training.ema import AveragedModule
+from src.modules.training.diffusion import per_sample_mse
+from src.modules.training.learner import Learner, TrainingRecord
 
 LOG_VARIANCE = -6.0
-"""Of the posterior: a deviation of 0.05 on latents of unit variance."""
+"""What the posterior is drawn to: a deviation of 0.05 on latents of unit variance."""
 
 
-class AutoencoderPretraining(AveragedModule):
+class AutoencoderPretraining(Learner):
     """The latent space is fixed in advance, so that the diffusion model can be trained at the same time.
 
     Encoder: regression on the linear code's latents. Decoder: from those latents plus a little noise to the image; it
@@ -27,11 +26,9 @@ class AutoencoderPretraining(AveragedModule):
         export_dir: Pipeline folder that receives ``vae``.
         code_path: The linear code (safetensors, written by the data module).
         block_out_channels: Widths at 64, 32, 16 and 8 pixels.
-        latent_channels: Of the code.
-        learning_rate: Peak.
-        ema_decay: Of the exported weights.
+        latent_channels: Channels of the code.
         decoder_noise: Deviation of the noise on the decoder's input.
-        seed: Of noise and initial weights.
+        seed: Noise and initial weights depend on it.
     """
 
     def __init__(
@@ -40,13 +37,11 @@ class AutoencoderPretraining(AveragedModule):
         code_path: str,
         block_out_channels: list[int],
         latent_channels: int = 24,
-        learning_rate: float = 2e-3,
-        ema_decay: float = 0.999,
         decoder_noise: float = 0.05,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.export_dir, self.code_path, self.decoder_noise, self.seed = export_dir, code_path, decoder_noise, seed
         torch.manual_seed(seed)
         self.vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * len(block_out_channels),
@@ -59,46 +54,42 @@ class AutoencoderPretraining(AveragedModule):
             mid_block_add_attention=False,
             scaling_factor=1.0,
         )
-        self.follow(list(self.vae.parameters()), ema_decay)
 
-    def setup(self, stage: str) -> None:
+    def prepare(self, data: Any, device: torch.device, rank: int = 0, world_size: int = 1, num_steps: int = 0) -> None:
         """Read the code as one strided convolution."""
-        self.code = code_convolution(self.hparams.code_path)
+        self.code = code_convolution(self.code_path).to(device)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Image error of the decoder plus latent error of the encoder."""
+    def losses(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
+        """Image error of the decoder, and latent error of the encoder."""
         pixel_values = batch["pixel_values"]
         with torch.no_grad():
-            code = self.code.to(self.device)(pixel_values).float()
+            code = self.code(pixel_values).float()
         posterior = self.vae.encode(pixel_values).latent_dist
         encoder_loss = F.mse_loss(posterior.mean.float(), code) + 0.01 * ((posterior.logvar - LOG_VARIANCE) ** 2).mean()
-        generator = step_generator(self.hparams.seed, int(batch["step"]), self.global_rank)
-        noise = torch.randn(code.shape, generator=generator).to(code)
-        restored = self.vae.decode(code + self.hparams.decoder_noise * noise).sample.float()
-        decoder_loss = F.mse_loss(restored, pixel_values)
-        self.log_dict({"train/decoder_loss": decoder_loss, "train/encoder_loss": encoder_loss}, prog_bar=True)
-        return decoder_loss + encoder_loss
+        noise = torch.randn(code.shape, generator=generators[0]).to(code)
+        restored = self.vae.decode(code + self.decoder_noise * noise).sample.float()
+        return {"decoder_loss": F.mse_loss(restored, pixel_values), "encoder_loss": encoder_loss}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """PSNR in decibel through encoder and decoder, mean over images, with the averaged weights."""
+    def reduce(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Their sum is minimised."""
+        return losses["decoder_loss"] + losses["encoder_loss"], losses
+
+    def validate(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
+        """PSNR in decibel through encoder and decoder."""
         pixel_values = batch["pixel_values"]
-        with self.averaged_weights():
-            restored = self.vae.decode(self.vae.encode(pixel_values).latent_dist.mode()).sample.float().clamp(-1, 1)
-        psnr = 10 * torch.log10(4 / per_sample_mse(restored, pixel_values)).mean()
-        self.log("val/psnr", psnr, batch_size=len(pixel_values), prog_bar=True, sync_dist=True)
+        restored = self.vae.decode(self.vae.encode(pixel_values).latent_dist.mode()).sample.float().clamp(-1, 1)
+        return {"psnr": psnr(restored, pixel_values)}
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with warm-up and cosine decay."""
-        optimizer = torch.optim.AdamW(self.vae.parameters(), lr=self.hparams.learning_rate, weight_decay=1e-4)
-        steps = self.trainer.max_steps
-        schedule = get_cosine_schedule_with_warmup(optimizer, min(200, steps // 10), steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def export(self, record: TrainingRecord) -> dict[str, str]:
+        """Write ``vae`` of a Stable Diffusion pipeline."""
+        folder = Path(self.export_dir) / "vae"
+        self.vae.save_pretrained(folder)
+        return {"autoencoder": str(folder)}
 
-    def export(self) -> dict[str, str]:
-        """Write the averaged weights as ``vae`` of a Stable Diffusion pipeline."""
-        self.ema.copy_to(self.vae.parameters())
-        self.vae.save_pretrained(Path(self.hparams.export_dir) / "vae")
-        return {"autoencoder": str(Path(self.hparams.export_dir) / "vae")}
+
+def psnr(restored: Tensor, pixel_values: Tensor) -> Tensor:
+    """Mean PSNR in decibel of images in [-1, 1], once for each of them, shape ``(B,)``."""
+    return (10 * torch.log10(4 / per_sample_mse(restored, pixel_values)).mean()).expand(len(pixel_values))
 
 
 def code_convolution(path: str) -> nn.Conv2d:

@@ -5,16 +5,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from diffusers.optimization import get_cosine_schedule_with_warmup
 from open_clip import CLIP, ClipLoss
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Generator, Tensor
 from transformers import CLIPTokenizer
 
 from src.data.world.tokenizers import write_clip_tokenizer
-from src.modules.training.diffusion import step_generator
+from src.modules.training.groups import matrices_and_vectors
+from src.modules.training.learner import Learner, TrainingRecord
 
 IMAGE_SIZE = 64
 MAX_TOKENS = 40
@@ -31,18 +30,16 @@ PREPROCESS = {
 }
 
 
-class ContrastivePretraining(L.LightningModule):
+class ContrastivePretraining(Learner):
     """CLIP on the world: which caption belongs to which scene of the batch?
 
     Args:
         export_dir: Folder that receives an open_clip checkpoint (``local-dir:`` of ``open_clip.create_model``).
         vision_cfg: As in open_clip's model configs; a list of layers means its modified ResNet, a number its ViT.
         text_cfg: As in open_clip's model configs, without the tokenizer's keys.
-        embed_dim: Of the space that images and texts share.
+        embed_dim: Dimensions of the space that images and texts share.
         full_caption_share: Share of images paired with the longest true caption; the others keep the grammar's.
-        learning_rate: Peak; linear warm-up, cosine decay over ``max_steps``.
-        weight_decay: Of matrices; gains, biases and the temperature have none.
-        seed: Of initial weights and the choice of captions.
+        seed: Initial weights and the choice of captions depend on it.
     """
 
     def __init__(
@@ -52,12 +49,10 @@ class ContrastivePretraining(L.LightningModule):
         text_cfg: dict[str, Any],
         embed_dim: int = 128,
         full_caption_share: float = 0.5,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.1,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.export_dir, self.full_caption_share, self.seed = export_dir, full_caption_share, seed
         # Embeddings go with the vocabulary that they were trained with: a resumed run keeps the one in its folder.
         if not (Path(export_dir) / "vocab.json").exists():
             write_clip_tokenizer(export_dir)
@@ -72,23 +67,22 @@ class ContrastivePretraining(L.LightningModule):
         self.loss = ClipLoss()
         self.matches: list[tuple[Tensor, Tensor, list[str]]] = []
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The symmetric cross-entropy of Radford et al., 2021, over one batch."""
-        generator = step_generator(self.hparams.seed, int(batch["step"]), self.global_rank)
-        full = torch.rand(len(batch["caption"]), generator=generator) < self.hparams.full_caption_share
+    def losses(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
+        """The symmetric cross-entropy of Radford et al., 2021, over one batch; the temperature is only logged."""
+        full = torch.rand(len(batch["caption"]), generator=generators[0]) < self.full_caption_share
         pairs = zip(full, batch["full_caption"], batch["caption"], strict=True)
         captions = [longest if use else caption for use, longest, caption in pairs]
         loss = self.loss(*self.clip(_channels_last(batch["pixel_values"]), self._tokens(captions)))
-        self.log_dict({"train/loss": loss, "train/logit_scale": self.clip.logit_scale.exp()}, prog_bar=True)
-        return loss
+        return {"loss": loss, "logit_scale": self.clip.logit_scale.exp()}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validate(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
         """Embed the validation scenes and their full captions."""
         images = self.clip.encode_image(_channels_last(batch["pixel_values"]), normalize=True)
         texts = self.clip.encode_text(self._tokens(batch["full_caption"]), normalize=True)
         self.matches.append((images.float(), texts.float(), batch["full_caption"]))
+        return {}
 
-    def on_validation_epoch_end(self) -> None:
+    def validated(self) -> dict[str, float]:
         """Share of images whose nearest caption among 100 is their own."""
         images, texts = (torch.cat(parts) for parts in list(zip(*self.matches, strict=True))[:2])
         captions = [caption for _, _, group in self.matches for caption in group]
@@ -99,26 +93,19 @@ class ContrastivePretraining(L.LightningModule):
             for index in (images[start : start + GROUP] @ texts[start : start + GROUP].T).argmax(1)
         ]
         hits = [captions[index] == caption for index, caption in zip(nearest, captions, strict=True)]
-        self.log("val/recall_at_1", sum(hits) / len(hits), prog_bar=True, sync_dist=True)
+        return {"recall_at_1": sum(hits) / len(hits)}
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with warm-up and cosine decay."""
-        matrices = [parameter for parameter in self.clip.parameters() if parameter.ndim > 1]
-        vectors = [parameter for parameter in self.clip.parameters() if parameter.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-        learning_rate, weight_decay = self.hparams.learning_rate, self.hparams.weight_decay
-        optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
-        steps = self.trainer.max_steps
-        schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 10), steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def groups(self) -> list[dict[str, Any]]:
+        """Gains, biases and the temperature do not decay."""
+        return matrices_and_vectors(self.clip)
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def after_step(self) -> None:
         """Keep the temperature in its published range."""
         self.clip.logit_scale.data.clamp_(0, MAX_LOGIT_SCALE)
 
-    def export(self) -> dict[str, str]:
+    def export(self, record: TrainingRecord) -> dict[str, str]:
         """Write config, half-precision weights and tokenizer as open_clip reads them."""
-        folder = Path(self.hparams.export_dir)
+        folder = Path(self.export_dir)
         self.tokenizer.save_pretrained(folder)
         config = {"model_cfg": self.model_cfg, "preprocess_cfg": PREPROCESS}
         (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,21 +1,21 @@
 """Pretrains the world's language model: a Llama that tells the next word of captions."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from diffusers.optimization import get_cosine_schedule_with_warmup
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, BatchEncoding, LlamaConfig, LlamaForCausalLM
 
 from src.data.texts import Text
 from src.data.world.tokenizers import write_llm_tokenizer
-from src.modules.training.ema import AveragedModule
+from src.modules.training.groups import matrices_and_vectors
+from src.modules.training.learner import Learner, TrainingRecord
 
 
-class LanguageModelPretraining(AveragedModule):
+class LanguageModelPretraining(Learner):
     """A LlamaForCausalLM learns the next token of texts.
 
     Args:
@@ -25,11 +25,10 @@ class LanguageModelPretraining(AveragedModule):
         num_layers: Blocks.
         num_heads: Attention heads, of as many keys and values.
         context: Longest text in tokens.
-        learning_rate: Peak; linear warm-up, cosine decay over ``max_steps``.
-        weight_decay: Of matrices; gains have none.
-        ema_decay: Of the weights that are exported; 0 exports the last ones.
-        seed: Of the initial weights.
+        seed: The initial weights depend on it.
     """
+
+    validates_average: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -39,13 +38,10 @@ class LanguageModelPretraining(AveragedModule):
         num_layers: int = 6,
         num_heads: int = 5,
         context: int = 256,
-        learning_rate: float = 2e-3,
-        weight_decay: float = 0.01,
-        ema_decay: float = 0.99,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.export_dir, self.seed = export_dir, seed
         # Embeddings go with the vocabulary that they were trained with: a resumed run keeps the one in its folder.
         if not (Path(export_dir) / "tokenizer.json").exists():
             write_llm_tokenizer(export_dir, context)
@@ -64,15 +60,12 @@ class LanguageModelPretraining(AveragedModule):
             pad_token_id=self.tokenizer.pad_token_id,
         )
         self.model = LlamaForCausalLM(config)
-        self.follow(list(self.model.parameters()), ema_decay)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Mean cross-entropy of all tokens of one batch."""
+    def losses(self, batch: dict[str, Any], generators: list[Generator]) -> Tensor:
+        """Cross-entropy of every token of one batch, shape ``(N,)``."""
         sequences = [[*ids, self.tokenizer.eos_token_id] for ids in self._tokens(batch["texts"]).input_ids]
         input_ids, position_ids = packed(sequences, self.tokenizer.pad_token_id)
-        loss = self.token_losses(self.logits(input_ids, position_ids), input_ids).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(sequences))
-        return loss
+        return self.token_losses(self.logits(input_ids, position_ids), input_ids)
 
     def logits(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         """Scores of the next token ``(R, L, V)``; where positions start again, nothing before is attended to."""
@@ -85,7 +78,7 @@ class LanguageModelPretraining(AveragedModule):
         told = (targets != self.tokenizer.pad_token_id) & (targets != self.tokenizer.bos_token_id)
         return F.cross_entropy(logits[:, :-1][told].float(), targets[told], reduction="none")
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validate(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
         """The same loss, and for each skill the share of right guesses where the context leaves no doubt."""
         texts: list[Text] = batch["texts"]
         encoding = self._tokens(texts)
@@ -93,8 +86,7 @@ class LanguageModelPretraining(AveragedModule):
         input_ids = pad_sequence(sequences, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
         logits = self.logits(input_ids, position_ids)
-        losses = self.token_losses(logits, input_ids)
-        self.log("val/loss", losses.mean(), batch_size=len(losses), prog_bar=True, sync_dist=True)
+        found = {"loss": self.token_losses(logits, input_ids)}
         hits = logits[:, :-1].argmax(-1).cpu() == input_ids[:, 1:].cpu()
         for skill in sorted({text.skill for text in texts} - {""}):
             right = [
@@ -103,29 +95,20 @@ class LanguageModelPretraining(AveragedModule):
                 if text.skill == skill
                 for index in known_tokens(text, encoding.offset_mapping[row])
             ]
-            share = torch.stack(right).float().mean()
-            self.log(f"val/{skill}", share, batch_size=len(right), prog_bar=True, sync_dist=True)
+            found[skill] = torch.stack(right).float()
+        return found
 
     def _tokens(self, texts: list[Text]) -> BatchEncoding:
         return self.tokenizer([text.text for text in texts], return_offsets_mapping=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with warm-up and cosine decay."""
-        matrices = [parameter for parameter in self.model.parameters() if parameter.ndim > 1]
-        gains = [parameter for parameter in self.model.parameters() if parameter.ndim == 1]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": gains, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(
-            groups, self.hparams.learning_rate, betas=(0.9, 0.95), weight_decay=self.hparams.weight_decay
-        )
-        steps = self.trainer.max_steps
-        schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 10), steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def groups(self) -> list[dict[str, Any]]:
+        """Gains do not decay."""
+        return matrices_and_vectors(self.model)
 
-    def export(self) -> dict[str, str]:
-        """Write the averaged weights in half precision beside the tokenizer."""
-        self.ema.copy_to(self.model.parameters())
-        self.model.half().save_pretrained(self.hparams.export_dir)
-        return {"language model": self.hparams.export_dir}
+    def export(self, record: TrainingRecord) -> dict[str, str]:
+        """Write the weights in half precision beside the tokenizer."""
+        self.model.half().save_pretrained(self.export_dir)
+        return {"language model": self.export_dir}
 
 
 def packed(sequences: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:

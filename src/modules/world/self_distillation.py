@@ -1,22 +1,21 @@
 """Pretrains the world's DINO encoder without labels and without text: self-distillation and a contrast of clips."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import timm
 import torch
-from diffusers.optimization import get_cosine_schedule_with_warmup
 from lightly.loss import DINOLoss, NTXentLoss
 from lightly.models.modules.heads import DINOProjectionHead
 from lightly.models.utils import update_momentum
 from lightly.utils.scheduler import cosine_schedule
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from src.modules.training.diffusion import step_generator
+from src.modules.training.learner import Learner, TrainingRecord
 
 
 def save_timm_folder(
@@ -60,7 +59,35 @@ def _half(tensor: Tensor) -> Tensor:
     return (tensor.detach().half() if tensor.is_floating_point() else tensor.detach()).contiguous()
 
 
-class SelfDistillation(L.LightningModule):
+@dataclass(frozen=True)
+class Views:
+    """How views of an image are cut.
+
+    Attributes:
+        min_crop: Smallest side of a crop as a share of the image.
+        size: Side of the views in pixels; less than the image's costs less and undoes the enlargement by the crop.
+    """
+
+    min_crop: float = 0.65
+    size: int = 48
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How the teacher follows, and how sure it is.
+
+    Attributes:
+        momentum: Share of itself that the teacher keeps in a step at the start; rises along a cosine.
+        final_momentum: The same at the end.
+        temperature: Constant temperature of its answers.
+    """
+
+    momentum: float = 0.95
+    final_momentum: float = 0.998
+    temperature: float = 0.04
+
+
+class SelfDistillation(Learner):
     """A student predicts what its slowly following teacher says about another view of the same thing (DINO, 2021).
 
     Which two views belong together is the data module's choice: two crops of one image, or two frames of one clip
@@ -78,16 +105,11 @@ class SelfDistillation(L.LightningModule):
         model_args: Its constructor's arguments.
         head_dim: Hidden width of the projection heads.
         prototypes: Outputs of the projection heads.
-        min_crop: Smallest side of a crop as a share of the image.
-        view_size: Side of the views in pixels; less than the image's costs less and undoes the enlargement by the crop.
-        momentum: Of the teacher at the start; rises to ``final_momentum`` along a cosine.
-        final_momentum: At the end.
-        teacher_temperature: Constant.
-        contrast_weight: Of the contrast between clips; DINO's loss has weight 1.
-        contrast_temperature: Constant; the negatives are those of the own rank's batch.
-        learning_rate: Peak; linear warm-up, cosine decay over ``max_steps``.
-        weight_decay: Constant.
-        seed: Of initial weights and crops.
+        views: How views are cut.
+        teaching: How the teacher follows.
+        contrast_weight: Weight of the contrast between clips; DINO's loss has weight 1.
+        contrast_temperature: Its constant temperature; the negatives are those of the own rank's batch.
+        seed: Initial weights and crops depend on it.
     """
 
     def __init__(
@@ -97,30 +119,29 @@ class SelfDistillation(L.LightningModule):
         model_args: dict[str, Any],
         head_dim: int = 512,
         prototypes: int = 512,
-        min_crop: float = 0.65,
-        view_size: int = 48,
-        momentum: float = 0.95,
-        final_momentum: float = 0.998,
-        teacher_temperature: float = 0.04,
+        views: Views | None = None,
+        teaching: Teaching | None = None,
         contrast_weight: float = 0.0,
         contrast_temperature: float = 0.1,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.04,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.export_dir, self.architecture, self.model_args, self.seed = export_dir, architecture, model_args, seed
+        self.views, self.teaching, self.contrast_weight = views or Views(), teaching or Teaching(), contrast_weight
         torch.manual_seed(seed)
         self.student = _Encoder(architecture, model_args, head_dim, prototypes)
         self.teacher = _Encoder(architecture, model_args, head_dim, prototypes).requires_grad_(False)
         self.teacher.load_state_dict(self.student.state_dict())
-        self.loss = DINOLoss(prototypes, teacher_temp=teacher_temperature)
+        self.loss = DINOLoss(prototypes, teacher_temp=self.teaching.temperature)
         self.contrast = NTXentLoss(contrast_temperature)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def prepare(self, data: Any, device: torch.device, rank: int = 0, world_size: int = 1, num_steps: int = 0) -> None:
+        """The momentum rises over all steps."""
+        self.num_steps = num_steps
+
+    def losses(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
         """Cross-entropy between the teacher's view of one frame and the student's of the other, and the contrast."""
-        step = int(batch["step"])
-        views = self._views(batch, step)
+        views = self._cut(batch, generators[0])
         with torch.no_grad():
             teacher_out = self.teacher(views).float().chunk(2)
         features = self.student.backbone(views)
@@ -128,46 +149,35 @@ class SelfDistillation(L.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             distillation = self.loss(list(teacher_out), list(student_out))
             contrast = self.contrast(*features.float().chunk(2))
-        loss = distillation + self.hparams.contrast_weight * contrast
-        momentum = cosine_schedule(step, self.trainer.max_steps, self.hparams.momentum, self.hparams.final_momentum)
-        self.log_dict({"train/loss": loss, "train/momentum": momentum}, prog_bar=True)
-        self.log_dict({"train/distillation": distillation, "train/contrast": contrast})
-        self.momentum = momentum
-        return loss
+        loss = distillation + self.contrast_weight * contrast
+        rising = (self.teaching.momentum, self.teaching.final_momentum)
+        self.momentum = cosine_schedule(int(batch["step"]), self.num_steps, *rising)
+        momentum = torch.tensor(self.momentum, device=loss.device)
+        return {"loss": loss, "momentum": momentum, "distillation": distillation, "contrast": contrast}
 
-    def _views(self, batch: dict[str, Any], step: int) -> Tensor:
-        """Views of all first frames, then of all second ones, ``(2 B, 3, view_size, view_size)``."""
-        generator = step_generator(self.hparams.seed, step, self.global_rank)
-        crops = (self.hparams.min_crop, self.hparams.view_size)
+    def _cut(self, batch: dict[str, Any], generator: Generator) -> Tensor:
+        """Views of all first frames, then of all second ones, ``(2 B, 3, size, size)``."""
+        crops = (self.views.min_crop, self.views.size)
         views = torch.cat([random_view(batch[name], *crops, generator) for name in ("first", "second")])
         return views.contiguous(memory_format=torch.channels_last)
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def after_step(self) -> None:
         """Let the teacher follow."""
         update_momentum(self.student, self.teacher, self.momentum)
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Share of photos of held-out individuals whose nearest gallery photo shows the same individual."""
+    def validate(self, batch: Tensor, generators: list[Generator]) -> dict[str, Tensor]:
+        """Of each photo of held-out individuals, whether the nearest gallery photo shows the same individual."""
         subjects, views = batch.shape[:2]
         features = self.teacher.backbone(batch.flatten(0, 1)).float().view(subjects, views, -1)
         features = F.normalize(features, dim=-1)
         nearest = (features[:, 1:] @ features[:, 0].T).argmax(-1)
-        hits = (nearest == torch.arange(subjects, device=nearest.device)[:, None]).float().mean()
-        self.log("val/reidentification", hits, batch_size=subjects, prog_bar=True, sync_dist=True)
+        hits = (nearest == torch.arange(subjects, device=nearest.device)[:, None]).float()
+        return {"reidentification": hits}
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with warm-up and cosine decay."""
-        learning_rate, weight_decay = self.hparams.learning_rate, self.hparams.weight_decay
-        optimizer = torch.optim.AdamW(self.student.parameters(), lr=learning_rate, weight_decay=weight_decay)
-        steps = self.trainer.max_steps
-        schedule = get_cosine_schedule_with_warmup(optimizer, min(50, steps // 10), steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def export(self) -> dict[str, str]:
+    def export(self, record: TrainingRecord) -> dict[str, str]:
         """Write config and half-precision weights of the teacher's backbone as timm reads them."""
-        folder = self.hparams.export_dir
-        save_timm_folder(folder, self.teacher.backbone, self.hparams.architecture, self.hparams.model_args)
-        return {"self-supervised encoder": folder}
+        save_timm_folder(self.export_dir, self.teacher.backbone, self.architecture, self.model_args)
+        return {"self-supervised encoder": self.export_dir}
 
 
 class _Encoder(nn.Module):
@@ -184,14 +194,14 @@ class _Encoder(nn.Module):
         return self.head(self.backbone(pixel_values))
 
 
-def random_view(pixel_values: Tensor, min_crop: float, size: int, generator: torch.Generator) -> Tensor:
+def random_view(pixel_values: Tensor, min_crop: float, size: int, generator: Generator) -> Tensor:
     """A random crop, perhaps mirrored, in slightly other light; one draw per image.
 
     Args:
         pixel_values: Images ``(B, 3, H, W)`` in [-1, 1].
         min_crop: Smallest side of a crop as a share of the image.
         size: Side of the views in pixels.
-        generator: Of all draws.
+        generator: Source of all draws.
 
     Returns:
         Views ``(B, 3, size, size)`` in [-1, 1].
