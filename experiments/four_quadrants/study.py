@@ -31,11 +31,7 @@ from src.modules.llmdiff.generator import LLMDiffPipeline
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.learner import LLMDiff
 from src.modules.llmdiff.options import AdapterOptions, EncodingOptions
-<<<<<<< HEAD
-from src.modules.training.learner import LearnerModule
-=======
 from src.modules.training.learner import Learner, LearnerModule
->>>>>>> pretrain
 from src.modules.world.language_model import LanguageModelPretraining
 from src.modules.world.text_to_image import SCHEDULER, TextToImagePretraining
 
@@ -103,14 +99,7 @@ def with_adapter(backbone: DiffusionBackbone, llm: LanguageModel, arm: str, seed
     encoder = LLMEncoder(llm, EncodingOptions(**encoding))
     options = AdapterOptions(**{"phi_bias": "mean", **adapter})
     learner = LLMDiff(backbone, encoder, "not exported", options, seed=seed)
-<<<<<<< HEAD
-    optimizer = partial(torch.optim.AdamW, lr=3e-3, weight_decay=1e-2)
-    module = LearnerModule(learner, optimizer, schedule="cosine", num_warmup_steps=50, ema_decay=0.99)
-    _fit(module, QuadrantData(32, seed), 1_000)
-    module.take_average()
-=======
     _trained(learner, QuadrantData(32, seed), 1_000, 50, partial(AdamW, lr=3e-3))
->>>>>>> pretrain
     return LLMDiffPipeline(backbone.pipeline, learner.adapter.eval(), encoder)
 
 
