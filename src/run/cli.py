@@ -19,9 +19,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-import src.run.cli  # noqa: F401  (registers the resolvers)
 from src.run.errors import explain
-from src.run.spelling import respelled
+from src.run.spelling import CONF, respelled
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Where launchers tell a process its number."""
@@ -190,6 +189,8 @@ def check_types(cfg: DictConfig) -> None:
         ValueError: With the first value that is not, and what is expected.
     """
     for key, value, annotation in _annotated(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False), ""):
+        if isinstance(value, dict) and "_target_" in value:
+            _check_kind(key, value["_target_"], annotation)
         if not _fits(value, annotation):
             expected = " or ".join(NAMES[kind] for kind in _kinds(annotation))
             raise ValueError(f"{key} is {value!r}, but {expected} is expected; type {key}=VALUE")
@@ -208,6 +209,39 @@ def _annotated(node: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
         if name in hints:
             yield key, value, hints[name]
         yield from _annotated(value, key)
+
+
+def _check_kind(key: str, target: str, annotation: Any) -> None:
+    """Refuse a part of the wrong kind, such as a UNet for a method on scale-wise models, before weights are read."""
+    found, wanted = _built(target), [kind for kind in _kinds(annotation) if _is_ours(kind)]
+    if found is None or not wanted or issubclass(found, tuple(wanted)):
+        return
+    group = key.rpartition(".")[2]
+    fitting = [name for name, other in _choices(group).items() if other and issubclass(other, tuple(wanted))]
+    names = " or ".join(kind.__name__ for kind in wanted)
+    raise ValueError(f"{key} is a {found.__name__}, but a {names} is needed; choose {group}={', '.join(fitting)}")
+
+
+def _is_ours(kind: Any) -> bool:
+    """Whether an annotation is a class of this project that must be inherited from."""
+    return isinstance(kind, type) and kind.__module__.startswith("src.") and not getattr(kind, "_is_protocol", False)
+
+
+def _built(target: str) -> type | None:
+    """The class of what a ``_target_`` builds: itself, the one whose classmethod it is, or what a function returns."""
+    try:
+        found = get_object(target)
+        built = getattr(found, "__self__", found)
+        built = built if isinstance(built, type) else get_type_hints(found).get("return")
+    except Exception:
+        return None
+    return built if isinstance(built, type) else None
+
+
+def _choices(group: str) -> dict[str, type | None]:
+    """Members of a group of ``conf/`` with a ``_target_``, and what each builds."""
+    targets = {path.stem: OmegaConf.load(path).get("_target_") for path in sorted((CONF / group).glob("*.yaml"))}
+    return {name: _built(target) for name, target in targets.items() if target}
 
 
 def _hints(target: str) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 import inspect
 import textwrap
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,38 @@ from transformers import PreTrainedTokenizerBase
 from src.modules.generator import check_names
 from src.modules.next_scale.loop import Generation, OnScale, generate
 from src.modules.next_scale.memory import PeakMemory, forked, room_or_raise
+
+
+class NextScalePipeline(DiffusionPipeline, ABC):
+    """What Infinity's and Switti's pipelines have in common; methods for scale-wise models ask for no more.
+
+    Attributes:
+        sampling: Arguments of a call that the model brings where the call says nothing.
+    """
+
+    sampling: dict[str, Any]
+
+    @property
+    @abstractmethod
+    def num_scales(self) -> int:
+        """Passes of one image of the default size."""
+
+    @abstractmethod
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that are longer than the text encoder takes.
+
+        Raises:
+            ValueError: If there is one.
+        """
+
+    @abstractmethod
+    def encode_image(self, images: Sequence[Image.Image], num_scales: int) -> Tensor:
+        """Running sum of each image's codes after its first scales, ``(B, d, H, W)``."""
+
+    @abstractmethod
+    def decode(self, feature: Tensor) -> Tensor:
+        """The last running sum ``(B, d, H, W)`` as an image, ``(B, 3, H, W)``."""
+
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 FEWER = "draw fewer images at a time (method.batch_size=1), or smaller ones"
@@ -102,14 +135,14 @@ class CallSettings:
     """Arguments of a pipeline's call beside those of a request.
 
     Args:
-        pipeline: That is called.
+        pipeline: The pipeline that is called.
         given: Name to value; None is the model's own.
 
     Raises:
         ValueError: If the call has no such argument, or the generator gives it itself.
     """
 
-    def __init__(self, pipeline: DiffusionPipeline, given: Mapping[str, Any]) -> None:
+    def __init__(self, pipeline: NextScalePipeline, given: Mapping[str, Any]) -> None:
         parameters = inspect.signature(type(pipeline).__call__).parameters
         check_names("method.sampling", given, [name for name in parameters if name not in ("self", *OF_A_REQUEST)])
         own = pipeline.sampling

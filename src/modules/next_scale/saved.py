@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
 from src.modules.backbones.base import DTYPES
@@ -13,6 +12,7 @@ from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
 from src.modules.next_scale.infinity.pipeline import InfinityPipeline
 from src.modules.next_scale.infinity.transformer import InfinityTransformer
 from src.modules.next_scale.loading import Placement
+from src.modules.next_scale.pipeline import NextScalePipeline
 from src.modules.next_scale.switti.autoencoder import VQVAE
 from src.modules.next_scale.switti.pipeline import SwittiPipeline
 from src.modules.next_scale.switti.transformer import SwittiTransformer
@@ -28,7 +28,7 @@ for earlier, module in {
     sys.modules.setdefault(f"src.modules.scale_ar.{earlier}", sys.modules[module])
 
 
-def load_saved(path: str, dtype: str = "float32", placement: Placement | None = None) -> DiffusionPipeline:
+def load_saved(path: str, dtype: str = "float32", placement: Placement | None = None) -> NextScalePipeline:
     """An ``InfinityPipeline`` or a ``SwittiPipeline``, whichever the folder holds.
 
     Args:
@@ -55,7 +55,7 @@ def load_saved(path: str, dtype: str = "float32", placement: Placement | None = 
     return (placement or Placement()).placed(pipeline)
 
 
-def _read(path: str, name: str, **options: Any) -> DiffusionPipeline:
+def _read(path: str, name: str, **options: Any) -> NextScalePipeline:
     if name not in CLASSES:
         raise ValueError(f"{path} holds a {name}; what is wanted is one of {', '.join(CLASSES)}")
     return CLASSES[name].from_pretrained(path, **options)

@@ -5,14 +5,13 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 
 from src.data.images import content_hash, load_image
 from src.data.request import Identity, ImageStyle, Request, Style, TextStyle
 from src.modules.backbones.fingerprint import sampled_fingerprint
 from src.modules.generator import BatchedGenerator
-from src.modules.next_scale.pipeline import CallSettings
+from src.modules.next_scale.pipeline import CallSettings, NextScalePipeline
 from src.modules.style_svd.blending import StyleBlending, check_steps
 from src.modules.style_svd.features import PrincipalFeatures, decay_weights, joined, principal_features, top_weights
 
@@ -45,7 +44,7 @@ class StyleGenerator(BatchedGenerator[Request]):
 
     def __init__(
         self,
-        backbone: DiffusionPipeline,
+        backbone: NextScalePipeline,
         blend: bool = True,
         alpha: float = 1.0,
         top_k: int | None = None,

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 
 from src.data.request import Identity, Request, TextStyle
@@ -12,7 +11,7 @@ from src.modules.backbones.fingerprint import sampled_fingerprint
 from src.modules.generator import BatchedGenerator, check_names
 from src.modules.next_scale.loop import Condition, Generation
 from src.modules.next_scale.memory import Paths
-from src.modules.next_scale.pipeline import CallSettings
+from src.modules.next_scale.pipeline import CallSettings, NextScalePipeline
 
 BASE, INJECTED = "base", "injected"
 
@@ -69,7 +68,7 @@ class InjectionGenerator(BatchedGenerator[Request]):
 
     def __init__(
         self,
-        backbone: DiffusionPipeline,
+        backbone: NextScalePipeline,
         inject_at: int | str = BASE,
         routes: Sequence[str] | None = None,
         sampling: dict[str, Any] | None = None,

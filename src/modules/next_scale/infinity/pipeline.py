@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers import ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
@@ -18,7 +18,7 @@ from src.modules.next_scale.infinity.sampling import InfinityDraw, cell_grids
 from src.modules.next_scale.infinity.transformer import InfinityTransformer
 from src.modules.next_scale.loop import Condition, Generation, OnScale
 from src.modules.next_scale.memory import BlockBytes, PeakMemory
-from src.modules.next_scale.pipeline import check_call, check_lengths, check_room, drawn, num_tokens
+from src.modules.next_scale.pipeline import NextScalePipeline, check_call, check_lengths, check_room, drawn, num_tokens
 from src.modules.next_scale.sampling import Generators
 from src.modules.next_scale.schedule import INFINITY_PREFIXES, ScaleSchedule, ScaleSchedules, infinity_grids
 
@@ -27,7 +27,7 @@ SAMPLING = {"guidance_scale": 3.0, "temperature": 0.5, "top_k": 0, "top_p": 0.97
 """What a call leaves open, unless a model has settings of its own."""
 
 
-class InfinityPipeline(DiffusionPipeline):
+class InfinityPipeline(NextScalePipeline):
     """Text to images of any size that the schedules have.
 
     Args:

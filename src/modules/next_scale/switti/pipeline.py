@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers import ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
@@ -15,14 +15,14 @@ from src.data.images import fitted
 from src.modules.generator import own_sampling, settled
 from src.modules.next_scale.loop import Condition, Generation, OnScale
 from src.modules.next_scale.memory import BlockBytes, PeakMemory
-from src.modules.next_scale.pipeline import check_call, check_lengths, check_room, drawn
+from src.modules.next_scale.pipeline import NextScalePipeline, check_call, check_lengths, check_room, drawn
 from src.modules.next_scale.sampling import Generators
 from src.modules.next_scale.switti.autoencoder import VQVAE
 from src.modules.next_scale.switti.sampling import SwittiDraw, SwittiSampling
 from src.modules.next_scale.switti.transformer import SwittiTransformer
 
 
-class SwittiPipeline(DiffusionPipeline):
+class SwittiPipeline(NextScalePipeline):
     """Text to square images of the transformer's size.
 
     Args:
