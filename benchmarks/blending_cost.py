@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from src.modules.backbones.unet import DiffusionBackbone, cross_attention_projections
+from src.modules.backbones.base import cross_attention_projections
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.generator import blended
 
@@ -19,7 +20,7 @@ PROMPT = "a dog, a cat, a bird, a car, a cup, a hat, a fish and a duck"
 COUNTS = (0, 1, 4, 8)
 
 
-def placements(backbone: DiffusionBackbone, number: int) -> list[tuple[ConceptBank, list[int]]]:
+def placements(backbone: UNetBackbone, number: int) -> list[tuple[ConceptBank, list[int]]]:
     """``number`` random banks of two rows, on the first phrases of the prompt (article, noun, comma ...)."""
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -32,7 +33,7 @@ def placements(backbone: DiffusionBackbone, number: int) -> list[tuple[ConceptBa
     return found
 
 
-def seconds(backbone: DiffusionBackbone, steps: int, concepts: list | None) -> float:
+def seconds(backbone: UNetBackbone, steps: int, concepts: list | None) -> float:
     """One image, guidance on; None is the plain pipeline with nothing installed."""
 
     def draw() -> float:
@@ -50,7 +51,7 @@ def seconds(backbone: DiffusionBackbone, steps: int, concepts: list | None) -> f
 
 def main(path: str = "world/sd", steps: int = 25, rounds: int = 9) -> None:
     """Measure and print."""
-    backbone = DiffusionBackbone.from_pretrained(path)
+    backbone = UNetBackbone.from_pretrained(path)
     arms = {f"{count} concepts": placements(backbone, count) for count in COUNTS}
     measured: dict[str, list[float]] = {"plain pipeline": [], **{name: [] for name in arms}}
     with torch.no_grad():

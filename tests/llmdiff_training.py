@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.callbacks.ranks import Ranks
 from src.data.order import Draw, StepBatchSampler, SteppedData
-from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.llmdiff.encoder import LLMEncoder
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.learner import LLMDiff
@@ -76,7 +76,7 @@ def training(
     folder: Path, llm: Path, kind: str = "sd", adapter: dict | None = None, schedule: str = "constant", **options
 ) -> LearnerModule:
     """Everything that may be random is on."""
-    backbone = DiffusionBackbone(MAKERS[kind](folder), kind)
+    backbone = UNetBackbone(MAKERS[kind](folder), kind)
     encoder = LLMEncoder(LanguageModel.from_pretrained(str(llm)))
     path = str(folder / "adapter.safetensors")
     settings = {"caption_dropout": 0.3, "seed": 3, **options}

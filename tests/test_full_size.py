@@ -26,7 +26,7 @@ from src.data.captions.datamodule import CaptionedImages
 from src.data.captions.sources import CaptionFolder
 from src.data.request import Request
 from src.data.subject import ConceptData, Zoom
-from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.learner import LaTexBlend
 from src.modules.latexblend.options import Objective, Subject
 from src.modules.llmdiff.encoder import LLMEncoder
@@ -146,7 +146,7 @@ def test_sdxl_learns_and_draws_within_24_gib(tmp_path: Path) -> None:
     noise_image(tmp_path / "photos" / "0.png")
     with made_in(torch.bfloat16):
         pipeline = sdxl(tmp_path)
-    backbone = DiffusionBackbone(pipeline, "sdxl")
+    backbone = UNetBackbone(pipeline, "sdxl")
     learner = LaTexBlend(
         backbone,
         Subject("dog"),
@@ -170,7 +170,7 @@ def test_llmdiff_learns_between_a_1b_model_and_sd15_within_24_gib(tmp_path: Path
     noise_image(tmp_path / "photos" / "0.png")
     (tmp_path / "photos" / "0.txt").write_text("a red dog on the left of a very small tree " * 6)
     llm = llama_1b(tmp_path / "llm")
-    backbone = DiffusionBackbone(sd15(tmp_path), "sd15")
+    backbone = UNetBackbone(sd15(tmp_path), "sd15")
     assert sum(parameter.numel() for parameter in backbone.unet.parameters()) == 859_520_964
     encoder = LLMEncoder(LanguageModel.from_pretrained(str(llm), "bfloat16"))
     learner = LLMDiff(backbone, encoder, str(tmp_path / "adapter.safetensors"), caption_dropout=0.0)

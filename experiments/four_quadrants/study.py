@@ -25,7 +25,7 @@ from src.data.texts import CorpusData
 from src.data.world.quadrants import QuadrantData, colors_of, quadrant_text, read, split
 from src.eval.results.results import Table
 from src.eval.statistics.bootstrap import bootstrap_mean
-from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.llmdiff.encoder import LLMEncoder
 from src.modules.llmdiff.generator import LLMDiffPipeline
 from src.modules.llmdiff.language_model import LanguageModel
@@ -74,7 +74,7 @@ def language_model(folder: str | Path, seed: int = 0) -> LanguageModel:
     return LanguageModel.from_pretrained(str(folder))
 
 
-def base_model(folder: str | Path, seed: int = 0) -> DiffusionBackbone:
+def base_model(folder: str | Path, seed: int = 0) -> UNetBackbone:
     """A base model whose own text encoder knows the order of words; it works on pixels."""
     painter = TextToImagePretraining(str(folder), [32, 64], 3, text_width=64, text_layers=2, seed=seed)
     _trained(painter, QuadrantData(32, seed), 1_300, 130, partial(AdamW, lr=2e-3), {"text_encoder": 1e-3})
@@ -90,10 +90,10 @@ def base_model(folder: str | Path, seed: int = 0) -> DiffusionBackbone:
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
-    return DiffusionBackbone(pipeline, "quadrants")
+    return UNetBackbone(pipeline, "quadrants")
 
 
-def with_adapter(backbone: DiffusionBackbone, llm: LanguageModel, arm: str, seed: int = 0) -> LLMDiffPipeline:
+def with_adapter(backbone: UNetBackbone, llm: LanguageModel, arm: str, seed: int = 0) -> LLMDiffPipeline:
     """The base model driven by an adapter of ``ARMS``, trained now."""
     encoding, adapter = ARMS[arm]
     encoder = LLMEncoder(llm, EncodingOptions(**encoding))

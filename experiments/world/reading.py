@@ -20,8 +20,9 @@ from src.data.world.scenes import Scene, attribute_scene, caption_order, full_ca
 from src.data.world.vocabulary import COLORS, NOUNS, Look
 from src.eval.results.results import Table
 from src.eval.statistics.bootstrap import bootstrap_ratio
+from src.modules.backbones.base import Text
 from src.modules.backbones.denoising import denoising_errors
-from src.modules.backbones.unet import Conditioning, DiffusionBackbone
+from src.modules.backbones.unet import UNetBackbone
 
 NUM_SCENES = 256
 WORDS = {"noun": NOUNS, "color": tuple(COLORS)}
@@ -30,7 +31,7 @@ WORDS = {"noun": NOUNS, "color": tuple(COLORS)}
 class Denoised:
     """Scenes, and how well a backbone denoises them under changed captions."""
 
-    def __init__(self, backbone: DiffusionBackbone, scenes: list[Scene]) -> None:
+    def __init__(self, backbone: UNetBackbone, scenes: list[Scene]) -> None:
         self.backbone, self.scenes = backbone, scenes
         self.images: list[Image.Image] = [render(scene) for scene in scenes]
         self.ids = self.tokens(lambda look: look)
@@ -51,7 +52,7 @@ class Denoised:
     def errors(self, text: Tensor) -> list[float]:
         """One per scene."""
         seeds = range(len(self.scenes))
-        return denoising_errors(self.backbone, self.images, Conditioning(text), seeds, self.backbone.resolution)
+        return denoising_errors(self.backbone, self.images, Text(text), seeds, self.backbone.resolution)
 
     def gain(self, text: Tensor) -> list[float]:
         """What a changed text costs."""
@@ -109,7 +110,7 @@ def _line(change: str, rows: str, gain: list[float], whole: list[float]) -> list
 def main(path: str = "world/sd") -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    backbone = DiffusionBackbone.from_pretrained(path)
+    backbone = UNetBackbone.from_pretrained(path)
     photos = Denoised(backbone, [attribute_scene(VALIDATION_START + index) for index in range(NUM_SCENES)])
     scenes = (named_pair_scene(seed) for seed in count(VALIDATION_START))
     pairs = Denoised(backbone, list(islice((s for s in scenes if s.style == "photo" and apart(s)), NUM_SCENES)))

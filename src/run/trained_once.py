@@ -106,7 +106,7 @@ def training_digest(cfg: DictConfig, content: Sequence[str]) -> str:
 @cache
 def _backbone_hash(settings: str) -> str:
     """Of the backbone that these settings, as JSON, describe; loading it takes seconds to minutes."""
-    return instantiate(json.loads(settings)).cross_attention_hash
+    return instantiate(json.loads(settings)).fingerprint
 
 
 def _what_counts(node: Any) -> Any:

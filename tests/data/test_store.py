@@ -16,7 +16,7 @@ from src.data.store import TensorStore
 from src.data.subject import View
 from src.data.world.datamodules import rendered
 from src.eval.encoders import cache
-from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.images import class_images, encoded_views
 from src.modules.llmdiff.encoder import EncodingCache, LLMEncoder
 from src.modules.llmdiff.language_model import LanguageModel
@@ -34,7 +34,7 @@ MEAN = SimpleNamespace(
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """Ways to look up everything that lies in a folder, as a new process would."""
-    backbone = DiffusionBackbone(tiny_sd(tmp_path_factory.mktemp("sd")), "sd")
+    backbone = UNetBackbone(tiny_sd(tmp_path_factory.mktemp("sd")), "sd")
     llm = LanguageModel.from_pretrained(str(tiny_llm_folder(tmp_path_factory.mktemp("llm"))))
     views = [View(np.asarray(image), np.ones((8, 8), np.float32)) for image in PICTURES]
     running: dict[Path, cache.CachedEncoder] = {}

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.generator import usable_device
 from src.modules.latexblend.generator import ConceptGenerator
 from tests.tiny import tiny_sd
@@ -21,6 +21,6 @@ def test_a_device_that_is_not_there_gets_a_sentence(name: str) -> None:
 
 
 def test_a_generator_moves_its_backbone_if_told_to(tmp_path: Path) -> None:
-    backbone = DiffusionBackbone(tiny_sd(tmp_path), "tiny")
+    backbone = UNetBackbone(tiny_sd(tmp_path), "tiny")
     assert ConceptGenerator(backbone).backbone.device.type == "cpu"
     assert ConceptGenerator(backbone, device="meta").backbone.device.type == "meta"

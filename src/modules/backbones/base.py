@@ -194,11 +194,6 @@ class Backbone(ABC):
         return f"{self.name} {self.fingerprint} {self.dtype}"
 
     @property
-    def cross_attention_hash(self) -> str:
-        """Former name."""
-        return self.fingerprint
-
-    @property
     def device(self) -> torch.device:
         """Where the denoiser is."""
         return self.denoiser.device

@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from src.modules.backbones.base import Backbone, Noised, Text, cross_attention_projections  # noqa: F401
+from src.modules.backbones.base import Backbone, Noised, Text
 
 
 class UNetBackbone(Backbone):
@@ -67,7 +67,3 @@ class UNetBackbone(Backbone):
             height, width = (side * self.pipeline.vae_scale_factor for side in grid)
             size_ids = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(pooled), -1)
         return {"text_embeds": pooled, "time_ids": size_ids.to(pooled)}
-
-
-DiffusionBackbone = UNetBackbone
-Conditioning = Text

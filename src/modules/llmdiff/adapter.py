@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from src.data.files import digest, read_tensors, write_tensors
-from src.modules.backbones.unet import Conditioning, DiffusionBackbone
+from src.modules.backbones.base import Text
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.llmdiff.aggregation import Aggregation, Generators
 from src.modules.llmdiff.attention import (
     AdditionalAttention,
@@ -53,7 +54,7 @@ class LLMDiffAdapter(nn.Module):
     def __init__(
         self,
         unet: nn.Module,
-        empty_prompt: Conditioning,
+        empty_prompt: Text,
         width: int,
         num_terms: int,
         options: AdapterOptions | None = None,
@@ -80,7 +81,7 @@ class LLMDiffAdapter(nn.Module):
 
     @classmethod
     def for_backbone(
-        cls, backbone: DiffusionBackbone, encoder: LLMEncoder, options: AdapterOptions | None = None
+        cls, backbone: UNetBackbone, encoder: LLMEncoder, options: AdapterOptions | None = None
     ) -> "LLMDiffAdapter":
         """A new adapter between a language model and a backbone."""
         adapter = cls(backbone.unet, backbone.encode_text([""]), encoder.width, encoder.num_terms, options)
@@ -94,7 +95,7 @@ class LLMDiffAdapter(nn.Module):
             return nn.Identity(), width
         return nn.Linear(width, self.options.bottleneck), self.options.bottleneck
 
-    def forward(self, text: TextStates, generators: Generators = None) -> Conditioning:
+    def forward(self, text: TextStates, generators: Generators = None) -> Text:
         """Text as the UNet takes it while the adapter is installed, in float32.
 
         The original attention sees ``max(L, S)`` positions, as a base model sees its padding; the additional one sees
@@ -116,7 +117,7 @@ class LLMDiffAdapter(nn.Module):
         context = tokens[..., :0] if self.options.key_value == "phi" else self.bottleneck(tokens)
         seen = mask | (position < len(self.phi_bias))
         pooled = None if self.pooled is None else self.pooled(self._pool(joined, text.mask))
-        return Conditioning(pack(projected, context, seen, mask), pooled)
+        return Text(pack(projected, context, seen, mask), pooled)
 
     def _pool(self, joined: Tensor, mask: Tensor) -> Tensor:
         """``(B, L, D)`` to ``(B, D)``; padding is zero."""
@@ -174,7 +175,7 @@ class LLMDiffAdapter(nn.Module):
         self,
         path: str | Path,
         encoder: LLMEncoder,
-        backbone: DiffusionBackbone,
+        backbone: UNetBackbone,
         num_steps: int,
         extra: Mapping[str, str] | None = None,
     ) -> Path:
@@ -198,28 +199,28 @@ class LLMDiffAdapter(nn.Module):
             "encoding": json.dumps(asdict(encoder.options)),
             "adapter": json.dumps(asdict(self.options)),
             "backbone": backbone.name,
-            "backbone_hash": backbone.cross_attention_hash,
+            "backbone_hash": backbone.fingerprint,
             "num_steps": str(num_steps),
         }
         return write_tensors(path, self.state_dict(), metadata)
 
     @classmethod
-    def load(cls, path: str | Path, backbone: DiffusionBackbone) -> "LLMDiffAdapter":
+    def load(cls, path: str | Path, backbone: UNetBackbone) -> "LLMDiffAdapter":
         """Read an adapter for a backbone; every tensor of the file is applied, and every one of the adapter is set.
 
         Raises:
             ValueError: If the file is missing, damaged or no adapter, or was made for another UNet.
         """
         metadata, tensors = read_tensors(path, FORMAT, "an LLMDiff adapter")
-        if metadata["backbone_hash"] != backbone.cross_attention_hash:
+        if metadata["backbone_hash"] != backbone.fingerprint:
             raise ValueError(
                 f"{path} was made for the UNet of {metadata['backbone']} ({metadata['backbone_hash']}), but "
-                f"{backbone.name} is {backbone.cross_attention_hash}; give its backbone"
+                f"{backbone.name} is {backbone.fingerprint}; give its backbone"
             )
         options = AdapterOptions(**json.loads(metadata["adapter"]))
         width, num_terms = int(metadata["llm_width"]), int(metadata["num_terms"])
         pooled = tensors.get("pooled.bias")
-        empty_prompt = Conditioning(tensors["phi_bias"][None], None if pooled is None else pooled[None])
+        empty_prompt = Text(tensors["phi_bias"][None], None if pooled is None else pooled[None])
         adapter = cls(backbone.unet, empty_prompt, width, num_terms, options).to(backbone.device)
         _apply(adapter, tensors, path)
         adapter.metadata = metadata

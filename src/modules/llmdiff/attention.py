@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from src.modules.backbones.unet import cross_attention_projections
+from src.modules.backbones.base import cross_attention_projections
 
 HIDDEN = -10000.0
 """Bias of a hidden position, as diffusers has it: exactly no weight after the softmax, and within half precision."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from src.data.files import read_metadata
 from src.data.request import Identity, Request
 from src.modules.backbones.denoising import denoising_errors
-from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.generator import BatchedGenerator, usable_device
 from src.modules.llmdiff.adapter import FORMAT, LLMDiffAdapter
 from src.modules.llmdiff.aggregation import Generators
@@ -149,7 +149,7 @@ class LLMDiffGenerator(BatchedGenerator[Request]):
 
     def __init__(
         self,
-        backbone: DiffusionBackbone,
+        backbone: UNetBackbone,
         adapter: LLMDiffAdapter | str,
         encoder: LLMEncoder,
         strength: float = 1.0,

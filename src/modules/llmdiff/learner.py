@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from src.data.captions.datamodule import EncodedData
 from src.data.files import digest
 from src.data.request import Request
-from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.llmdiff.adapter import LLMDiffAdapter
 from src.modules.llmdiff.encoder import LLMEncoder
 from src.modules.llmdiff.generator import LLMDiffGenerator
@@ -56,7 +56,7 @@ class LLMDiff(Learner):
 
     def __init__(
         self,
-        backbone: DiffusionBackbone,
+        backbone: UNetBackbone,
         encoder: LLMEncoder,
         export_path: str,
         options: AdapterOptions | None = None,
@@ -81,7 +81,7 @@ class LLMDiff(Learner):
             backbone.unet.enable_gradient_checkpointing()
 
     @property
-    def backbone(self) -> DiffusionBackbone:
+    def backbone(self) -> UNetBackbone:
         """The frozen model."""
         return self._frozen[0]
 
@@ -190,7 +190,7 @@ class LLMDiff(Learner):
     def identity(self) -> dict[str, str]:
         """Backbone, language model, and the reading of the paper."""
         return {
-            "backbone": self.backbone.cross_attention_hash,
+            "backbone": self.backbone.fingerprint,
             "llm": self.encoder.identity.revision,
             "encoding": json.dumps(asdict(self.encoder.options)),
             "adapter": json.dumps(asdict(self.adapter.options)),
@@ -232,7 +232,7 @@ def _by_kind(adapter: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]
     return kinds
 
 
-def _autoencoder_key(backbone: DiffusionBackbone) -> str:
+def _autoencoder_key(backbone: UNetBackbone) -> str:
     """Of its weights, precision and scaling."""
     vae = backbone.vae
     weights = digest({name: tensor.cpu().float() for name, tensor in vae.state_dict().items()})

@@ -16,7 +16,7 @@ from src.eval.sweeps.comparison import compare_points
 from src.eval.world.captions import CELL, LOSS, SCORES, CaptionProtocol, CaptionScorer
 from src.eval.world.objects import count_objects
 from src.eval.world.probe import Probe
-from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.generator import ConceptGenerator
 from tests.tiny import tiny_sd
 
@@ -198,7 +198,7 @@ def test_points_of_a_sweep_are_compared(profile, probe, tmp_path):
 
 
 def test_the_base_model_is_given_what_its_text_encoder_takes(profile, probe, tmp_path):
-    backbone = DiffusionBackbone(tiny_sd(tmp_path), "sd")
+    backbone = UNetBackbone(tiny_sd(tmp_path), "sd")
     base = ConceptGenerator(backbone, sampling={"num_inference_steps": 1})
     asked = protocol(profile, probe, tmp_path, kinds=["long", "short"], num_captions=2)
     plan = dict(measured_plan(base, asked.requests(), tmp_path / "images").rows)

@@ -9,8 +9,9 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, Stable
 from PIL import Image
 
 from src.data.request import Request
+from src.modules.backbones.base import cross_attention_projections
 from src.modules.backbones.denoising import LEVELS
-from src.modules.backbones.unet import DiffusionBackbone, cross_attention_projections
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.generator import BlendedText, ConceptGenerator, blended, concept_offsets
 from src.modules.latexblend.rows import replace_rows, transformed_projections
@@ -20,20 +21,20 @@ PIPELINES = {"sd": tiny_sd, "sdxl": tiny_sdxl}
 
 
 @pytest.fixture(params=["sd", "sdxl"])
-def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> DiffusionBackbone:
-    return DiffusionBackbone(PIPELINES[request.param](tmp_path), request.param)
+def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> UNetBackbone:
+    return UNetBackbone(PIPELINES[request.param](tmp_path), request.param)
 
 
-def bank(backbone: DiffusionBackbone, seed: int, noun: str = "dog", tokens: int = 2) -> ConceptBank:
+def bank(backbone: UNetBackbone, seed: int, noun: str = "dog", tokens: int = 2) -> ConceptBank:
     generator = torch.Generator().manual_seed(seed)
     rows = {
         name: torch.randn(tokens, linear.out_features, generator=generator)
         for name, linear in cross_attention_projections(backbone.unet).items()
     }
-    return ConceptBank(rows, {"class_noun": noun, "backbone_hash": backbone.cross_attention_hash, "sha256": str(seed)})
+    return ConceptBank(rows, {"class_noun": noun, "backbone_hash": backbone.fingerprint, "sha256": str(seed)})
 
 
-def generator(backbone: DiffusionBackbone, banks: dict, **options) -> ConceptGenerator:
+def generator(backbone: UNetBackbone, banks: dict, **options) -> ConceptGenerator:
     sampling = {"num_inference_steps": 2, **options.pop("sampling", {})}
     return ConceptGenerator(backbone, banks, **{"sampling": sampling, "batch_size": 4, **options})
 
@@ -42,14 +43,14 @@ def pixels(images: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(image, dtype=np.int16) for image in images])
 
 
-def unet_inputs(backbone: DiffusionBackbone, rows: int) -> dict:
+def unet_inputs(backbone: UNetBackbone, rows: int) -> dict:
     latents = torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     text = backbone.encode_text(["a dog on the grass"] * rows)
     added = backbone.added_conditions(text, (8, 8))
     return {"sample": latents, "timestep": 500, "encoder_hidden_states": text.prompt_embeds, "added_cond_kwargs": added}
 
 
-def test_without_concepts_nothing_changes(backbone: DiffusionBackbone) -> None:
+def test_without_concepts_nothing_changes(backbone: UNetBackbone) -> None:
     inputs = unet_inputs(backbone, 2)
     with torch.no_grad():
         plain = backbone.unet(**inputs).sample
@@ -57,7 +58,7 @@ def test_without_concepts_nothing_changes(backbone: DiffusionBackbone) -> None:
             assert torch.equal(backbone.unet(**inputs).sample, plain)
 
 
-def test_only_conditional_rows_change_and_the_unet_comes_back(backbone: DiffusionBackbone) -> None:
+def test_only_conditional_rows_change_and_the_unet_comes_back(backbone: UNetBackbone) -> None:
     inputs = unet_inputs(backbone, 4)
     concept = bank(backbone, 0)
     before = {name: vars(linear).keys() for name, linear in cross_attention_projections(backbone.unet).items()}
@@ -73,7 +74,7 @@ def test_only_conditional_rows_change_and_the_unet_comes_back(backbone: Diffusio
     assert before == after
 
 
-def test_hooks_and_cache_agree(backbone: DiffusionBackbone) -> None:
+def test_hooks_and_cache_agree(backbone: UNetBackbone) -> None:
     inputs = unet_inputs(backbone, 2)
     placements = [[(bank(backbone, 0), [1, 2])]]
     with torch.no_grad():
@@ -85,7 +86,7 @@ def test_hooks_and_cache_agree(backbone: DiffusionBackbone) -> None:
     assert torch.allclose(hooked, first, atol=1e-6)
 
 
-def test_another_text_or_one_changed_in_place_is_projected_anew(backbone: DiffusionBackbone) -> None:
+def test_another_text_or_one_changed_in_place_is_projected_anew(backbone: UNetBackbone) -> None:
     inputs = unet_inputs(backbone, 2)
     with torch.no_grad():
         with blended(backbone.unet, [[], []]):
@@ -95,7 +96,7 @@ def test_another_text_or_one_changed_in_place_is_projected_anew(backbone: Diffus
         assert torch.equal(cached, backbone.unet(**inputs).sample)
 
 
-def test_the_order_of_concepts_does_not_matter(backbone: DiffusionBackbone) -> None:
+def test_the_order_of_concepts_does_not_matter(backbone: UNetBackbone) -> None:
     inputs = unet_inputs(backbone, 1)
     first, second = (bank(backbone, 0), [1, 2]), (bank(backbone, 1), [4, 5])
     with torch.no_grad():
@@ -106,7 +107,7 @@ def test_the_order_of_concepts_does_not_matter(backbone: DiffusionBackbone) -> N
     assert torch.equal(one, other)
 
 
-def test_binding_gives_the_modifier_the_key_of_the_noun(backbone: DiffusionBackbone) -> None:
+def test_binding_gives_the_modifier_the_key_of_the_noun(backbone: UNetBackbone) -> None:
     name = next(iter(cross_attention_projections(backbone.unet)))
     concept = bank(backbone, 0)
     projected = torch.zeros(1, 8, concept.rows[name].shape[1])
@@ -117,14 +118,14 @@ def test_binding_gives_the_modifier_the_key_of_the_noun(backbone: DiffusionBackb
     assert not keys[[0, 2, 4]].any()
 
 
-def generic_rows(backbone: DiffusionBackbone, prompt: str, positions: list[int]) -> dict[str, torch.Tensor]:
+def generic_rows(backbone: UNetBackbone, prompt: str, positions: list[int]) -> dict[str, torch.Tensor]:
     """Plain keys and values of a prompt at some positions."""
     hidden = backbone.encode_text([prompt]).prompt_embeds[0, positions]
     with torch.no_grad():
         return {name: linear(hidden) for name, linear in cross_attention_projections(backbone.unet).items()}
 
 
-def test_a_concept_that_changes_nothing_keeps_every_image_as_it_is(backbone: DiffusionBackbone) -> None:
+def test_a_concept_that_changes_nothing_keeps_every_image_as_it_is(backbone: UNetBackbone) -> None:
     nothing = ConceptBank(generic_rows(backbone, "photo of a dog", [3, 4]), bank(backbone, 0).metadata)
     prompts = ["a cat left of a <rex>", "a sketch of a <rex> on the grass"]
     kept = generator(backbone, {"rex": nothing}, keep_context=True)
@@ -135,7 +136,7 @@ def test_a_concept_that_changes_nothing_keeps_every_image_as_it_is(backbone: Dif
     assert abs(pixels(replaced) - plain[:1]).max() > 1
 
 
-def test_context_is_kept_by_adding_what_the_concept_changes(backbone: DiffusionBackbone) -> None:
+def test_context_is_kept_by_adding_what_the_concept_changes(backbone: UNetBackbone) -> None:
     concept = bank(backbone, 0)
     offsets = concept_offsets(backbone, concept)
     text = BlendedText([[(offsets, [5, 6])]], keep_context=True)
@@ -148,7 +149,7 @@ def test_context_is_kept_by_adding_what_the_concept_changes(backbone: DiffusionB
         assert torch.allclose(text(name, projected, projected)[0, [5, 6]], expected, atol=1e-5)
 
 
-def test_blending_start_is_a_timestep(backbone: DiffusionBackbone) -> None:
+def test_blending_start_is_a_timestep(backbone: UNetBackbone) -> None:
     inputs, concept = unet_inputs(backbone, 1), bank(backbone, 0)
     with torch.no_grad():
         plain = {t: backbone.unet(**(inputs | {"timestep": t})).sample for t in (950, 500)}
@@ -159,7 +160,7 @@ def test_blending_start_is_a_timestep(backbone: DiffusionBackbone) -> None:
     assert not torch.allclose(late, plain[500])
 
 
-def test_an_image_depends_on_its_request_alone(backbone: DiffusionBackbone) -> None:
+def test_an_image_depends_on_its_request_alone(backbone: UNetBackbone) -> None:
     banks = {"rex": bank(backbone, 0), "tom": bank(backbone, 1, "cat")}
     requests = [Request("a <rex> on the grass", 1), Request("a <tom> next to a <rex>", 2), Request("a car", 3)]
     together = pixels(generator(backbone, banks).sample(requests))
@@ -169,7 +170,7 @@ def test_an_image_depends_on_its_request_alone(backbone: DiffusionBackbone) -> N
     assert np.array_equal(together, pixels(generator(backbone, banks).sample(requests)))
 
 
-def test_prompts_without_concepts_are_the_stock_pipeline(backbone: DiffusionBackbone) -> None:
+def test_prompts_without_concepts_are_the_stock_pipeline(backbone: UNetBackbone) -> None:
     drawing = generator(backbone, {"rex": bank(backbone, 0)}, sampling={"guidance_scale": 3.0})
     ours = drawing.sample([Request("a dog", 5)])
     stock = backbone.pipeline(
@@ -184,7 +185,7 @@ def test_prompts_without_concepts_are_the_stock_pipeline(backbone: DiffusionBack
     assert np.array_equal(pixels(ours), pixels(stock))
 
 
-def test_guidance_off_still_blends(backbone: DiffusionBackbone) -> None:
+def test_guidance_off_still_blends(backbone: UNetBackbone) -> None:
     banks = {"rex": bank(backbone, 0)}
     without = generator(backbone, banks, sampling={"guidance_scale": 1.0})
     assert not np.array_equal(
@@ -193,7 +194,7 @@ def test_guidance_off_still_blends(backbone: DiffusionBackbone) -> None:
 
 
 def test_any_stock_pipeline_takes_concepts(tmp_path: Path) -> None:
-    backbone = DiffusionBackbone(tiny_sd(tmp_path), "sd")
+    backbone = UNetBackbone(tiny_sd(tmp_path), "sd")
     pipeline = StableDiffusionImg2ImgPipeline(**backbone.pipeline.components, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
 
@@ -210,7 +211,7 @@ def test_any_stock_pipeline_takes_concepts(tmp_path: Path) -> None:
 
 
 def test_a_controlnet_pipeline_steers_concepts_too(tmp_path: Path) -> None:
-    backbone = DiffusionBackbone(tiny_sd(tmp_path), "sd")
+    backbone = UNetBackbone(tiny_sd(tmp_path), "sd")
     torch.manual_seed(0)
     controlnet = ControlNetModel.from_unet(backbone.unet, conditioning_channels=3)
     for layer in [
@@ -237,7 +238,7 @@ def test_a_controlnet_pipeline_steers_concepts_too(tmp_path: Path) -> None:
     assert np.array_equal(plain, draw(0.0))
 
 
-def test_a_bank_of_another_backbone_is_refused(backbone: DiffusionBackbone) -> None:
+def test_a_bank_of_another_backbone_is_refused(backbone: UNetBackbone) -> None:
     other = ConceptBank(bank(backbone, 0).rows, {"class_noun": "dog", "backbone": "sdxl", "backbone_hash": "f00"})
     with pytest.raises(ValueError, match="made for the backbone sdxl"):
         generator(backbone, {"rex": other})
@@ -247,7 +248,7 @@ def test_a_bank_of_another_backbone_is_refused(backbone: DiffusionBackbone) -> N
     ("prompt", "message"),
     [("a <rx>", "did you mean <rex>"), ("a <rex> " + "on the grass " * 30, "tokens, but the text encoder takes")],
 )
-def test_prompts_that_cannot_be_drawn_are_said(backbone: DiffusionBackbone, prompt: str, message: str) -> None:
+def test_prompts_that_cannot_be_drawn_are_said(backbone: UNetBackbone, prompt: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generator(backbone, {"rex": bank(backbone, 0)}).sample([Request(prompt, 0)])
 
@@ -257,7 +258,7 @@ def test_a_row_for_every_position() -> None:
         replace_rows(torch.zeros(1, 4, 2), torch.zeros(3, 2), [0, 1])
 
 
-def test_two_contexts_on_one_unet_are_refused(backbone: DiffusionBackbone) -> None:
+def test_two_contexts_on_one_unet_are_refused(backbone: UNetBackbone) -> None:
     with (
         blended(backbone.unet, [[]]),
         pytest.raises(ValueError, match="already has concepts"),
@@ -272,7 +273,7 @@ CAPTIONS = ["a red dog", "a blue cat on the grass"]
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_a_denoising_error_is_that_of_the_scheduler_at_every_level(tmp_path: Path, prediction_type: str) -> None:
-    backbone = DiffusionBackbone(tiny_sd(tmp_path, prediction_type), "sd")
+    backbone = UNetBackbone(tiny_sd(tmp_path, prediction_type), "sd")
     (found,) = generator(backbone, {}).denoising_errors(PICTURES[:1], CAPTIONS[:1], [5])
     scheduler, seeded = backbone.pipeline.scheduler, torch.Generator().manual_seed(5)
     latents = backbone.encode_images(torch.from_numpy(pixels(PICTURES[:1])).permute(0, 3, 1, 2) / 127.5 - 1)
@@ -288,7 +289,7 @@ def test_a_denoising_error_is_that_of_the_scheduler_at_every_level(tmp_path: Pat
     assert found == pytest.approx(float(torch.stack(errors).mean()), rel=1e-5)
 
 
-def test_a_denoising_error_depends_on_image_caption_and_seed_alone(backbone: DiffusionBackbone) -> None:
+def test_a_denoising_error_depends_on_image_caption_and_seed_alone(backbone: UNetBackbone) -> None:
     banks = {"rex": bank(backbone, 0)}
     images, captions, seeds = [*PICTURES, PICTURES[0]], [*CAPTIONS, "a <rex>"], [1, 2, 1]
     together = generator(backbone, banks).denoising_errors(images, captions, seeds)
@@ -304,7 +305,7 @@ def test_a_denoising_error_depends_on_image_caption_and_seed_alone(backbone: Dif
     assert len({together[0], together[2], *found}) == 5
 
 
-def test_a_request_may_be_truncated_to_what_the_text_encoder_takes(backbone: DiffusionBackbone) -> None:
+def test_a_request_may_be_truncated_to_what_the_text_encoder_takes(backbone: UNetBackbone) -> None:
     drawing = generator(backbone, {"rex": bank(backbone, 0)})
     long = "a <rex> next to a " + "very " * 40 + "red <rex>"
     start = drawing.readable(long)

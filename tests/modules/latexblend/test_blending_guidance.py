@@ -8,7 +8,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 
 from src.data.request import Request
-from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.guidance import BlendingGuidance, recorded_attention, separation_loss
 from tests.modules.latexblend.test_blending import PIPELINES, bank, generator, pixels, unet_inputs
 
@@ -17,18 +17,18 @@ PAIR = "a <rex> next to a <mittens>"
 
 
 @pytest.fixture(params=["sd", "sdxl"])
-def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> DiffusionBackbone:
-    return DiffusionBackbone(PIPELINES[request.param](tmp_path), request.param)
+def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> UNetBackbone:
+    return UNetBackbone(PIPELINES[request.param](tmp_path), request.param)
 
 
-def drawn(backbone: DiffusionBackbone, prompts: list[str], **options) -> np.ndarray:
+def drawn(backbone: UNetBackbone, prompts: list[str], **options) -> np.ndarray:
     banks = {"rex": bank(backbone, 0), "mittens": bank(backbone, 1, "cat")}
     settings = {"sampling": {"num_inference_steps": 4}, "blending_guidance": GUIDED} | options
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
     return pixels(generator(backbone, banks, **settings).sample(requests))
 
 
-def test_recorded_attention_is_what_the_layer_attends_to(backbone: DiffusionBackbone) -> None:
+def test_recorded_attention_is_what_the_layer_attends_to(backbone: UNetBackbone) -> None:
     seen: dict[str, torch.Tensor] = {}
 
     class Watched(AttnProcessor):
@@ -68,7 +68,7 @@ def test_the_loss_is_least_where_each_concept_has_a_place_of_its_own() -> None:
     assert alone > 0 == pytest.approx(float(separation_loss(apart, (4, 4), phrases[:1])), abs=1e-4)
 
 
-def test_without_guided_steps_or_concepts_no_image_changes(backbone: DiffusionBackbone) -> None:
+def test_without_guided_steps_or_concepts_no_image_changes(backbone: UNetBackbone) -> None:
     plain = drawn(backbone, [PAIR, "a dog"], blending_guidance=None)
     assert np.array_equal(drawn(backbone, [PAIR, "a dog"], blending_guidance=BlendingGuidance()), plain)
     guided = drawn(backbone, [PAIR, "a dog"])
@@ -76,13 +76,13 @@ def test_without_guided_steps_or_concepts_no_image_changes(backbone: DiffusionBa
     assert np.array_equal(guided[1], plain[1])
 
 
-def test_an_image_does_not_depend_on_its_batch(backbone: DiffusionBackbone) -> None:
+def test_an_image_does_not_depend_on_its_batch(backbone: UNetBackbone) -> None:
     prompts = [PAIR, "a <rex>", PAIR]
     together, alone = drawn(backbone, prompts), drawn(backbone, prompts, batch_size=1)
     assert abs(together - alone).max() <= 2
 
 
-def test_a_step_lowers_the_loss(backbone: DiffusionBackbone) -> None:
+def test_a_step_lowers_the_loss(backbone: UNetBackbone) -> None:
     phrases = [[[2, 3], [6, 7]]]
     inputs = unet_inputs(backbone, 1)
     state = {"latents": inputs["sample"], "prompt_embeds": inputs["encoder_hidden_states"]}
@@ -115,7 +115,7 @@ def test_settings_out_of_range_are_refused(num_steps: int, step_size: float) -> 
         BlendingGuidance(num_steps, step_size)
 
 
-def test_guidance_is_part_of_what_an_image_depends_on(backbone: DiffusionBackbone) -> None:
+def test_guidance_is_part_of_what_an_image_depends_on(backbone: UNetBackbone) -> None:
     banks = {"rex": bank(backbone, 0)}
     plain = generator(backbone, banks).identity()
     assert generator(backbone, banks, blending_guidance=BlendingGuidance()).identity() == plain

@@ -11,7 +11,8 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from src.data.subject import ConceptData, Zoom
-from src.modules.backbones.unet import DiffusionBackbone, cross_attention_projections
+from src.modules.backbones.base import cross_attention_projections
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.learner import LaTexBlend
 from src.modules.latexblend.options import Objective, Subject
@@ -42,7 +43,7 @@ def data(photos: Path, **options) -> ConceptData:
 def module(
     tmp_path: Path, kind: str = "sd", lr: float = 1e-2, objective: dict | None = None, **options
 ) -> LearnerModule:
-    backbone = DiffusionBackbone(MAKERS[kind](tmp_path), kind)
+    backbone = UNetBackbone(MAKERS[kind](tmp_path), kind)
     where, said = (str(tmp_path / "cache"), str(tmp_path / "bank.safetensors")), Objective(**(objective or {}))
     learner = LaTexBlend(backbone, Subject("dog"), *where, said, **{"seed": 3, **options})
     return LearnerModule(learner, partial(torch.optim.AdamW, lr=lr))
@@ -64,7 +65,7 @@ def trainer(steps: int, folder: Path, **options) -> L.Trainer:
     )
 
 
-def all_weights(backbone: DiffusionBackbone) -> dict[str, torch.Tensor]:
+def all_weights(backbone: UNetBackbone) -> dict[str, torch.Tensor]:
     parts = {"unet": backbone.unet, "vae": backbone.vae, **{str(i): e for i, e in enumerate(backbone.text_encoders)}}
     return {f"{p}.{n}": t.clone() for p, part in parts.items() for n, t in part.state_dict().items()}
 

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from src.modules.backbones.unet import Conditioning, DiffusionBackbone
+from src.modules.backbones.base import Text
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.llmdiff.adapter import LLMDiffAdapter
 from src.modules.llmdiff.aggregation import Aggregation
 from src.modules.llmdiff.attention import cross_attentions, pack, unpack
@@ -30,13 +31,13 @@ PROMPTS = ["a red dog on the tree", "", "a very small cat on the left of the blu
 
 
 @pytest.fixture(params=["sd", "sdxl"])
-def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> DiffusionBackbone:
-    return DiffusionBackbone(PIPELINES[request.param](tmp_path), request.param)
+def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> UNetBackbone:
+    return UNetBackbone(PIPELINES[request.param](tmp_path), request.param)
 
 
 @pytest.fixture
-def sd(tmp_path: Path) -> DiffusionBackbone:
-    return DiffusionBackbone(tiny_sd(tmp_path), "sd")
+def sd(tmp_path: Path) -> UNetBackbone:
+    return UNetBackbone(tiny_sd(tmp_path), "sd")
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +45,12 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> LLMEncoder:
     return LLMEncoder(LanguageModel.from_pretrained(str(tiny_llm_folder(tmp_path_factory.mktemp("llm")))))
 
 
-def fresh(backbone: DiffusionBackbone, encoder: LLMEncoder, **options) -> LLMDiffAdapter:
+def fresh(backbone: UNetBackbone, encoder: LLMEncoder, **options) -> LLMDiffAdapter:
     torch.manual_seed(0)
     return LLMDiffAdapter.for_backbone(backbone, encoder, AdapterOptions(**options))
 
 
-def trained(backbone: DiffusionBackbone, encoder: LLMEncoder, **options) -> LLMDiffAdapter:
+def trained(backbone: UNetBackbone, encoder: LLMEncoder, **options) -> LLMDiffAdapter:
     """Weights away from where they started, so that everything matters."""
     adapter = fresh(backbone, encoder, **options)
     with torch.no_grad():
@@ -58,7 +59,7 @@ def trained(backbone: DiffusionBackbone, encoder: LLMEncoder, **options) -> LLMD
     return adapter.eval()
 
 
-def drawn(backbone: DiffusionBackbone, text: Conditioning, seed: int = 0) -> Tensor:
+def drawn(backbone: UNetBackbone, text: Text, seed: int = 0) -> Tensor:
     """The UNet's prediction; every row has the same noise."""
     rows = len(text.prompt_embeds)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)).expand(rows, -1, -1, -1)
@@ -72,7 +73,7 @@ def close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> bool:
 
 @torch.no_grad()
 def test_at_the_start_every_prompt_is_the_empty_one_of_the_pretrained_model(
-    backbone: DiffusionBackbone, encoder: LLMEncoder
+    backbone: UNetBackbone, encoder: LLMEncoder
 ) -> None:
     stock = drawn(backbone, backbone.encode_text([""] * len(PROMPTS)))
     adapter = fresh(backbone, encoder)
@@ -85,41 +86,39 @@ def test_at_the_start_every_prompt_is_the_empty_one_of_the_pretrained_model(
 
 
 @torch.no_grad()
-def test_a_start_from_the_mean_is_the_pretrained_model_on_the_mean(
-    backbone: DiffusionBackbone, encoder: LLMEncoder
-) -> None:
+def test_a_start_from_the_mean_is_the_pretrained_model_on_the_mean(backbone: UNetBackbone, encoder: LLMEncoder) -> None:
     empty = backbone.encode_text([""] * len(PROMPTS))
     adapter = fresh(backbone, encoder, phi_bias="mean").eval()
     with adapter.installed(backbone.unet):
         started = drawn(backbone, adapter(encoder.encode(PROMPTS)))
-    mean = Conditioning(empty.prompt_embeds.mean(1, keepdim=True), empty.pooled_prompt_embeds)
+    mean = Text(empty.prompt_embeds.mean(1, keepdim=True), empty.pooled_prompt_embeds)
     assert close(started, drawn(backbone, mean), 1e-6)
     assert not close(started, drawn(backbone, empty), 1e-4)
 
 
 @torch.no_grad()
-def test_beyond_the_pretrained_length_the_last_row_goes_on(sd: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_beyond_the_pretrained_length_the_last_row_goes_on(sd: UNetBackbone, encoder: LLMEncoder) -> None:
     adapter = fresh(sd, encoder).eval()
     with adapter.installed(sd.unet):
         started = drawn(sd, adapter(encoder.encode(["a dog " * 30])))
     rows = sd.encode_text([""]).prompt_embeds
     longer = torch.cat([rows, rows[:, -1:].expand(-1, 62 - LENGTH, -1)], dim=1)
-    assert close(started, drawn(sd, Conditioning(longer)), 1e-6)
+    assert close(started, drawn(sd, Text(longer)), 1e-6)
 
 
 @torch.no_grad()
-def test_the_original_attention_is_intact(backbone: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_the_original_attention_is_intact(backbone: UNetBackbone, encoder: LLMEncoder) -> None:
     """With phi bypassed, the base model's own text gives the base model's own prediction."""
     text = backbone.encode_text(["a dog on the grass", "a cat"])
     stock = drawn(backbone, text)
     seen = torch.ones(text.prompt_embeds.shape[:2])
     packed = pack(text.prompt_embeds, torch.randn(*seen.shape, WIDTH), seen, seen)
     with fresh(backbone, encoder).installed(backbone.unet):
-        assert close(drawn(backbone, Conditioning(packed, text.pooled_prompt_embeds)), stock, 1e-6)
+        assert close(drawn(backbone, Text(packed, text.pooled_prompt_embeds)), stock, 1e-6)
 
 
 @torch.no_grad()
-def test_a_layer_is_the_papers_formula(sd: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_a_layer_is_the_papers_formula(sd: UNetBackbone, encoder: LLMEncoder) -> None:
     adapter = trained(sd, encoder)
     packed = adapter(encoder.encode(PROMPTS)).prompt_embeds
     name, attention = next(iter(cross_attentions(sd.unet).items()))
@@ -146,7 +145,7 @@ def test_a_layer_is_the_papers_formula(sd: DiffusionBackbone, encoder: LLMEncode
 
 @torch.no_grad()
 @pytest.mark.parametrize("phi_bias", ["rows", "mean"])
-def test_padding_and_neighbours_change_nothing(backbone: DiffusionBackbone, encoder: LLMEncoder, phi_bias: str) -> None:
+def test_padding_and_neighbours_change_nothing(backbone: UNetBackbone, encoder: LLMEncoder, phi_bias: str) -> None:
     adapter = trained(backbone, encoder, phi_bias=phi_bias)
     text = encoder.encode(PROMPTS)
     garbage = TextStates(text.states + 100 * (~text.mask)[:, None, :, None], text.mask)
@@ -159,7 +158,7 @@ def test_padding_and_neighbours_change_nothing(backbone: DiffusionBackbone, enco
 
 
 @torch.no_grad()
-def test_a_mask_of_the_unet_adds_to_the_texts_own(sd: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_a_mask_of_the_unet_adds_to_the_texts_own(sd: UNetBackbone, encoder: LLMEncoder) -> None:
     adapter = trained(sd, encoder, phi_bias="mean")
     short, long = encoder.encode(["a red dog"]), encoder.encode(["a red dog"])
     longer = TextStates(F.pad(long.states, (0, 0, 0, 3), value=1.0), F.pad(long.mask, (0, 3), value=True))
@@ -175,7 +174,7 @@ def test_a_mask_of_the_unet_adds_to_the_texts_own(sd: DiffusionBackbone, encoder
     assert close(masked, expected)
 
 
-def test_all_that_is_trained_gets_a_gradient_and_nothing_else(backbone: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_all_that_is_trained_gets_a_gradient_and_nothing_else(backbone: UNetBackbone, encoder: LLMEncoder) -> None:
     adapter = trained(backbone, encoder).train()
     generators = [torch.Generator().manual_seed(row) for row in range(3)]
     with adapter.installed(backbone.unet):
@@ -188,7 +187,7 @@ def test_all_that_is_trained_gets_a_gradient_and_nothing_else(backbone: Diffusio
 
 
 @pytest.mark.parametrize("branch", ["zero_output", "zero_weight"])
-def test_the_first_step_opens_the_additional_branch(sd: DiffusionBackbone, encoder: LLMEncoder, branch: str) -> None:
+def test_the_first_step_opens_the_additional_branch(sd: UNetBackbone, encoder: LLMEncoder, branch: str) -> None:
     adapter = fresh(sd, encoder, branch_init=branch).train()
     with adapter.installed(sd.unet):
         drawn(sd, adapter(encoder.encode(PROMPTS), torch.Generator())).square().mean().backward()
@@ -198,12 +197,12 @@ def test_the_first_step_opens_the_additional_branch(sd: DiffusionBackbone, encod
     assert all(gradient.abs().sum() > 0 for gradient in gradients.values())
 
 
-def test_it_learns(sd: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_it_learns(sd: UNetBackbone, encoder: LLMEncoder) -> None:
     """A few steps towards the base model's own predictions for two prompts."""
     prompts = ["a red dog", "a blue cat"]
     adapter = fresh(sd, encoder).train()
     with torch.no_grad():
-        target = drawn(sd, Conditioning(torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(1))))
+        target = drawn(sd, Text(torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(1))))
     text, optimizer, losses = encoder.encode(prompts), torch.optim.AdamW(adapter.parameters(), 1e-2), []
     for step in range(12):
         with adapter.installed(sd.unet):
@@ -215,7 +214,7 @@ def test_it_learns(sd: DiffusionBackbone, encoder: LLMEncoder) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_checkpointing_the_unet_changes_no_gradient(sd: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_checkpointing_the_unet_changes_no_gradient(sd: UNetBackbone, encoder: LLMEncoder) -> None:
     adapter, text = trained(sd, encoder), encoder.encode(PROMPTS)
 
     def gradients() -> list[Tensor]:
@@ -231,7 +230,7 @@ def test_checkpointing_the_unet_changes_no_gradient(sd: DiffusionBackbone, encod
 
 
 @torch.no_grad()
-def test_it_comes_and_goes_without_a_trace(backbone: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_it_comes_and_goes_without_a_trace(backbone: UNetBackbone, encoder: LLMEncoder) -> None:
     unet, text = backbone.unet, backbone.encode_text(["a dog"])
     before, keys, processors = drawn(backbone, text), set(unet.state_dict()), dict(unet.attn_processors)
     adapter = trained(backbone, encoder)
@@ -245,7 +244,7 @@ def test_it_comes_and_goes_without_a_trace(backbone: DiffusionBackbone, encoder:
 
 
 @torch.no_grad()
-def test_strength_goes_from_the_base_to_the_adapter(backbone: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_strength_goes_from_the_base_to_the_adapter(backbone: UNetBackbone, encoder: LLMEncoder) -> None:
     adapter = trained(backbone, encoder, phi_bias="mean")
     text = adapter(encoder.encode(["a red dog"]))
 
@@ -253,7 +252,7 @@ def test_strength_goes_from_the_base_to_the_adapter(backbone: DiffusionBackbone,
         with adapter.installed(backbone.unet, strength=strength):
             return drawn(backbone, text)
 
-    base = Conditioning(text.prompt_embeds[..., : adapter.text_width], text.pooled_prompt_embeds)
+    base = Text(text.prompt_embeds[..., : adapter.text_width], text.pooled_prompt_embeds)
     none, half, whole = (with_strength(strength) for strength in (0.0, 0.5, 1.0))
     assert close(none, drawn(backbone, base), 1e-6)
     with adapter.installed(backbone.unet):
@@ -294,10 +293,10 @@ def low_rank_change(unet: nn.Module, scale: float = 0.3) -> Iterator[None]:
 
 
 @torch.no_grad()
-def test_a_lora_acts_on_the_original_attention(backbone: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_a_lora_acts_on_the_original_attention(backbone: UNetBackbone, encoder: LLMEncoder) -> None:
     adapter = trained(backbone, encoder)
     text = adapter(encoder.encode(["a red dog"]))
-    base = Conditioning(text.prompt_embeds[..., : adapter.text_width], text.pooled_prompt_embeds)
+    base = Text(text.prompt_embeds[..., : adapter.text_width], text.pooled_prompt_embeds)
     with adapter.installed(backbone.unet):
         without = drawn(backbone, text)
     with low_rank_change(backbone.unet):
@@ -312,7 +311,7 @@ def test_a_lora_acts_on_the_original_attention(backbone: DiffusionBackbone, enco
 
 
 @torch.no_grad()
-def test_a_lora_of_peft_loads_beside_the_adapter(sd: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_a_lora_of_peft_loads_beside_the_adapter(sd: UNetBackbone, encoder: LLMEncoder) -> None:
     peft = pytest.importorskip("peft", reason="the extra peft loads LoRAs")
     adapter = trained(sd, encoder)
     text = adapter(encoder.encode(["a red dog"]))
@@ -326,14 +325,14 @@ def test_a_lora_of_peft_loads_beside_the_adapter(sd: DiffusionBackbone, encoder:
 
 
 @torch.no_grad()
-def test_a_controlnet_gets_the_original_attentions_text(backbone: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_a_controlnet_gets_the_original_attentions_text(backbone: UNetBackbone, encoder: LLMEncoder) -> None:
     adapter = trained(backbone, encoder)
     text = adapter(encoder.encode(PROMPTS))
-    base = Conditioning(text.prompt_embeds[..., : adapter.text_width], text.pooled_prompt_embeds)
+    base = Text(text.prompt_embeds[..., : adapter.text_width], text.pooled_prompt_embeds)
     controlnet = ControlNetModel.from_unet(backbone.unet, conditioning_channels=3).eval()
     image, noise = torch.rand(3, 3, 64, 64), torch.randn(3, 4, 8, 8)
 
-    def residuals(given: Conditioning) -> Tensor:
+    def residuals(given: Text) -> Tensor:
         added = backbone.added_conditions(given, (8, 8))
         return controlnet(
             noise, 500, encoder_hidden_states=given.prompt_embeds, controlnet_cond=image, added_cond_kwargs=added
@@ -347,7 +346,7 @@ def test_a_controlnet_gets_the_original_attentions_text(backbone: DiffusionBackb
 
 
 @torch.no_grad()
-def test_text_that_is_not_the_adapters_is_refused(sd: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_text_that_is_not_the_adapters_is_refused(sd: UNetBackbone, encoder: LLMEncoder) -> None:
     with (
         fresh(sd, encoder).installed(sd.unet),
         pytest.raises(ValueError, match="the UNet got text of width 16, which is not the adapter's"),
@@ -355,20 +354,20 @@ def test_text_that_is_not_the_adapters_is_refused(sd: DiffusionBackbone, encoder
         drawn(sd, sd.encode_text(["a dog"]))
 
 
-def test_two_adapters_on_one_unet_are_refused(sd: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_two_adapters_on_one_unet_are_refused(sd: UNetBackbone, encoder: LLMEncoder) -> None:
     adapter = fresh(sd, encoder)
     with adapter.installed(sd.unet), pytest.raises(ValueError, match="already has"), adapter.installed(sd.unet):
         pass
 
 
-def test_a_unet_of_other_layers_is_refused(sd: DiffusionBackbone, encoder: LLMEncoder, tmp_path: Path) -> None:
+def test_a_unet_of_other_layers_is_refused(sd: UNetBackbone, encoder: LLMEncoder, tmp_path: Path) -> None:
     adapter = fresh(sd, encoder)
-    other = DiffusionBackbone(tiny_sdxl(tmp_path), "sdxl")
+    other = UNetBackbone(tiny_sdxl(tmp_path), "sdxl")
     with pytest.raises(ValueError, match="made for another UNet: .* layers differ"), adapter.installed(other.unet):
         pass
 
 
-def test_it_is_saved_with_what_it_belongs_to(backbone: DiffusionBackbone, encoder: LLMEncoder, tmp_path: Path) -> None:
+def test_it_is_saved_with_what_it_belongs_to(backbone: UNetBackbone, encoder: LLMEncoder, tmp_path: Path) -> None:
     adapter = trained(backbone, encoder)
     path = adapter.save(tmp_path / "a" / "adapter.safetensors", encoder, backbone, 800, {"learning_rate": "0.001"})
     loaded = LLMDiffAdapter.load(path, backbone)
@@ -383,13 +382,13 @@ def test_it_is_saved_with_what_it_belongs_to(backbone: DiffusionBackbone, encode
         metadata = file.metadata()
     assert metadata["llm"] == encoder.identity.name and metadata["llm_revision"] == encoder.identity.revision
     assert (metadata["llm_dtype"], metadata["num_steps"], metadata["learning_rate"]) == ("float32", "800", "0.001")
-    assert metadata["backbone_hash"] == backbone.cross_attention_hash
+    assert metadata["backbone_hash"] == backbone.fingerprint
     assert json.loads(metadata["encoding"])["features"] == "llmdiff"
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_loading_counts_the_tensors_that_it_applies(
-    sd: DiffusionBackbone, encoder: LLMEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    sd: UNetBackbone, encoder: LLMEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     adapter = fresh(sd, encoder)
     path = adapter.save(tmp_path / "adapter.safetensors", encoder, sd, 0)
@@ -403,13 +402,13 @@ def test_loading_counts_the_tensors_that_it_applies(
         LLMDiffAdapter.load(partial, sd)
 
 
-def test_a_file_of_another_unet_is_refused(sd: DiffusionBackbone, encoder: LLMEncoder, tmp_path: Path) -> None:
+def test_a_file_of_another_unet_is_refused(sd: UNetBackbone, encoder: LLMEncoder, tmp_path: Path) -> None:
     path = fresh(sd, encoder).save(tmp_path / "adapter.safetensors", encoder, sd, 0)
     with pytest.raises(ValueError, match="made for the UNet of sd .* give its backbone"):
-        LLMDiffAdapter.load(path, DiffusionBackbone(tiny_sdxl(tmp_path), "sdxl"))
+        LLMDiffAdapter.load(path, UNetBackbone(tiny_sdxl(tmp_path), "sdxl"))
 
 
-def test_files_that_are_no_adapter_are_said(sd: DiffusionBackbone, encoder: LLMEncoder, tmp_path: Path) -> None:
+def test_files_that_are_no_adapter_are_said(sd: UNetBackbone, encoder: LLMEncoder, tmp_path: Path) -> None:
     path = fresh(sd, encoder).save(tmp_path / "adapter.safetensors", encoder, sd, 0)
     with pytest.raises(ValueError, match="no file at .* give the path of an LLMDiff adapter"):
         LLMDiffAdapter.load(tmp_path / "none.safetensors", sd)
@@ -422,7 +421,7 @@ def test_files_that_are_no_adapter_are_said(sd: DiffusionBackbone, encoder: LLME
 
 
 def test_another_language_model_is_refused(
-    sd: DiffusionBackbone, encoder: LLMEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    sd: UNetBackbone, encoder: LLMEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = fresh(sd, encoder).save(tmp_path / "adapter.safetensors", encoder, sd, 0)
     adapter = LLMDiffAdapter.load(path, sd)
@@ -462,7 +461,7 @@ def test_another_language_model_is_refused(
     ids=str,
 )
 def test_every_reading_trains_and_is_saved(
-    backbone: DiffusionBackbone, encoder: LLMEncoder, tmp_path: Path, options: dict
+    backbone: UNetBackbone, encoder: LLMEncoder, tmp_path: Path, options: dict
 ) -> None:
     adapter = trained(backbone, encoder, **options).train()
     with adapter.installed(backbone.unet):
@@ -474,7 +473,7 @@ def test_every_reading_trains_and_is_saved(
 
 
 @pytest.mark.parametrize("features", ["last", "penultimate", "embed", "ln_mean", "sum"])
-def test_every_rival_drives_the_same_adapter(sd: DiffusionBackbone, encoder: LLMEncoder, features: str) -> None:
+def test_every_rival_drives_the_same_adapter(sd: UNetBackbone, encoder: LLMEncoder, features: str) -> None:
     rival = LLMEncoder(encoder.language_model, EncodingOptions(features=features))
     adapter = trained(sd, rival).train()
     with adapter.installed(sd.unet):
@@ -561,7 +560,7 @@ def test_states_in_half_precision_are_joined_in_full() -> None:
     assert torch.equal(text, joined(given.bfloat16().float(), mask))
 
 
-def test_a_unet_in_half_precision_takes_the_adapter(sd: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_a_unet_in_half_precision_takes_the_adapter(sd: UNetBackbone, encoder: LLMEncoder) -> None:
     adapter, text = trained(sd, encoder), encoder.encode(PROMPTS)
     noise = torch.randn(3, 4, 8, 8)
     with torch.no_grad(), adapter.installed(sd.unet):
@@ -599,7 +598,7 @@ SD15_UNET = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size":
 def test_parameters_at_real_size(unet: dict, layers: int, millions: tuple) -> None:
     with torch.device("meta"):
         model = UNet2DConditionModel(**unet)
-        adapter = LLMDiffAdapter(model, Conditioning(torch.empty(1, 77, unet["cross_attention_dim"])), 4096, 32)
+        adapter = LLMDiffAdapter(model, Text(torch.empty(1, 77, unet["cross_attention_dim"])), 4096, 32)
     parts = [("to_k", "to_v"), ("to_q",), ("to_out",), ("phi.weight",)]
     counted = [sum(p.numel() for n, p in adapter.named_parameters() if any(part in n for part in own)) for own in parts]
     assert len(adapter.layers) == layers

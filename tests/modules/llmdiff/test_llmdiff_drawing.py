@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 
 from src.callbacks.sample_grid import SampleGrid
 from src.data.request import Request
-from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.llmdiff.adapter import LLMDiffAdapter
 from src.modules.llmdiff.encoder import LLMEncoder
 from src.modules.llmdiff.generator import LLMDiffGenerator, trained_encoder
@@ -95,7 +95,7 @@ def test_the_command_at_the_end_draws_with_the_backbone_of_the_training(
     tmp_path: Path, llm: Path, kind: str, dtype: str
 ) -> None:
     MAKERS[kind](tmp_path).save_pretrained(tmp_path / "base")
-    backbone = DiffusionBackbone.from_pretrained(str(tmp_path / "base"), dtype)
+    backbone = UNetBackbone.from_pretrained(str(tmp_path / "base"), dtype)
     module = LLMDiff(backbone, LLMEncoder(LanguageModel.from_pretrained(str(llm))), str(tmp_path / "a.safetensors"))
     python, script, *typed = shlex.split(module.export(TrainingRecord(0, 1e-3, 1e-2))["next"])
     assert (python, script) == ("python", "generate.py")
@@ -105,5 +105,5 @@ def test_the_command_at_the_end_draws_with_the_backbone_of_the_training(
         cfg = compose("generate", [*arguments, "method.sampling.num_inference_steps=1", f"paths.cache_dir={tmp_path}"])
     generator = instantiate(cfg.method, _convert_="all")
     assert generator.backbone.dtype == backbone.dtype
-    assert generator.backbone.cross_attention_hash == backbone.cross_attention_hash
+    assert generator.backbone.fingerprint == backbone.fingerprint
     assert generator.sample([Request(cfg.prompt, cfg.seed)])[0].size == (backbone.resolution,) * 2

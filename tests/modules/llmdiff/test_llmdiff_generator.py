@@ -15,7 +15,7 @@ from torch import nn
 
 import src.run.cli  # noqa: F401  (registers the resolvers)
 from src.data.request import Request, TextStyle
-from src.modules.backbones.unet import DiffusionBackbone
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.generator import ConceptGenerator
 from src.modules.llmdiff.adapter import LLMDiffAdapter
 from src.modules.llmdiff.encoder import LLMEncoder
@@ -40,16 +40,16 @@ def encoder(llm: Path) -> LLMEncoder:
 
 
 @pytest.fixture(params=["sd", "sdxl"])
-def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> DiffusionBackbone:
-    return DiffusionBackbone(PIPELINES[request.param](tmp_path), request.param)
+def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> UNetBackbone:
+    return UNetBackbone(PIPELINES[request.param](tmp_path), request.param)
 
 
 @pytest.fixture
-def sd(tmp_path: Path) -> DiffusionBackbone:
-    return DiffusionBackbone(tiny_sd(tmp_path), "sd")
+def sd(tmp_path: Path) -> UNetBackbone:
+    return UNetBackbone(tiny_sd(tmp_path), "sd")
 
 
-def adapter(backbone: DiffusionBackbone, encoder: LLMEncoder, **options) -> LLMDiffAdapter:
+def adapter(backbone: UNetBackbone, encoder: LLMEncoder, **options) -> LLMDiffAdapter:
     """Trained, so that prompts matter."""
     torch.manual_seed(0)
     made = LLMDiffAdapter.for_backbone(backbone, encoder, AdapterOptions(**options))
@@ -59,7 +59,7 @@ def adapter(backbone: DiffusionBackbone, encoder: LLMEncoder, **options) -> LLMD
     return made.eval()
 
 
-def generator(backbone: DiffusionBackbone, encoder: LLMEncoder, **options: Any) -> LLMDiffGenerator:
+def generator(backbone: UNetBackbone, encoder: LLMEncoder, **options: Any) -> LLMDiffGenerator:
     made = options.pop("adapter", None) or adapter(backbone, encoder)
     sampling = {"num_inference_steps": 2, **options.pop("sampling", {})}
     return LLMDiffGenerator(backbone, made, encoder, **{"sampling": sampling, "batch_size": 4, **options})
@@ -69,7 +69,7 @@ def pixels(images: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(image, dtype=np.int16) for image in images])
 
 
-def test_an_image_depends_on_its_request_alone(backbone: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_an_image_depends_on_its_request_alone(backbone: UNetBackbone, encoder: LLMEncoder) -> None:
     requests = [Request("a red dog", 1), Request(LONG, 2), Request("", 3), Request("a red dog", 4)]
     together = pixels(generator(backbone, encoder).sample(requests))
     alone = pixels([generator(backbone, encoder, batch_size=1).sample([request])[0] for request in requests])
@@ -79,7 +79,7 @@ def test_an_image_depends_on_its_request_alone(backbone: DiffusionBackbone, enco
     assert np.abs(together[0] - together[3]).max() > 1
 
 
-def test_the_whole_of_a_long_prompt_counts(sd: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_the_whole_of_a_long_prompt_counts(sd: UNetBackbone, encoder: LLMEncoder) -> None:
     """Far beyond what a CLIP text encoder takes."""
     assert encoder.count_tokens([LONG])[0] > 100
     one, other = generator(sd, encoder).sample([Request(LONG + "dog", 0), Request(LONG + "tree", 0)])
@@ -90,9 +90,7 @@ def test_the_whole_of_a_long_prompt_counts(sd: DiffusionBackbone, encoder: LLMEn
         generator(sd, encoder).sample([Request("a dog", 0, style=TextStyle("a sketch"))])
 
 
-def test_at_the_start_it_is_the_stock_pipeline_on_the_empty_prompt(
-    backbone: DiffusionBackbone, encoder: LLMEncoder
-) -> None:
+def test_at_the_start_it_is_the_stock_pipeline_on_the_empty_prompt(backbone: UNetBackbone, encoder: LLMEncoder) -> None:
     fresh = LLMDiffAdapter.for_backbone(backbone, encoder)
     drawn = generator(backbone, encoder, adapter=fresh).sample([Request("a red dog", 5)])
     stock = backbone.pipeline(
@@ -108,7 +106,7 @@ def test_at_the_start_it_is_the_stock_pipeline_on_the_empty_prompt(
     assert fresh.training, "drawing leaves an adapter in training as it was"
 
 
-def test_negative_prompts_steer(backbone: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_negative_prompts_steer(backbone: UNetBackbone, encoder: LLMEncoder) -> None:
     request = [Request("a red dog", 0)]
     drawn = [
         pixels(generator(backbone, encoder, sampling=options).sample(request))
@@ -117,7 +115,7 @@ def test_negative_prompts_steer(backbone: DiffusionBackbone, encoder: LLMEncoder
     assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
 
 
-def test_it_is_called_like_the_stock_pipeline(backbone: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_it_is_called_like_the_stock_pipeline(backbone: UNetBackbone, encoder: LLMEncoder) -> None:
     pipeline = LLMDiffPipeline(backbone.pipeline, adapter(backbone, encoder), encoder)
 
     def call(prompt, negative=None, seed: int = 0, **arguments):
@@ -136,7 +134,7 @@ def test_it_is_called_like_the_stock_pipeline(backbone: DiffusionBackbone, encod
         call(["a dog", "a cat"], ["a tree"])
 
 
-def test_text_encoders_may_be_gone(sd: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_text_encoders_may_be_gone(sd: UNetBackbone, encoder: LLMEncoder) -> None:
     made = adapter(sd, encoder)
     request = [Request("a red dog", 0)]
     before = pixels(generator(sd, encoder, adapter=made).sample(request))
@@ -144,7 +142,7 @@ def test_text_encoders_may_be_gone(sd: DiffusionBackbone, encoder: LLMEncoder) -
     assert np.array_equal(pixels(generator(sd, encoder, adapter=made).sample(request)), before)
 
 
-def test_any_stock_pipeline_takes_it(sd: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_any_stock_pipeline_takes_it(sd: UNetBackbone, encoder: LLMEncoder) -> None:
     components = {**sd.pipeline.components, "requires_safety_checker": False}
     made, picture = adapter(sd, encoder), Image.new("RGB", (64, 64), "red")
     image_to_image = StableDiffusionImg2ImgPipeline(**components)
@@ -165,7 +163,7 @@ def test_any_stock_pipeline_takes_it(sd: DiffusionBackbone, encoder: LLMEncoder)
         assert np.abs(dog - long).max() > 1
 
 
-def test_noise_in_the_text_is_the_seeds(sd: DiffusionBackbone, encoder: LLMEncoder) -> None:
+def test_noise_in_the_text_is_the_seeds(sd: UNetBackbone, encoder: LLMEncoder) -> None:
     made = adapter(sd, encoder, noise="always", phi_bias="mean")
     with torch.no_grad():
         made.aggregation.rho.fill_(3.0)
@@ -181,7 +179,7 @@ def test_noise_in_the_text_is_the_seeds(sd: DiffusionBackbone, encoder: LLMEncod
 
 
 def test_at_the_start_denoising_errors_are_the_base_models_without_a_prompt(
-    backbone: DiffusionBackbone, encoder: LLMEncoder
+    backbone: UNetBackbone, encoder: LLMEncoder
 ) -> None:
     fresh = LLMDiffAdapter.for_backbone(backbone, encoder)
     images, seeds = [Image.linear_gradient("L").resize((64, 64)), Image.new("RGB", (64, 64), "red")], [1, 2]
@@ -190,9 +188,7 @@ def test_at_the_start_denoising_errors_are_the_base_models_without_a_prompt(
     assert fresh.training, "measuring leaves an adapter in training as it was"
 
 
-def test_a_denoising_error_depends_on_image_caption_and_seed_alone(
-    backbone: DiffusionBackbone, encoder: LLMEncoder
-) -> None:
+def test_a_denoising_error_depends_on_image_caption_and_seed_alone(backbone: UNetBackbone, encoder: LLMEncoder) -> None:
     made = adapter(backbone, encoder, noise="always", phi_bias="mean")
     drawing = generator(backbone, encoder, adapter=made)
     images = [Image.linear_gradient("L").resize((64, 64)), Image.new("RGB", (80, 80), "red")] * 2
@@ -213,7 +209,7 @@ def test_a_denoising_error_depends_on_image_caption_and_seed_alone(
         drawing.denoising_errors(images[:1], [2 * LONG], [0])
 
 
-def test_an_identity_names_what_changes_an_image(sd: DiffusionBackbone, encoder: LLMEncoder, llm: Path) -> None:
+def test_an_identity_names_what_changes_an_image(sd: UNetBackbone, encoder: LLMEncoder, llm: Path) -> None:
     made = adapter(sd, encoder)
     base = generator(sd, encoder, adapter=made)
     half = LLMEncoder(LanguageModel.from_pretrained(str(llm), "bfloat16"))
@@ -230,7 +226,7 @@ def test_an_identity_names_what_changes_an_image(sd: DiffusionBackbone, encoder:
     assert generator(sd, encoder, adapter=made, batch_size=2).identity("a dog") == base.identity("a cat")
 
 
-def test_the_file_says_which_language_model(sd: DiffusionBackbone, encoder: LLMEncoder, tmp_path: Path) -> None:
+def test_the_file_says_which_language_model(sd: UNetBackbone, encoder: LLMEncoder, tmp_path: Path) -> None:
     options = EncodingOptions(context="self+first", blocks=[0, 2])
     own = LLMEncoder(encoder.language_model, options)
     made = adapter(sd, own)
@@ -244,9 +240,7 @@ def test_the_file_says_which_language_model(sd: DiffusionBackbone, encoder: LLME
     assert list((tmp_path / "cache").rglob("*.safetensors"))
 
 
-def test_wrong_files_are_said_before_anything_is_drawn(
-    sd: DiffusionBackbone, encoder: LLMEncoder, tmp_path: Path
-) -> None:
+def test_wrong_files_are_said_before_anything_is_drawn(sd: UNetBackbone, encoder: LLMEncoder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no adapter is given: add adapter=PATH"):
         trained_encoder(None)
     with pytest.raises(ValueError, match="no file at .* give the path of an LLMDiff adapter"):
@@ -262,9 +256,9 @@ def test_wrong_files_are_said_before_anything_is_drawn(
     LLMDiffGenerator(sd, str(path), trained_encoder(path, path=str(moved)))
 
 
-def test_the_configuration_draws(sd: DiffusionBackbone, encoder: LLMEncoder, tmp_path: Path, root: Path) -> None:
+def test_the_configuration_draws(sd: UNetBackbone, encoder: LLMEncoder, tmp_path: Path, root: Path) -> None:
     sd.pipeline.save_pretrained(tmp_path / "sd")
-    loaded = DiffusionBackbone.from_pretrained(str(tmp_path / "sd"))
+    loaded = UNetBackbone.from_pretrained(str(tmp_path / "sd"))
     path = adapter(loaded, encoder).save(tmp_path / "adapter.safetensors", encoder, loaded, 0)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(root / "conf"), version_base="1.3"):
