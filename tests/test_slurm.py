@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import src.run.cli  # noqa: F401  (registers the resolvers)
-from tests.llmdiff_training import LatentData, learner, trainer
+from tests.llmdiff_training import LatentData, trainer, training
 from tests.llms import tiny_llm_folder
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -110,7 +110,7 @@ def test_a_requeued_job_ends_where_an_undisturbed_one_does_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = tiny_llm_folder(tmp_path / "llm")
-    whole, first, second = (learner(tmp_path, llm, schedule="cosine") for _ in range(3))
+    whole, first, second = (training(tmp_path, llm, schedule="cosine") for _ in range(3))
     trainer(4, tmp_path / "undisturbed").fit(whole, LatentData())
     enter(monkeypatch, ONE)
     command(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/scontrol.log')

@@ -194,17 +194,17 @@ class LearnerModule(L.LightningModule):
         return TrainingRecord(steps, defaults["lr"], defaults["weight_decay"], *settings)
 
     def setup(self, stage: str) -> None:
-        """Let the learner prepare, and make sure that the disk has room for checkpoints.
+        """Make sure that the disk has room for checkpoints, and let the learner prepare.
 
         Raises:
             ValueError: If it has not, or the learner cannot work with this data.
         """
         trainer: Any = self.trainer
-        where = (trainer.strategy.root_device, trainer.global_rank, trainer.world_size)
-        self.learner.prepare(trainer.datamodule, *where, trainer.max_steps)
         # Two checkpoints, in float32: the weights, AdamW's two moments and the average.
         trained = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
         free_disk_or_raise(trainer.default_root_dir, 2 * (3 + (self.ema is not None)) * 4 * trained)
+        where = (trainer.strategy.root_device, trainer.global_rank, trainer.world_size)
+        self.learner.prepare(trainer.datamodule, *where, trainer.max_steps)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of this process's share of a global batch."""
