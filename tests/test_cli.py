@@ -144,8 +144,8 @@ def test_a_launcher_that_is_not_installed_says_what_to_type(root):
 
 
 def test_both_recipes_of_the_self_supervised_encoder_set_every_key(root):
-    recipes = [OmegaConf.load(root / "conf" / "method" / f"{name}.yaml") for name in ("world_dino", "world_dino_vit")]
-    assert set(recipes[0]) == set(recipes[1])
+    recipes = [OmegaConf.load(root / "conf" / "pretrain" / f"{name}.yaml") for name in ("dino", "dino_vit")]
+    assert set(recipes[0]) == set(recipes[1]) and set(recipes[0].learner) == set(recipes[1].learner)
 
 
 def test_banks_reach_the_configuration(root):

@@ -69,15 +69,15 @@ DRAWING = {"num_inference_steps": 20, "guidance_scale": 1.0, "output_type": "lat
 def language_model(folder: str | Path, seed: int = 0) -> LanguageModel:
     """A Llama that has read colours and copied them."""
     llama = LanguageModelPretraining(str(folder), 96, 256, num_layers=4, num_heads=4, context=32, seed=seed)
-    adamw = partial(AdamW, lr=2e-3, betas=(0.9, 0.95))
-    _trained(llama, CorpusData(quadrant_text, 64, 1_000_000, seed=seed), 1_500, 100, adamw).export()
+    corpus = CorpusData(quadrant_text, 64, 1_000_000, seed=seed)
+    _trained(llama, corpus, 1_500, 100, lr=2e-3, betas=(0.9, 0.95)).export()
     return LanguageModel.from_pretrained(str(folder))
 
 
 def base_model(folder: str | Path, seed: int = 0) -> UNetBackbone:
     """A base model whose own text encoder knows the order of words; it works on pixels."""
     painter = TextToImagePretraining(str(folder), [32, 64], 3, text_width=64, text_layers=2, seed=seed)
-    _trained(painter, QuadrantData(32, seed), 1_300, 130, partial(AdamW, lr=2e-3), {"text_encoder": 1e-3})
+    _trained(painter, QuadrantData(32, seed), 1_300, 130, {"text_encoder": 1e-3}, lr=2e-3)
     painter.unet.set_default_attn_processor()
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL(block_out_channels=(32,), latent_channels=3),
@@ -99,7 +99,7 @@ def with_adapter(backbone: UNetBackbone, llm: LanguageModel, arm: str, seed: int
     encoder = LLMEncoder(llm, EncodingOptions(**encoding))
     options = AdapterOptions(**{"phi_bias": "mean", **adapter})
     learner = LLMDiff(backbone, encoder, "not exported", options, seed=seed)
-    _trained(learner, QuadrantData(32, seed), 1_000, 50, partial(AdamW, lr=3e-3))
+    _trained(learner, QuadrantData(32, seed), 1_000, 50, lr=3e-3)
     return LLMDiffPipeline(backbone.pipeline, learner.adapter.eval(), encoder)
 
 
@@ -112,18 +112,12 @@ def all_four_right(draw: Callable[..., Any]) -> list[bool]:
 
 
 def _trained(
-    learner: Learner,
-    data: L.LightningDataModule,
-    steps: int,
-    num_warmup_steps: int,
-    optimizer: Callable[..., AdamW],
-    rates: dict[str, float] | None = None,
+    learner: Learner, data: L.LightningDataModule, steps: int, num_warmup_steps: int, rates: Any = None, **adamw: Any
 ) -> LearnerModule:
     """Train a learner, which then keeps the average of its weights."""
-    module = LearnerModule(learner, optimizer, rates, "cosine", num_warmup_steps, ema_decay=0.99)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = L.Trainer(max_steps=steps, accelerator="cpu", limit_val_batches=0, enable_progress_bar=False, **quiet)
-    trainer.fit(module, data)
+    module = LearnerModule(learner, partial(AdamW, **adamw), rates, "cosine", num_warmup_steps, ema_decay=0.99)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "limit_val_batches": 0}
+    L.Trainer(max_steps=steps, accelerator="cpu", enable_progress_bar=False, **quiet).fit(module, data)
     module.ema.copy_to(module.averaged)
     return module
 

@@ -161,6 +161,10 @@ class SelfDistillation(Learner):
         views = torch.cat([random_view(batch[name], *crops, generator) for name in ("first", "second")])
         return views.contiguous(memory_format=torch.channels_last)
 
+    def groups(self) -> list[dict[str, Any]]:
+        """The student; the head's fixed lengths among it have no gradient, but a place in earlier checkpoints."""
+        return [{"name": "student", "params": list(self.student.parameters())}]
+
     def after_step(self) -> None:
         """Let the teacher follow."""
         update_momentum(self.student, self.teacher, self.momentum)

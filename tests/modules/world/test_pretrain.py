@@ -1,6 +1,3 @@
-from types import SimpleNamespace
-
-import lightning as L
 import numpy as np
 import open_clip
 import pytest
@@ -15,7 +12,8 @@ from src.data.world.scenes import FRAMES, attribute_scene, frame_scene
 from src.data.world.vocabulary import is_held_out
 from src.modules.world.contrastive import ContrastivePretraining
 from src.modules.world.probe import ProbeTraining, soften
-from src.modules.world.self_distillation import SelfDistillation, random_view
+from src.modules.world.self_distillation import SelfDistillation, Views, random_view
+from tests.pretrainings import check_resume, fit, module
 
 RESNET = {"architecture": "resnet10t", "model_args": {"channels": [8, 8, 16, 16], "stem_width": 8}}
 VISION = {
@@ -26,12 +24,12 @@ VISION = {
 
 def contrastive(folder, vision="resnet"):
     text = {"width": 16, "heads": 2, "layers": 1}
-    return ContrastivePretraining(str(folder / "clip"), VISION[vision], text, embed_dim=8)
+    return module(ContrastivePretraining(str(folder / "clip"), VISION[vision], text, embed_dim=8), None)
 
 
 def distillation(folder, contrast_weight=1.0):
-    sizes = {"head_dim": 16, "prototypes": 8, "view_size": 32}
-    return SelfDistillation(str(folder / "dino"), **RESNET, **sizes, contrast_weight=contrast_weight)
+    sizes = {"head_dim": 16, "prototypes": 8, "views": Views(size=32)}
+    return module(SelfDistillation(str(folder / "dino"), **RESNET, **sizes, contrast_weight=contrast_weight), None)
 
 
 def pairs(folder):
@@ -42,40 +40,20 @@ def frames(folder):
     return FramePairsData(str(folder / "cache"), batch_size=4, num_train=8, num_val=3)
 
 
-def fit(module, data, steps=2, resume=None, save=None):
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        val_check_interval=2,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, data, ckpt_path=resume)
-    if save:
-        trainer.save_checkpoint(save)
-    return trainer
-
-
 @pytest.mark.parametrize("vision", ["resnet", "vit"])
 def test_an_exported_clip_loads_with_open_clip_and_embeds_alike(tmp_path, vision):
-    module, data = contrastive(tmp_path, vision), pairs(tmp_path)
-    trainer = fit(module, data)
+    trained = contrastive(tmp_path, vision)
+    trainer, learner = fit(trained, pairs(tmp_path)), trained.learner
     assert 0 <= float(trainer.callback_metrics["val/recall_at_1"]) <= 1
-    folder = module.export()["image and text encoder"]
+    folder = trained.export()["image and text encoder"]
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["a photo of a red dog"])
-    assert torch.equal(tokens, module._tokens(["a photo of a red dog"]))
+    assert torch.equal(tokens, learner._tokens(["a photo of a red dog"]))
     pixel_values = torch.rand(2, 3, 64, 64) * 2 - 1
-    module.clip.half().float().eval(), model.eval()
+    learner.clip.half().float().eval(), model.eval()
     with torch.no_grad():
-        torch.testing.assert_close(model.encode_image(pixel_values), module.clip.encode_image(pixel_values))
-        torch.testing.assert_close(model.encode_text(tokens), module.clip.encode_text(tokens))
+        torch.testing.assert_close(model.encode_image(pixel_values), learner.clip.encode_image(pixel_values))
+        torch.testing.assert_close(model.encode_text(tokens), learner.clip.encode_text(tokens))
 
 
 def test_a_second_start_keeps_the_vocabulary(tmp_path):
@@ -86,39 +64,40 @@ def test_a_second_start_keeps_the_vocabulary(tmp_path):
 
 
 def test_an_exported_dino_loads_with_timm_and_embeds_alike(tmp_path):
-    module, data = distillation(tmp_path), frames(tmp_path)
-    trainer = fit(module, data)
+    trained = distillation(tmp_path)
+    trainer = fit(trained, frames(tmp_path))
     assert 0 <= float(trainer.callback_metrics["val/reidentification"]) <= 1
-    model = timm.create_model(f"local-dir:{module.export()['self-supervised encoder']}", pretrained=True, num_classes=0)
+    folder = trained.export()["self-supervised encoder"]
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
     pixel_values = torch.rand(2, 3, 64, 64) * 2 - 1
-    teacher = module.teacher.backbone.half().float().eval()
+    teacher = trained.learner.teacher.backbone.half().float().eval()
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(pixel_values), teacher(pixel_values))
 
 
 def test_the_teacher_follows_the_student_without_gradients(tmp_path):
-    module = distillation(tmp_path)
-    start = {name: weight.clone() for name, weight in module.teacher.named_parameters()}
-    fit(module, frames(tmp_path))
-    moved = [name for name, weight in module.teacher.named_parameters() if not torch.equal(weight, start[name])]
+    trained = distillation(tmp_path)
+    teacher = trained.learner.teacher
+    start = {name: weight.clone() for name, weight in teacher.named_parameters()}
+    fit(trained, frames(tmp_path))
+    moved = [name for name, weight in teacher.named_parameters() if not torch.equal(weight, start[name])]
     assert moved
-    assert all(weight.grad is None for weight in module.teacher.parameters())
+    assert all(weight.grad is None for weight in teacher.parameters())
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_the_loss_is_the_distillation_and_the_weighted_contrast(tmp_path, weight):
-    module = distillation(tmp_path, weight)
-    module.trainer = SimpleNamespace(max_steps=2, global_rank=0)
-    logged = {}
-    module.log_dict = lambda values, **_: logged.update(values)
+    learner = distillation(tmp_path, weight).learner
+    learner.prepare(None, torch.device("cpu"), num_steps=2)
     frame = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    loss = module.training_step({"first": frame, "second": frame.flip(-1), "step": torch.tensor(0)}, 0)
-    assert logged["train/contrast"] > 0
-    torch.testing.assert_close(loss, logged["train/distillation"] + weight * logged["train/contrast"])
+    batch = {"first": frame, "second": frame.flip(-1), "step": torch.tensor(0)}
+    loss, logged = learner.reduce(learner.losses(batch, learner.generators(batch, 0, 1)))
+    assert logged["contrast"] > 0
+    torch.testing.assert_close(loss, logged["distillation"] + weight * logged["contrast"])
 
 
 def test_the_contrast_asks_for_the_partner_and_ignores_length_and_order(tmp_path):
-    contrast = distillation(tmp_path).contrast
+    contrast = distillation(tmp_path).learner.contrast
     first, second = (torch.randn(6, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     assert contrast(first, first) < contrast(first, second)
     assert contrast(first, first) < contrast(first, first.roll(1, 0))
@@ -128,7 +107,7 @@ def test_the_contrast_asks_for_the_partner_and_ignores_length_and_order(tmp_path
 
 
 def test_the_contrast_draws_partners_together_and_pushes_others_apart(tmp_path):
-    contrast = distillation(tmp_path).contrast
+    contrast = distillation(tmp_path).learner.contrast
     first, second = (torch.randn(6, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     first.requires_grad_(True)
     contrast(first, second).backward()
@@ -142,32 +121,17 @@ def test_the_contrast_draws_partners_together_and_pushes_others_apart(tmp_path):
 
 @pytest.mark.parametrize(("build", "data"), [(contrastive, pairs), (distillation, frames)])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, build, data):
-    whole = build(tmp_path)
-    fit(whole, data(tmp_path), steps=4)
-    first, second = build(tmp_path), build(tmp_path)
-    # The first half must follow the schedule of the whole.
-    halted = L.Callback()
-    halted.on_train_batch_end = lambda trainer, *args: setattr(trainer, "should_stop", trainer.global_step >= 2)
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=4, max_epochs=-1, callbacks=[halted], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
-    )  # fmt: skip
-    trainer.fit(first, data(tmp_path))
-    assert trainer.global_step == 2
-    trainer.save_checkpoint(tmp_path / "half.ckpt")
-    fit(second, data(tmp_path), steps=4, resume=tmp_path / "half.ckpt")
-    for name, weight in whole.state_dict().items():
-        assert torch.equal(weight, second.state_dict()[name]), name
+    check_resume(build, data, tmp_path)
 
 
 def test_the_probe_learns_and_exports(tmp_path):
-    module = ProbeTraining(str(tmp_path / "probe"), **RESNET)
-    fit(module, AttributeData(str(tmp_path / "cache"), batch_size=4, num_train=8, num_val=4))
-    model = timm.create_model(f"local-dir:{module.export()['probe']}", pretrained=True)
+    trained = module(ProbeTraining(str(tmp_path / "probe"), **RESNET), None)
+    fit(trained, AttributeData(str(tmp_path / "cache"), batch_size=4, num_train=8, num_val=4))
+    model = timm.create_model(f"local-dir:{trained.export()['probe']}", pretrained=True)
     assert model.num_classes == sum(map(len, ATTRIBUTES.values()))
     pixel_values = torch.rand(2, 3, 64, 64) * 2 - 1
     with torch.no_grad():
-        expected = module.model.half().float().eval()(pixel_values)
+        expected = trained.learner.model.half().float().eval()(pixel_values)
         torch.testing.assert_close(model.eval()(pixel_values), expected)
 
 

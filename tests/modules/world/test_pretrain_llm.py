@@ -1,53 +1,42 @@
 """The world's language model: packed texts do not see each other, a resumed training is the same, the export loads."""
 
+from functools import partial
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
+from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from src.data.texts import CorpusData
 from src.data.world.quadrants import quadrant_text
 from src.data.world.texts import world_text
+from src.modules.training.learner import LearnerModule
 from src.modules.world.language_model import LanguageModelPretraining, known_tokens, packed
+from tests.pretrainings import check_resume, fit, module
 
 TEXTS = [world_text(seed) for seed in range(40)]
 
 
-def language_model(folder: Path, **options) -> LanguageModelPretraining:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2}
-    return LanguageModelPretraining(str(folder / "llm"), **{**sizes, **options})
+def language_model(folder: Path, ema_decay: float = 0.99) -> LearnerModule:
+    return module(LanguageModelPretraining(str(folder / "llm"), 32, 64, num_layers=2, num_heads=2), ema_decay)
 
 
-def corpus(text=world_text) -> CorpusData:
+def corpus(folder: Path, text=world_text) -> CorpusData:
     return CorpusData(text, batch_size=4, num_train=32, num_val=8)
 
 
-def fit(module, data: CorpusData, steps: int = 2, halt: int | None = None, resume=None, check: int = 2) -> L.Trainer:
-    stop = L.Callback()
-    if halt:
-        stop.on_train_batch_end = lambda trainer, *args: setattr(trainer, "should_stop", trainer.global_step >= halt)
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=steps, max_epochs=-1, val_check_interval=check, check_val_every_n_epoch=None,
-        num_sanity_val_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, gradient_clip_val=1.0, callbacks=[stop],
-    )  # fmt: skip
-    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    return trainer
+def token_ids(learner: LanguageModelPretraining) -> list[list[int]]:
+    return [[*learner.tokenizer(text.text).input_ids, learner.tokenizer.eos_token_id] for text in TEXTS]
 
 
-def token_ids(module: LanguageModelPretraining) -> list[list[int]]:
-    return [[*module.tokenizer(text.text).input_ids, module.tokenizer.eos_token_id] for text in TEXTS]
-
-
-def losses(module: LanguageModelPretraining, sequences: list[list[int]]) -> torch.Tensor:
-    input_ids, position_ids = packed(sequences, module.tokenizer.pad_token_id)
-    return module.token_losses(module.logits(input_ids, position_ids), input_ids)
+def losses(learner: LanguageModelPretraining, sequences: list[list[int]]) -> torch.Tensor:
+    input_ids, position_ids = packed(sequences, learner.tokenizer.pad_token_id)
+    return learner.token_losses(learner.logits(input_ids, position_ids), input_ids)
 
 
 def test_rows_hold_every_text_whole_and_little_else(tmp_path: Path) -> None:
-    sequences = token_ids(language_model(tmp_path))
+    sequences = token_ids(language_model(tmp_path).learner)
     input_ids, position_ids = packed(sequences, 0)
     assert input_ids.shape == position_ids.shape
     assert input_ids.shape[1] == max(map(len, sequences))
@@ -63,16 +52,17 @@ def test_rows_hold_every_text_whole_and_little_else(tmp_path: Path) -> None:
 
 
 def test_texts_of_a_row_do_not_see_each_other(tmp_path: Path) -> None:
-    module, sequences = language_model(tmp_path), token_ids(language_model(tmp_path))
+    learner = language_model(tmp_path).learner
+    sequences = token_ids(learner)
     with torch.no_grad():
-        together, *alone = (losses(module, texts) for texts in (sequences, *([sequence] for sequence in sequences)))
+        together, *alone = (losses(learner, texts) for texts in (sequences, *([sequence] for sequence in sequences)))
     # Everything but the first token is told, the end included.
     assert [len(each) for each in alone] == [len(sequence) - 1 for sequence in sequences]
     torch.testing.assert_close(together.sort().values, torch.cat(alone).sort().values, atol=1e-5, rtol=0)
 
 
 def test_known_tokens_are_the_known_words(tmp_path: Path) -> None:
-    tokenizer = language_model(tmp_path).tokenizer
+    tokenizer = language_model(tmp_path).learner.tokenizer
     for text in TEXTS:
         encoding = tokenizer(text.text, return_offsets_mapping=True)
         indices = known_tokens(text, encoding.offset_mapping)
@@ -81,23 +71,15 @@ def test_known_tokens_are_the_known_words(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    whole, first, second = (language_model(tmp_path) for _ in range(3))
-    fit(whole, corpus(), 4)
-    # The first half follows the schedule of the whole.
-    fit(first, corpus(), 4, halt=2).save_checkpoint(tmp_path / "two.ckpt")
-    fit(second, corpus(), 4, resume=tmp_path / "two.ckpt")
-    for name, weight in whole.state_dict().items():
-        assert torch.equal(weight, second.state_dict()[name]), name
-    for ours, theirs in zip(whole.ema.shadow_params, second.ema.shadow_params, strict=True):
-        assert torch.equal(ours, theirs)
+    check_resume(language_model, corpus, tmp_path)
 
 
 def test_the_export_is_a_stock_llama_with_its_tokenizer(tmp_path: Path) -> None:
-    module = language_model(tmp_path)
-    fit(module, corpus(), 3)
-    average = [weight.clone() for weight in module.ema.shadow_params]
-    assert not torch.equal(average[0], next(module.model.parameters()))
-    folder = module.export()["language model"]
+    trained = language_model(tmp_path)
+    fit(trained, corpus(tmp_path), 3)
+    average = [weight.clone() for weight in trained.ema.shadow_params]
+    assert not torch.equal(average[0], next(trained.parameters()))
+    folder = trained.export()["language model"]
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= {
         path.name for path in Path(folder).iterdir()
     }
@@ -107,15 +89,15 @@ def test_the_export_is_a_stock_llama_with_its_tokenizer(tmp_path: Path) -> None:
     ids = tokenizer("a red dog left of a blue cat", return_tensors="pt").input_ids
     assert (ids[0, 0], model.config.vocab_size) == (model.config.bos_token_id, len(tokenizer))
     with torch.no_grad():
-        expected = module.model.float()(input_ids=ids).logits
+        expected = trained.learner.model.float()(input_ids=ids).logits
         torch.testing.assert_close(model.float()(input_ids=ids).logits, expected)
     assert tokenizer.model_max_length == model.config.max_position_embeddings == 256
 
 
 def test_without_averaging_the_last_weights_are_exported(tmp_path: Path) -> None:
-    module = language_model(tmp_path, ema_decay=0.0)
-    fit(module, corpus(), 3)
-    for average, last in zip(module.ema.shadow_params, module.model.parameters(), strict=True):
+    trained = language_model(tmp_path, ema_decay=0.0)
+    fit(trained, corpus(tmp_path), 3)
+    for average, last in zip(trained.ema.shadow_params, trained.parameters(), strict=True):
         torch.testing.assert_close(average, last.detach(), atol=1e-6, rtol=0)
 
 
@@ -128,7 +110,7 @@ def test_a_second_start_keeps_the_vocabulary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "skills"), [(world_text, {"copy", "recall"}), (quadrant_text, {"copy"})])
 def test_validation_tells_loss_and_skills(tmp_path: Path, text, skills: set[str]) -> None:
-    trainer = fit(language_model(tmp_path), corpus(text))
+    trainer = fit(language_model(tmp_path), corpus(tmp_path, text))
     logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     assert set(logged) == {"val/loss", *(f"val/{skill}" for skill in skills)}
     assert 4 < logged["val/loss"] < 8
@@ -137,9 +119,10 @@ def test_validation_tells_loss_and_skills(tmp_path: Path, text, skills: set[str]
 
 @pytest.mark.slow
 def test_it_learns_to_copy(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 96, "intermediate_size": 256, "num_layers": 4, "num_heads": 4}
-    module = language_model(tmp_path, **sizes, weight_decay=0.01)
-    trainer = fit(module, CorpusData(quadrant_text, batch_size=64, num_train=100_000, num_val=128), 500, check=500)
+    llama = LanguageModelPretraining(str(tmp_path / "llm"), 96, 256, 4, 4)
+    trained = LearnerModule(llama, partial(AdamW, lr=2e-3, betas=(0.9, 0.95)), None, "cosine", 100, 0.1, 0.99)
+    data = CorpusData(quadrant_text, batch_size=64, num_train=100_000, num_val=128)
+    trainer = fit(trained, data, 500, val_check_interval=500, gradient_clip_val=1.0)
     assert float(trainer.callback_metrics["val/copy"]) > 0.95
 
 
