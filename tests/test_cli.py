@@ -12,9 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from src.run import cli
-from src.run.cli import sweep_dir
+from src.run.cli import respelled, sweep_dir
 from src.run.errors import explain
-from src.run.spelling import respelled
 
 
 def run(root, *arguments, **environment):

@@ -3,11 +3,12 @@
 import hashlib
 import inspect
 import os
+import re
 import sys
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache, wraps
 from pathlib import Path
@@ -19,11 +20,17 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from src.run.errors import explain
-from src.run.spelling import CONF, respelled
+from src.run.errors import CONF, explain
+from src.run.spelling import METHODS, RESPELLED
 
+ADDABLE = {"experiment=": "+", "bank.": "++", "references.": "++", "training.": "++", "suite.subjects.": "++"}
+"""Keys that a user may add, which plain Hydra wants marked: an experiment is no part of the defaults list (`+`), the
+names of banks are the user's own (`++`, so that the same name in an experiment is replaced), and so are the keys of a
+training that an evaluation changes."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Where launchers tell a process its number."""
+typed: list[str] = []
+"""The command line before it was respelled: a sweep is found again by it."""
 # The first process speaks for all.
 console = Console(soft_wrap=True, quiet=any(os.environ.get(name, "0") != "0" for name in RANKS))
 
@@ -113,6 +120,7 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         for category in (UserWarning, FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module="lightning")
+        typed[:] = map(_with_plus, sys.argv[1:])
         sys.argv[1:] = respelled(sys.argv[1:], sys.argv[0])
         wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
         # Without it, Hydra prints its own text and exits before we see the error.
@@ -127,6 +135,62 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
             sys.exit(1)
 
     return run
+
+
+def respelled(arguments: Sequence[str], script: str) -> list[str]:
+    """Arguments of an entry point as Hydra understands them.
+
+    A method's name stands for its file: ``method=latexblend`` is ``latexblend/train`` in train.py and
+    ``latexblend/draw`` elsewhere.
+
+    Args:
+        arguments: As typed.
+        script: The entry point's file, such as ``train.py``.
+    """
+    role = "train" if Path(script).stem == "train" else "draw"
+    return [_with_plus(_with_role(_with_new_keys(argument, role), role)) for argument in arguments]
+
+
+def _with_plus(argument: str) -> str:
+    return next((plus + argument for start, plus in ADDABLE.items() if argument.startswith(start)), argument)
+
+
+def _with_role(argument: str, role: str) -> str:
+    """``method=A,B`` by the files' names; a name that has a file of its own, or its role already, stays."""
+    if not argument.startswith("method="):
+        return argument
+    typed = argument.removeprefix("method=").split(",")
+    names = [METHODS.get(name, name) for name in typed]
+    if names != typed:
+        _note(argument, f"method={','.join(names)}")
+    return f"method={','.join(_file(name, role) for name in names)}"
+
+
+def _file(name: str, role: str) -> str:
+    whole = "/" in name or name in ("", "null") or (CONF / "method" / f"{name}.yaml").exists()
+    return name if whole else f"{name}/{role}"
+
+
+def _with_new_keys(argument: str, role: str) -> str:
+    """An old key by its new name; what an evaluation trains on the way is spelt as in train.py."""
+    found = re.match(r"([+~]*)(training\.)?method\.([\w.]+)(.*)", argument, re.DOTALL)
+    if found is None:
+        return argument
+    plus, training, key, rest = found.groups("")
+    new = _new_key(key, RESPELLED["train" if training else role])
+    if new == key:
+        return argument
+    _note(f"{training}method.{key}", f"{training}method.{new}")
+    return f"{plus}{training}method.{new}{rest}"
+
+
+def _new_key(key: str, table: Mapping[str, str]) -> str:
+    first, dot, inner = key.partition(".")
+    return f"{table.get(first, first)}{dot}{inner}"
+
+
+def _note(old: str, new: str) -> None:
+    print(f"note: {old} is now {new}", file=sys.stderr)
 
 
 def run_dir(root: str, resume: bool = False) -> str:
@@ -160,7 +224,7 @@ def sweep_dir(root: str, name: str | None, task: str, resume: bool | None = None
         ValueError: If there is nothing to resume.
     """
     starts = ("-m", "--multirun", "sweep=", "resume=")
-    told = sorted(word for word in sys.argv[1:] if not word.startswith(starts))
+    told = sorted(word for word in typed or sys.argv[1:] if not word.startswith(starts))
     digest = hashlib.sha256(" ".join([task, *told]).encode()).hexdigest()[:8]
     folder = Path(root) / (name or "multirun") / (digest if told else "default")
     if resume is None:

@@ -7,7 +7,6 @@ Shapes: B prompts or images, L tokens, D text width, C latent channels.
 """
 
 import contextlib
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
 from src.data.prompts import tokenize
+from src.modules.backbones.fingerprint import text_fingerprint
 from src.modules.generator import own_sampling, settled
 from src.modules.training.diffusion import diffusion_target, draw_noise
 
@@ -110,7 +110,7 @@ class Backbone(ABC):
         for module in (self.denoiser, self.vae, *self.text_encoders):
             module.requires_grad_(False).eval()
         self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self.fingerprint = _fingerprint(self.text_layers())
+        self.fingerprint = text_fingerprint(self.text_layers())
         pipeline.set_progress_bar_config(disable=True)
 
     @classmethod
@@ -292,12 +292,3 @@ def cross_attention_projections(denoiser: nn.Module) -> dict[str, nn.Linear]:
                 raise ValueError("fuse_qkv_projections() is on; call unet.unfuse_qkv_projections() first")
             found[f"k.{name}"], found[f"v.{name}"] = module.to_k, module.to_v
     return found
-
-
-def _fingerprint(projections: dict[str, nn.Linear]) -> str:
-    digest = hashlib.sha256()
-    for name, linear in projections.items():
-        digest.update(name.encode())
-        for weights in linear.parameters():
-            digest.update(weights.detach().half().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -1,13 +1,13 @@
 """Which weights a model or a folder holds, in a few hexadecimal digits."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from src.data.files import tensor_bytes
+from src.data.files import digest, tensor_bytes
 
 SAMPLED_VALUES = 64
 """Of each tensor; training changes nearly every value, so another training is seen in a few."""
@@ -26,10 +26,26 @@ def sampled_fingerprint(parts: Iterable[object]) -> str:
 
 def autoencoder_hash(autoencoder: Any) -> "hashlib._Hash":
     """What latents depend on besides the images: precision, scaling and every weight; add the images to it."""
-    digest = hashlib.sha256(f"{autoencoder.dtype} {autoencoder.config.scaling_factor}".encode())
+    found = hashlib.sha256(f"{autoencoder.dtype} {autoencoder.config.scaling_factor}".encode())
     for parameter in autoencoder.parameters():
-        digest.update(tensor_bytes(parameter.float()))
-    return digest
+        found.update(tensor_bytes(parameter.float()))
+    return found
+
+
+def autoencoder_key(autoencoder: Any) -> str:
+    """The same in a name fit for a folder: weights, precision and scaling."""
+    weights = digest({name: tensor.cpu().float() for name, tensor in autoencoder.state_dict().items()})
+    return f"{weights[:16]}-{str(autoencoder.dtype).removeprefix('torch.')}-{autoencoder.config.scaling_factor:g}"
+
+
+def text_fingerprint(projections: Mapping[str, nn.Linear]) -> str:
+    """16 hexadecimal digits of the projections that read text, whatever precision they work in."""
+    found = hashlib.sha256()
+    for name, linear in projections.items():
+        found.update(name.encode())
+        for weights in linear.parameters():
+            found.update(weights.detach().half().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 CHUNKS, CHUNK_BYTES = 256, 4096
@@ -44,7 +60,7 @@ _WHOLE = (
 )
 
 
-def fingerprint(folder: str | Path) -> str:
+def folder_fingerprint(folder: str | Path) -> str:
     """16 hexadecimal digits that change with the weights, the configuration or the tokenizer of a model.
 
     Of large weight files, the size and evenly spaced chunks are read: training changes nearly every byte. So a model

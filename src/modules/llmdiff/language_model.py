@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from src.modules.backbones.base import DTYPES, looks_local
-from src.modules.backbones.fingerprint import fingerprint
+from src.modules.backbones.fingerprint import folder_fingerprint
 from src.modules.llmdiff.decoder import Decoder
 from src.modules.llmdiff.options import EncodingOptions
 
@@ -47,7 +47,7 @@ class LanguageModel:
         check_decoder_only(config, name)
         self.config = config.get_text_config()
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder)
-        self.identity = Identity(name, fingerprint(self.folder), dtype)
+        self.identity = Identity(name, folder_fingerprint(self.folder), dtype)
         self.device = torch.device("cpu")
         self._decoder: Decoder | None = None
 

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 
 from src.data.captions.datamodule import EncodedData
-from src.data.files import digest
 from src.data.request import Request
+from src.modules.backbones.fingerprint import autoencoder_key
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.llmdiff.adapter import LLMDiffAdapter
 from src.modules.llmdiff.encoder import LLMEncoder
@@ -108,7 +108,7 @@ class LLMDiff(Learner):
         if device.type == "cpu" and self.backbone.unet.config.sample_size <= LARGEST_PLAIN:
             self.backbone.unet.set_attn_processor(AttnProcessor())
         if isinstance(data, EncodedData):
-            data.encode_with(self.backbone.encode_images, _autoencoder_key(self.backbone))
+            data.encode_with(self.backbone.encode_images, autoencoder_key(self.backbone.vae))
         if self.encode_ahead:
             # Each process its share of the captions.
             self.encoder.encode_ahead(sorted({*data.captions, ""})[rank::world_size])
@@ -230,10 +230,3 @@ def _by_kind(adapter: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]
         kind = 2 if last in SCALARS else 0 if last == "weight" and parameter.ndim > 1 else 1
         kinds[kind].append(parameter)
     return kinds
-
-
-def _autoencoder_key(backbone: UNetBackbone) -> str:
-    """Of its weights, precision and scaling."""
-    vae = backbone.vae
-    weights = digest({name: tensor.cpu().float() for name, tensor in vae.state_dict().items()})
-    return f"{weights[:16]}-{str(vae.dtype).removeprefix('torch.')}-{vae.config.scaling_factor:g}"

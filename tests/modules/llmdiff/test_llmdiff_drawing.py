@@ -20,7 +20,7 @@ from src.modules.llmdiff.generator import LLMDiffGenerator, trained_encoder
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.learner import LLMDiff
 from src.modules.training.learner import TrainingRecord
-from src.run.spelling import respelled
+from src.run.cli import respelled
 from tests.llmdiff_training import MAKERS, LatentData, Trace, trainer, training
 from tests.llms import tiny_llm_folder
 
