@@ -29,8 +29,8 @@ names of banks are the user's own (`++`, so that the same name in an experiment 
 training that an evaluation changes."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Where launchers tell a process its number."""
-typed: list[str] = []
-"""The command line before it was respelled: a sweep is found again by it."""
+typed: dict[str, str] = {}
+"""Arguments as Hydra gets them to what was typed, by which a sweep is found again."""
 # The first process speaks for all.
 console = Console(soft_wrap=True, quiet=any(os.environ.get(name, "0") != "0" for name in RANKS))
 
@@ -120,8 +120,9 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         for category in (UserWarning, FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module="lightning")
-        typed[:] = map(_with_plus, sys.argv[1:])
+        given = [_with_plus(argument) for argument in sys.argv[1:]]
         sys.argv[1:] = respelled(sys.argv[1:], sys.argv[0])
+        typed.update(zip(sys.argv[1:], given, strict=True))
         wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
         # Without it, Hydra prints its own text and exits before we see the error.
         os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -224,7 +225,7 @@ def sweep_dir(root: str, name: str | None, task: str, resume: bool | None = None
         ValueError: If there is nothing to resume.
     """
     starts = ("-m", "--multirun", "sweep=", "resume=")
-    told = sorted(word for word in typed or sys.argv[1:] if not word.startswith(starts))
+    told = sorted(typed.get(word, word) for word in sys.argv[1:] if not word.startswith(starts))
     digest = hashlib.sha256(" ".join([task, *told]).encode()).hexdigest()[:8]
     folder = Path(root) / (name or "multirun") / (digest if told else "default")
     if resume is None:
@@ -304,7 +305,7 @@ def _built(target: str) -> type | None:
 
 def _choices(group: str) -> dict[str, type | None]:
     """Members of a group of ``conf/`` with a ``_target_``, and what each builds."""
-    targets = {path.stem: OmegaConf.load(path).get("_target_") for path in sorted((CONF / group).glob("*.yaml"))}
+    targets = {path.stem: dict(OmegaConf.load(path)).get("_target_") for path in sorted((CONF / group).glob("*.yaml"))}
     return {name: _built(target) for name, target in targets.items() if target}
 
 

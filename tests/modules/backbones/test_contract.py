@@ -1,5 +1,6 @@
 """Every backbone keeps the contract of ``src.modules.backbones.base``; a new one is added to ``BACKBONES``."""
 
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -17,6 +18,9 @@ from src.modules.backbones.pixart import PixArtBackbone
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.generator import ConceptGenerator, blended
+from src.modules.latexblend.learner import LaTexBlend
+from src.modules.latexblend.options import Subject
+from src.modules.training.learner import LearnerModule
 from tests.tiny import tiny_pixart, tiny_sd, tiny_sdxl
 
 BACKBONES = {"sd": (UNetBackbone, tiny_sd), "sdxl": (UNetBackbone, tiny_sdxl), "pixart": (PixArtBackbone, tiny_pixart)}
@@ -127,7 +131,8 @@ def test_a_concept_is_learnt_kept_and_drawn(backbone: Backbone, tmp_path: Path) 
     photos.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(photos / "0.png")
     data = ConceptData(str(photos), "dog", resolution=64, batch_size=2, num_views=2, num_class_images=2, zoom=Zoom(0.6))
-    module = learner(backbone, tmp_path)
+    where = (str(tmp_path / "cache"), str(tmp_path / "rex.safetensors"))
+    module = LearnerModule(LaTexBlend(backbone, Subject("dog"), *where), partial(torch.optim.AdamW, lr=1e-2))
     before = {name: tensor.clone() for name, tensor in weights(backbone).items()}
     L.Trainer(
         accelerator="cpu", max_steps=3, logger=False, enable_progress_bar=False, enable_checkpointing=False,
@@ -138,12 +143,6 @@ def test_a_concept_is_learnt_kept_and_drawn(backbone: Backbone, tmp_path: Path) 
     assert ConceptBank.load(path).rows.keys() == backbone.text_layers().keys()
     drawn = ConceptGenerator(backbone, {"rex": path}, SAMPLING).sample([Request("a <rex> at night", 0)])
     assert not np.array_equal(pixels(drawn), pixels(stock(backbone, ["a dog at night"], [0])))
-
-
-def learner(backbone: Backbone, folder: Path) -> L.LightningModule:
-    from src.modules.latexblend.learner import LaTexBlend
-
-    return LaTexBlend(backbone, "dog", str(folder / "cache"), str(folder / "rex.safetensors"), learning_rate=1e-2)
 
 
 def test_errors_belong_to_image_text_and_seed(backbone: Backbone) -> None:
