@@ -27,8 +27,8 @@ from src.data.captions.sources import CaptionFolder
 from src.data.request import Request
 from src.data.subject import ConceptData, Zoom
 from src.modules.backbones.unet import UNetBackbone
+from src.modules.latexblend.flows import Objective, Subject
 from src.modules.latexblend.learner import LaTexBlend
-from src.modules.latexblend.options import Objective, Subject
 from src.modules.llmdiff.encoder import LLMEncoder
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.learner import LLMDiff

@@ -17,7 +17,7 @@ from src.data.subject import View
 from src.data.world.datamodules import rendered
 from src.eval.encoders import cache
 from src.modules.backbones.unet import UNetBackbone
-from src.modules.latexblend.images import class_images, encoded_views
+from src.modules.latexblend.learner import class_images, encoded_views
 from src.modules.llmdiff.encoder import EncodingCache, LLMEncoder
 from src.modules.llmdiff.language_model import LanguageModel
 from tests.llms import tiny_llm_folder

@@ -60,11 +60,14 @@ def log_samples(
         step: When.
     """
     for logger in loggers:
-        guard = getattr(logger, "guard", Guard(type(logger).__name__))
         if isinstance(logger, WandbLogger) and getattr(logger, "started", True):
-            guard(_to_wandb, logger, requests, images, step)
+            _guard(logger)(_to_wandb, logger, requests, images, step)
         elif isinstance(logger, TensorBoardLogger):
-            guard(_to_tensorboard, logger, requests, images, step)
+            _guard(logger)(_to_tensorboard, logger, requests, images, step)
+
+
+def _guard(logger: Logger) -> Guard:
+    return getattr(logger, "guard", None) or Guard(type(logger).__name__)
 
 
 def _to_wandb(logger: Any, requests: Sequence[Request], images: Sequence[Image.Image], step: int) -> None:

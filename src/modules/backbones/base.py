@@ -17,8 +17,8 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
+from src.data.files import text_fingerprint
 from src.data.prompts import tokenize
-from src.modules.backbones.fingerprint import text_fingerprint
 from src.modules.generator import own_sampling, settled
 from src.modules.training.diffusion import diffusion_target, draw_noise
 

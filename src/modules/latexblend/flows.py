@@ -1,6 +1,8 @@
-"""The two flows of LaTexBlend's training, and what is trained in them: changes to the text projections, and V*."""
+"""The two flows of LaTexBlend's training: what is learnt in them, changes to the text projections and V*, and how."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,49 @@ from torch.nn import functional as F  # noqa: N812
 
 from src.data.prompts import FIXED_TEMPLATE, concept_span, initial_vector, tokenize
 from src.modules.backbones.base import Backbone, Text
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is learnt.
+
+    Attributes:
+        class_noun: What the subject is, such as ``dog``.
+        concept: What prompts call it, as ``<name>``.
+        references: Folder of its photos, noted in the bank for scoring.
+    """
+
+    incidental: ClassVar[tuple[str, ...]] = ("references",)
+
+    class_noun: str
+    concept: str = "subject"
+    references: str = ""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: the flows, their prompts, and how their losses are added.
+
+    Attributes:
+        base_flow: False for the ablation: the whole prompt with V* goes through the trained projections.
+        templates: ``pool``, drawn independently for the two flows, or ``fixed``.
+        prior_loss_weight: Weight of the class images; 0 switches them off.
+        faithful: The reference code's scalings instead of ours: the instance loss is summed over latent channels, and
+            SDXL's pooled text comes from the prompt with V*.
+
+    Raises:
+        ValueError: If there are no such templates.
+    """
+
+    base_flow: bool = True
+    templates: str = "pool"
+    prior_loss_weight: float = 1.0
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        """Check."""
+        if self.templates not in ("pool", "fixed"):
+            raise ValueError(f"method.learner.objective.templates is {self.templates!r}; choose pool or fixed")
 
 
 class LowRank(nn.Module):

@@ -131,7 +131,8 @@ class ConceptGenerator(BatchedGenerator[Placed]):
             None for what suits the backbone.
         blending_start: See ``blended``.
         bind: See ``BlendedText``.
-        blending_guidance: For many or similar concepts in one image; None for none.
+        blending_guidance: For many or similar concepts in one image, or its settings such as ``num_steps``; None for
+            none.
         batch_size: Images at a time; does not change an image beyond rounding.
         device: Where to draw, as torch names it or ``auto``; None leaves the backbone where it is.
 
@@ -147,7 +148,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         keep_context: bool | None = None,
         blending_start: float = 1.0,
         bind: bool = False,
-        blending_guidance: BlendingGuidance | None = None,
+        blending_guidance: BlendingGuidance | Mapping[str, Any] | None = None,
         batch_size: int = 8,
         device: str | None = None,
     ) -> None:
@@ -164,7 +165,9 @@ class ConceptGenerator(BatchedGenerator[Placed]):
             loaded = loaded.to(backbone.device, backbone.dtype)
             self.banks[name] = concept_offsets(backbone, loaded) if self.keep_context else loaded
         self.blending_start, self.bind = blending_start, bind
-        self.blending_guidance = blending_guidance or BlendingGuidance()
+        if isinstance(blending_guidance, Mapping):
+            blending_guidance = BlendingGuidance(**blending_guidance)
+        self.blending_guidance = blending_guidance
 
     def place(self, prompt: str) -> tuple[str, list[Placement]]:
         """The plain prompt, and which bank goes to which token positions.
@@ -204,7 +207,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
 
     def identity(self, prompt: str | None = None) -> Identity:
         """What an image depends on beside text and seed; of the banks only those that ``prompt`` mentions, if given."""
-        of_call = self.sampling
+        of_call, guidance = self.sampling, self.blending_guidance
         drawn_with = (of_call["num_inference_steps"], of_call["guidance_scale"], self.blending_start, self.bind)
         banks = {f"bank.{name}": bank.metadata.get("sha256", "") for name, bank in self.banks.items()}
         if prompt is not None:
@@ -214,7 +217,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
             "settings": " ".join(map(str, (*drawn_with, of_call["resolution"]))),
             "negative_prompt": of_call["negative_prompt"],
             **({"keep_context": "true"} if self.keep_context else {}),
-            **({"blending_guidance": str(self.blending_guidance)} if self.blending_guidance.num_steps else {}),
+            **({"blending_guidance": str(guidance)} if guidance and guidance.num_steps else {}),
             **banks,
         }
 
@@ -232,8 +235,8 @@ class ConceptGenerator(BatchedGenerator[Placed]):
 
     def draw(self, batch: Sequence[Placed]) -> list[Image.Image]:
         """Draw one batch with a stock call of the pipeline, concepts installed."""
-        guidance = {}
-        if self.blending_guidance.num_steps:
+        guidance: dict[str, Any] = {}
+        if self.blending_guidance and self.blending_guidance.num_steps:
             phrases = [[positions for _, positions in one.concepts] for one in batch]
             guidance = self.blending_guidance.arguments(self.backbone.pipeline, phrases)
         with self._blended([one.concepts for one in batch]):

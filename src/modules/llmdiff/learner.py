@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 
 from src.data.captions.datamodule import EncodedData
+from src.data.files import autoencoder_key
 from src.data.request import Request
-from src.modules.backbones.fingerprint import autoencoder_key
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.llmdiff.adapter import LLMDiffAdapter
 from src.modules.llmdiff.encoder import LLMEncoder

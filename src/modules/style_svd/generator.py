@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from src.data.files import sampled_fingerprint
 from src.data.images import content_hash, load_image
 from src.data.request import Identity, ImageStyle, Request, Style, TextStyle
-from src.modules.backbones.fingerprint import sampled_fingerprint
 from src.modules.generator import BatchedGenerator
 from src.modules.next_scale.pipeline import CallSettings, NextScalePipeline
 from src.modules.style_svd.blending import StyleBlending, check_steps

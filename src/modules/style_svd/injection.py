@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from src.data.files import sampled_fingerprint
 from src.data.request import Identity, Request, TextStyle
-from src.modules.backbones.fingerprint import sampled_fingerprint
 from src.modules.generator import BatchedGenerator, check_names
 from src.modules.next_scale.loop import Condition, Generation
 from src.modules.next_scale.memory import Paths

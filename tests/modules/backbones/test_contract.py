@@ -17,9 +17,9 @@ from src.modules.backbones.denoising import denoising_errors
 from src.modules.backbones.pixart import PixArtBackbone
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
+from src.modules.latexblend.flows import Subject
 from src.modules.latexblend.generator import ConceptGenerator, blended
 from src.modules.latexblend.learner import LaTexBlend
-from src.modules.latexblend.options import Subject
 from src.modules.training.learner import LearnerModule
 from tests.tiny import tiny_pixart, tiny_sd, tiny_sdxl
 

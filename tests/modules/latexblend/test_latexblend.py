@@ -14,8 +14,8 @@ from src.data.subject import ConceptData, Zoom
 from src.modules.backbones.base import cross_attention_projections
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
+from src.modules.latexblend.flows import Objective, Subject
 from src.modules.latexblend.learner import LaTexBlend
-from src.modules.latexblend.options import Objective, Subject
 from src.modules.training.diffusion import step_generator
 from src.modules.training.learner import LearnerModule
 from tests.checkpoints import as_before
