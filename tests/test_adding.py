@@ -1,0 +1,91 @@
+"""The pages "Add a method" and "Add a backbone" of docs/adding.md, done as they say, with their own code."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+
+from src.data.request import Request, TextStyle
+from src.eval.draw import draw_missing
+from src.modules.latexblend.generator import ConceptGenerator
+from src.run.cli import check_types, respelled
+from tests.modules.backbones import test_contract as contract
+from tests.tiny import tiny_sd
+
+IMPORTS = """
+from collections.abc import Sequence
+from typing import Any
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor, nn
+from src.data.request import Identity, Request
+from src.modules.backbones.base import Backbone, Noised, Text
+from src.modules.generator import BatchedGenerator
+"""
+
+
+@pytest.fixture
+def added(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Put a page's module and YAML where it says; returns the folder of the YAML."""
+    page = (root / "docs" / "adding.md").read_text()
+
+    def add(title: str) -> Path:
+        section = page.split(f"## {title}\n")[1].split("\n## ")[0]
+        for place, kind, block in re.findall(r"`((?:src|conf)/[\w/.]+)`\s+```(\w+)\n(.*?)```", section, re.DOTALL):
+            if kind == "python":
+                module = types.ModuleType(place.removesuffix(".py").replace("/", "."))
+                exec(IMPORTS + block, module.__dict__)
+                monkeypatch.setitem(sys.modules, module.__name__, module)
+                parent, _, name = module.__name__.rpartition(".")
+                if parent not in sys.modules:
+                    monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+                monkeypatch.setattr(sys.modules[parent], name, module, raising=False)
+            else:
+                path = tmp_path / place
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block)
+        return tmp_path / "conf"
+
+    return add
+
+
+def composed(root: Path, conf: Path, *arguments: str):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        return compose("generate", [*respelled(arguments, "generate.py"), f"hydra.searchpath=[file://{conf}]"])
+
+
+def test_a_method_is_added_as_the_page_says(added, root: Path, tmp_path: Path) -> None:
+    conf = added("Add a method")
+    tiny_sd(tmp_path / "words").save_pretrained(tmp_path / "sd")
+    cfg = composed(root, conf, "method=without_words", f"backbone.path={tmp_path / 'sd'}")
+    check_types(cfg)
+    generator = instantiate(cfg.method, _convert_="all")
+    requests = [Request("a dog", seed) for seed in (0, 1)]
+    paths = draw_missing(generator, requests, tmp_path / "images")
+    assert [path.exists() for path in paths] == [True, True]
+    plain = ConceptGenerator(generator.backbone).sample(requests)
+    assert not np.array_equal(np.asarray(generator.sample(requests)[0]), np.asarray(plain[0]))
+    with pytest.raises(ValueError, match="draws no styles"):
+        generator.check([Request("a dog", 0, TextStyle("neon"))])
+    with pytest.raises(ValueError, match="a NextScalePipeline, but a Backbone is needed; choose backbone="):
+        check_types(composed(root, conf, "method=without_words", "backbone=world_infinity"))
+
+
+def test_a_backbone_is_added_as_the_page_says(added, root: Path, tmp_path: Path) -> None:
+    conf = added("Add a backbone")
+    target = yaml.safe_load((conf / "backbone" / "plain.yaml").read_text())["_target_"]
+    pipeline = tiny_sd(tmp_path / "words")
+    pipeline.save_pretrained(tmp_path / "saved")
+    backbone = instantiate({"_target_": target, "path": str(tmp_path / "saved"), "sampling": contract.SAMPLING})
+    contract.test_without_concepts_every_image_is_the_stock_pipelines_bit_for_bit(backbone)
+    contract.test_a_concept_changes_its_own_image_alone_and_nothing_stays(backbone)
+    contract.test_a_concept_is_learnt_kept_and_drawn(backbone, tmp_path)
