@@ -108,8 +108,8 @@ def check_references(concepts: Sequence[Concept]) -> None:
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """Images of one concept in one arm, as scores see them: unit embeddings, prompt by prompt and seed by seed.
+class ConceptImages:
+    """What scores see of a concept: its images in one arm, prompt by prompt and seed by seed, as unit embeddings.
 
     Attributes:
         profile: The rules of the scores.
@@ -130,11 +130,11 @@ class Embedded:
     num_seeds: int
 
 
-Score = Callable[[Embedded], Tensor | None]
+Score = Callable[[ConceptImages], Tensor | None]
 """One number per image, ``(N,)``; None where the score does not apply."""
 
 
-def seed_diversity(of: Embedded) -> Tensor | None:
+def seed_diversity(of: ConceptImages) -> Tensor | None:
     """How different the seeds of a prompt are; one seed has no diversity."""
     return torch.cat([diversity(one) for one in of.dino.split(of.num_seeds)]) if of.num_seeds > 1 else None
 
@@ -284,7 +284,7 @@ class ConceptProtocol(Protocol[Concept]):
     def _score(self, frame: Frame[Concept], clip_references: Tensor, dino_references: Tensor) -> list[Row]:
         clip, images = self.profile.clip, frame.images()
         plain = [item.row["prompt"].replace("{}", item.target.class_noun) for item in frame.items]
-        embedded = Embedded(
+        embedded = ConceptImages(
             self.profile,
             clip.encode_images(images),
             self.profile.dino.encode_images(images),

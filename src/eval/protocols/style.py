@@ -1,6 +1,6 @@
 """Scores a style over prompts x style references, beside the same prompts without the reference (control)."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
 from src.eval.results.results import Row, Table
 from src.eval.scores.harmonics import harmonic_of_means, harmonics_per_image
 from src.eval.scores.sets import SetScores
-from src.eval.scores.style import GUARDS, PAIRED, SCORES, StyleScorer
+from src.eval.scores.style import EVERY, GUARDS, PAIRED, SCORES, StyleScorer
 from src.eval.statistics.bootstrap import bootstrap_mean, bootstrap_statistic
 from src.eval.statistics.paired import paired_difference, paired_statistic
 
@@ -73,7 +73,7 @@ def style_table(each: Mapping[str, Mapping[str, Any]], profile: str) -> Table:
 
 def _intervals(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for score in (*SCORES, *PAIRED, *GUARDS):
+    for score in EVERY:
         # A style that is words alone has no score against an image.
         scored = [row for row in rows if row[score] != ""]
         if scored:
@@ -112,6 +112,7 @@ class StyleProtocol(Protocol[StyleReference]):
 
     name, title = "style", "Prompts in styles"
     grouped_by, settings = ("prompt", "style", "category"), ("prompts", "num_seeds")
+    scores = EVERY
 
     def __init__(
         self,
@@ -138,11 +139,6 @@ class StyleProtocol(Protocol[StyleReference]):
                 f"the profile {profile.name} compares with style images, but {words[0]} is words alone; "
                 "choose one that compares within a set, e.g. metrics=style_aligned"
             )
-
-    @property
-    def scores(self) -> Collection[str]:
-        """Every score, whether a sweep compares it or not."""
-        return [*SCORES, *PAIRED, *GUARDS]
 
     def items(self, concepts: Sequence[object] = ()) -> list[Item[StyleReference]]:
         """Both arms, style by style, prompt by prompt, seed by seed."""
@@ -190,12 +186,13 @@ class StyleProtocol(Protocol[StyleReference]):
         return {
             "overall": summarise(frame.rows, self.seed),
             "styles": {name: summarise(rows, self.seed) for name, rows in each.items()},
-            "set_metrics": {arm: self.set_metrics(self._samples(frame.part(arm=arm).paths)) for arm in ARMS},
+            "set_metrics": {arm: self._set_metrics(frame.part(arm=arm).paths) for arm in ARMS},
         }
 
-    def _samples(self, paths: Sequence[Path]) -> list[Sequence[Path]]:
-        """Images that differ in their seed alone, together."""
-        return [paths[start : start + self.num_seeds] for start in range(0, len(paths), self.num_seeds)]
+    def _set_metrics(self, paths: Sequence[Path]) -> dict[str, float]:
+        # Images that differ in their seed alone stand together.
+        size = self.num_seeds
+        return self.set_metrics([paths[start : start + size] for start in range(0, len(paths), size)])
 
     def metrics(self, frame: Frame[StyleReference]) -> dict[str, Any]:
         """The summaries, and what each style is."""
@@ -221,8 +218,11 @@ class StyleProtocol(Protocol[StyleReference]):
         """Scores, guards, each style and, where they are asked for, numbers of the whole sets."""
         overall, each, sets = frame.summary.values()
         profile = self.profile.name
-        tables = [overall_table(overall, profile, len(each)), guards_table(overall, profile)]
-        tables.append(style_table(each, profile))
+        tables = [
+            overall_table(overall, profile, len(each)),
+            guards_table(overall, profile),
+            style_table(each, profile),
+        ]
         if self.set_metrics.names:
             lines = [[arm, *(f"{value:.3f}" for value in found.values())] for arm, found in sets.items()]
             tables.append(Table("Of the whole sets", ["", *sets["style"]], lines))

@@ -42,7 +42,7 @@ class EmbeddedReference:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class StyleImages:
     """What scores see of one style: its images, and what they may be compared with.
 
     Attributes:
@@ -80,44 +80,44 @@ class Drawn:
         return retrieve(self.images.clip, self.prompts, self.own, self.reference.caption)
 
 
-Score = Callable[[Drawn], Tensor | None]
+Score = Callable[[StyleImages], Tensor | None]
 """One number per image, ``(N,)``; None where the score does not apply."""
 
 
-def _image_score(of: Drawn) -> Tensor | None:
+def _image_score(of: StyleImages) -> Tensor | None:
     if of.profile.pairing == "within_set":
         return of.by_seed(of.profile.image_score, of.images.dino)
     return of.profile.image_score(of.images.clip, of.reference.clip) if of.reference else None
 
 
-def _leakage(of: Drawn) -> Tensor | None:
+def _leakage(of: StyleImages) -> Tensor | None:
     if of.reference is None or of.control is None:
         return None
     return reference_leakage(of.images.dino, of.control.dino, of.reference.dino)
 
 
-def _text_leakage(of: Drawn) -> Tensor | None:
+def _text_leakage(of: StyleImages) -> Tensor | None:
     if of.reference is None or of.control is None:
         return None
     return text_leakage(of.images.clip, of.control.clip, of.reference.caption)
 
 
-def _recall(of: Drawn) -> Tensor | None:
+def _recall(of: StyleImages) -> Tensor | None:
     taken = of.taken()
     return taken.right.double() if taken else None
 
 
-def _taken_for_reference(of: Drawn) -> Tensor | None:
+def _taken_for_reference(of: StyleImages) -> Tensor | None:
     taken = of.taken()
     return taken.leaked.double() if taken else None
 
 
-def _copied(of: Drawn) -> Tensor | None:
+def _copied(of: StyleImages) -> Tensor | None:
     several = of.reference is not None and len(of.pictures) > 1
     return copies(of.images.dino, torch.cat(list(of.pictures))).above.double() if several else None
 
 
-def _diversity(of: Drawn) -> Tensor | None:
+def _diversity(of: StyleImages) -> Tensor | None:
     several = of.num_seeds > 1
     return torch.cat([diversity(one) for one in of.images.dino.split(of.num_seeds)]) if several else None
 
@@ -138,6 +138,10 @@ GUARDS: dict[str, Score] = {
     "copied": _copied,
     "diversity": _diversity,
 }
+
+
+EVERY = {**SCORES, **PAIRED, **GUARDS}
+"""All three tables, in the order of their columns."""
 
 
 class StyleScorer:
@@ -168,7 +172,7 @@ class StyleScorer:
         """Every score; None for those that do not apply, such as differences where there is no control."""
         rules = [{"full": prompt.styled(style.style), "without_style": prompt.plain} for prompt in self.prompts]
         texts = self.profile.clip.encode_texts([self.profile.scored_text(one) for one in rules])[self.own]
-        drawn = Drawn(
+        seen = StyleImages(
             self.profile,
             images,
             control,
@@ -179,7 +183,7 @@ class StyleScorer:
             [reference.dino for reference in self.references.values()],
             self.num_seeds,
         )
-        return {name: score(drawn) for name, score in {**SCORES, **PAIRED, **GUARDS}.items()}
+        return {name: score(seen) for name, score in EVERY.items()}
 
     def _embedded_reference(self, style: StyleReference) -> EmbeddedReference:
         clip, dino, picture = self.profile.clip, self.profile.dino, [Path(style.path)]

@@ -15,7 +15,6 @@ from src.eval.protocols.concept import Concept, ConceptProtocol, ConceptSource, 
 from src.eval.protocols.pairs import LEFT, RIGHT, PairProtocol, crop, layout
 
 PROMPTS = ["a {} on the grass", "a photo of a {} at night", "a {} in the snow"]
-READERS = {"world": subject_photos}
 PAIR_PROMPTS = ["a {first} left of a {second} on the grass", "a {first} right of a {second} in a room"]
 
 
@@ -67,8 +66,7 @@ def test_run_folder_holds_everything(protocol, generator, concepts, clip, dino, 
     metrics = protocol.run(generator=generator, concepts=concepts, run_dir=str(tmp_path))
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert metrics["encoders"] == {"clip": clip.identity, "dino": dino.identity}
-    assert metrics["profile"] == "tiny"
-    assert metrics["rules"]["pairing"] == "all"
+    assert metrics["profile"] == "tiny" and metrics["rules"]["pairing"] == "all"
     assert set(metrics["concepts"]) == {"rex", "tom"}
     assert {"command", "git_commit", "seed", "versions"} <= set(metrics)
     assert len(rows(tmp_path)) == 2 * (6 + 6 + 3)
@@ -181,9 +179,9 @@ def test_concepts_are_read_from_banks(tmp_path, pictures):
     save_file({"k.0": np.zeros((2, 4), np.float32)}, bank, {"class_noun": "dog", "references": "world:3"})
     (tmp_path / "photos").mkdir()
     pictures[0].save(tmp_path / "photos" / "one.png")
-    (rex,) = read_concepts({"rex": bank_source(bank)}, {}, READERS)
+    (rex,) = read_concepts({"rex": bank_source(bank)}, {}, {"world": subject_photos})
     assert (rex.name, rex.class_noun, len(rex.references)) == ("rex", "dog", 5)
-    (rex,) = read_concepts({"rex": ConceptSource("dog", "")}, {"rex": str(tmp_path / "photos")}, READERS)
+    (rex,) = read_concepts({"rex": ConceptSource("dog", "")}, {"rex": str(tmp_path / "photos")}, {})
     assert len(rex.references) == 1
 
 
@@ -193,18 +191,14 @@ def test_concepts_are_read_from_banks(tmp_path, pictures):
         ({"class_noun": "dog"}, {}, "add references.rex=FOLDER, or references.rex=world:INDEX"),
         ({"other": "x"}, {}, "is no concept bank"),
         ({"class_noun": "dog"}, {"tom": "world:1"}, "add bank.tom=PATH"),
-        (
-            {"class_noun": "dog"},
-            {"rex": "world:x"},
-            "'world:x' should be world: and the number of a subject, e.g. world:3",
-        ),
+        ({"class_noun": "dog"}, {"rex": "world:x"}, "'world:x' should be world: and the number of a subject"),
     ],
 )
 def test_unusable_banks_are_refused(metadata, references, message, tmp_path):
     bank = str(tmp_path / "rex.safetensors")
     save_file({"k.0": np.zeros((2, 4), np.float32)}, bank, metadata)
     with pytest.raises(ValueError, match=message):
-        read_concepts({"rex": bank_source(bank)}, references, READERS)
+        read_concepts({"rex": bank_source(bank)}, references, {"world": subject_photos})
 
 
 def test_a_file_that_is_no_bank_is_refused(tmp_path):
