@@ -133,12 +133,7 @@ class StyleProtocol(Protocol[StyleReference]):
             raise ValueError(f"need two prompts, a style and a seed, got {len(prompts)}, {len(styles)} and {num_seeds}")
         _check_distinct("prompts", [prompt.content for prompt in self.contents])
         _check_distinct("styles", [style.name for style in self.styles])
-        words = [style.name for style in self.styles if not style.is_image]
-        if words and profile.pairing == "one_each":
-            raise ValueError(
-                f"the profile {profile.name} compares with style images, but {words[0]} is words alone; "
-                "choose one that compares within a set, e.g. metrics=style_aligned"
-            )
+        _check_pairing(profile, self.styles)
 
     def items(self, concepts: Sequence[object] = ()) -> list[Item[StyleReference]]:
         """Both arms, style by style, prompt by prompt, seed by seed."""
@@ -242,6 +237,15 @@ class StyleProtocol(Protocol[StyleReference]):
             cells += part.images()
             captions += [item.request.prompt for item in part.items]
         return self.grid(cells, len(self.styles), captions)
+
+
+def _check_pairing(profile: Profile, styles: Sequence[StyleReference]) -> None:
+    words = [style.name for style in styles if not style.is_image]
+    if words and profile.pairing == "one_each":
+        raise ValueError(
+            f"the profile {profile.name} compares with style images, but {words[0]} is words alone; "
+            "choose one that compares within a set, e.g. metrics=style_aligned"
+        )
 
 
 def _check_distinct(what: str, names: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from src.data.world.datamodules import ATTRIBUTES, VALIDATION_START, attribute_w
 from src.data.world.linear_code import LinearCode
 from src.data.world.render import render
 from src.data.world.scenes import Scene, attribute_scene, full_caption, sample_scene, subject_scene
+from src.eval.encoders.network import ImageEncoder
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol
 from src.eval.results.results import Row, Table
@@ -105,6 +106,21 @@ Measured = tuple[Sequence[float], Sequence[float]]
 """One number per item, and the same for what the measure is held against."""
 
 
+def reconstruction(folder: Path, images: Sequence[Image.Image]) -> Measured:
+    """PSNR of each image through the autoencoder in a folder, and through its linear code."""
+    pixel_values = to_tensor(images)
+    linear = linear_psnr(folder / "linear_code.safetensors", pixel_values)
+    return autoencoder_psnr(folder / "vae", pixel_values), linear
+
+
+def reidentification(dino: ImageEncoder, num_subjects: int) -> Measured:
+    """Whether each photo finds its individual by DINO, and by raw pixels."""
+    images = [render(subject_scene(at, view)) for at in range(num_subjects) for view in range(NUM_VIEWS)]
+    shape = (num_subjects, NUM_VIEWS, -1)
+    hits = reidentification_hits(dino.encode_images(images).reshape(shape))
+    return hits, reidentification_hits(to_tensor(images).reshape(shape))
+
+
 class WorldQuality(Protocol[Scene]):
     """Autoencoder, generator and encoders of the world on held-out scenes, captions and subjects.
 
@@ -162,21 +178,16 @@ class WorldQuality(Protocol[Scene]):
         scenes = _held_out(sample_scene, max(self.num_scenes, self.num_captions))
         images = [render(scene) for scene in scenes]
         measured = {
-            "autoencoder_psnr": self._reconstruction(images[: self.num_scenes]),
+            "autoencoder_psnr": reconstruction(self.world_dir / "sd", images[: self.num_scenes]),
             **self._retrieval(scenes[: self.num_captions], images, frame.part(drawn="scenes").images()),
             **self._attributes(frame.part(drawn="attributes")),
-            "dino_reidentification": self._reidentification(),
+            "dino_reidentification": reidentification(self.profile.dino, self.num_subjects),
         }
         return [
             {"measure": name, "item": item, "value": float(value), "reference": float(reference)}
             for name, values in measured.items()
             for item, (value, reference) in enumerate(zip(*values, strict=True))
         ]
-
-    def _reconstruction(self, images: Sequence[Image.Image]) -> Measured:
-        pixel_values = to_tensor(images)
-        linear = linear_psnr(self.world_dir / "sd" / "linear_code.safetensors", pixel_values)
-        return autoencoder_psnr(self.world_dir / "sd" / "vae", pixel_values), linear
 
     def _retrieval(
         self, scenes: Sequence[Scene], images: Sequence[Image.Image], samples: Sequence[Image.Image]
@@ -198,12 +209,6 @@ class WorldQuality(Protocol[Scene]):
             return [answer == words[name] for answer, words in zip(read[kind][name], asked, strict=True)]
 
         return {f"sample_{name}": (right("samples", name), right("renders", name)) for name in ATTRIBUTES}
-
-    def _reidentification(self) -> Measured:
-        images = [render(subject_scene(at, view)) for at in range(self.num_subjects) for view in range(NUM_VIEWS)]
-        shape = (self.num_subjects, NUM_VIEWS, -1)
-        hits = reidentification_hits(self.profile.dino.encode_images(images).reshape(shape))
-        return hits, reidentification_hits(to_tensor(images).reshape(shape))
 
     def summarise(self, frame: Frame[Scene]) -> dict[str, Any]:
         """By measure: the number of items, its interval, and that of its reference."""
