@@ -40,14 +40,14 @@ def score(cfg: DictConfig) -> None:
     from src.callbacks.trackers.loggers import log_config, log_results
     from src.data.files import write_text
     from src.eval.draw import measured_plan
-    from src.eval.protocols.subjects import bank_source, scored_concepts
+    from src.eval.protocols.concept import bank_source, read_concepts
     from src.run.cli import check_types
 
     check_types(cfg)
     protocol = instantiate(cfg.protocol, _convert_="all")
     suite = instantiate(cfg.get("suite"), _convert_="all")
     sources = {**(suite.sources() if suite else {}), **{name: bank_source(path) for name, path in cfg.bank.items()}}
-    concepts = scored_concepts(sources, cfg.references)
+    concepts = read_concepts(sources, cfg.references, instantiate(cfg.reference_readers))
     # Before a suite trains for minutes or hours: what could not be scored in the end.
     protocol.check(concepts)
     if suite:
@@ -59,9 +59,11 @@ def score(cfg: DictConfig) -> None:
         write_text(run_dir / "table.md", plan.markdown())
     else:
         loggers = list(instantiate(cfg.get("logger") or {}, _convert_="all").values())
-        log_config(loggers, cfg)
-        metrics = protocol.run(generator=generator, concepts=concepts, run_dir=str(run_dir))
-        log_results(loggers, metrics, run_dir, Path(cfg.paths.images_dir), protocol.shown(concepts))
+        if loggers:
+            log_config(loggers, cfg)
+        metrics = protocol.run(generator, concepts, run_dir)
+        if loggers:
+            log_results(loggers, metrics, run_dir, Path(cfg.paths.images_dir), protocol.references(concepts))
     show(run_dir)
 
 

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.images import find_images
-from src.eval.protocols.subjects import ConceptSource
+from src.eval.protocols.concept import ConceptSource
 from src.run.trained_once import Training, as_overrides, composed, files_digest, train_missing, training_digest
 
 

@@ -15,7 +15,7 @@ from src.data.world.scenes import subject_scene
 from src.data.world.tokenizers import write_clip_tokenizer
 from src.eval.encoders.models import OpenClipEncoder, TimmEncoder
 from src.eval.profile import Profile
-from src.eval.protocols.subjects import ScoredConcept
+from src.eval.protocols.concept import Concept
 
 SIZE, TOKENS = 32, 24
 PREPROCESS = {"size": SIZE, "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7], "interpolation": "bicubic"}
@@ -73,7 +73,7 @@ def pictures():
 @pytest.fixture
 def concepts():
     return [
-        ScoredConcept(name, noun, [render(subject_scene(index, view, noun)) for view in range(3)])
+        Concept(name, noun, [render(subject_scene(index, view, noun)) for view in range(3)])
         for index, (name, noun) in enumerate({"rex": "dog", "tom": "cat"}.items())
     ]
 

@@ -5,6 +5,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+
 from src.data.files import write_text
 from src.data.pictures import save_png_atomic
 from src.data.world.render import render
@@ -38,6 +40,21 @@ def write_subjects(folder: str | Path) -> list[Path]:
             save_png_atomic(render(subject_scene(index, view, noun)), path)
             paths.append(path)
     return paths
+
+
+def subject_photos(index: str, class_noun: str) -> list[Image.Image]:
+    """Five photos of a held-out subject: what ``references.NAME=world:INDEX`` stands for.
+
+    Args:
+        index: The number of the subject.
+        class_noun: What it is, such as ``dog``.
+
+    Raises:
+        ValueError: If the index is no number.
+    """
+    if not index.isdecimal():
+        raise ValueError(f"references 'world:{index}' should be world: and the number of a subject, e.g. world:3")
+    return [render(subject_scene(int(index), view, class_noun)) for view in range(NUM_PHOTOS)]
 
 
 STYLE_IMAGES: dict[str, tuple[str, str, str]] = {

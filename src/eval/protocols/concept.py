@@ -1,32 +1,159 @@
-"""Scores concepts on a prompt list, between the plain class noun (control) and the references themselves (ceiling)."""
+"""Concepts under test, and their scores between the plain class noun (control) and the references (ceiling)."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from src.data.files import write_text
-from src.data.images import load_image
-from src.data.pictures import image_grid
+from src.data.images import load_folder, load_image
 from src.data.request import Generator, Request
-from src.eval.draw import draw_missing, manifest_lines
 from src.eval.profile import Profile
-from src.eval.protocols.subjects import ScoredConcept, check_references
-from src.eval.results.results import Table, per_group, provenance, write_results, write_rows
-from src.eval.scores.leakage import copies
-from src.eval.scores.similarity import diversity, within_set
-from src.eval.statistics.bootstrap import Interval, bootstrap_mean, bootstrap_ratio
+from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
+from src.eval.results.results import Row, Table
+from src.eval.scores.similarity import copies, diversity, within_set
+from src.eval.statistics.bootstrap import bootstrap_mean, bootstrap_ratio
 
-ARMS = ("control", "concept", "ceiling")
-SCORES = ("clip_t", "clip_i", "dino")
-GUARDS = ("diversity", "copied")
+
+@dataclass(frozen=True)
+class Concept:
+    """One personalised subject.
+
+    Attributes:
+        name: What prompts call it, as ``<name>``.
+        class_noun: The plain word for its kind, which the control uses.
+        references: Real images of it.
+    """
+
+    name: str
+    class_noun: str
+    references: list[Image.Image]
+
+
+@dataclass(frozen=True)
+class ConceptSource:
+    """What is known of a concept before its images are read, and perhaps before its bank is trained.
+
+    Attributes:
+        class_noun: The plain word for its kind.
+        references: An image folder, or ``KIND:NAME`` for a reader of that kind; empty if it has to be given.
+    """
+
+    class_noun: str
+    references: str
+
+
+Reader = Callable[[str, str], list[Image.Image]]
+"""From what stands behind the colon of a source, and a class noun, to reference images."""
+
+
+def bank_source(path: str) -> ConceptSource:
+    """What a bank's own metadata says.
+
+    Raises:
+        ValueError: If the file is no bank.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read the bank {path}: {error}") from None
+    if "class_noun" not in metadata:
+        raise ValueError(f"{path} is no concept bank: its metadata has no class_noun")
+    return ConceptSource(metadata["class_noun"], metadata.get("references", ""))
+
+
+def read_concepts(
+    sources: Mapping[str, ConceptSource], references: Mapping[str, str], readers: Mapping[str, Reader]
+) -> list[Concept]:
+    """Read what scoring must know about each concept.
+
+    Args:
+        sources: By concept name.
+        references: Concept name to an image folder or ``KIND:NAME``, in place of the source's own.
+        readers: By kind, what reads references that are no folder.
+
+    Raises:
+        ValueError: If a concept has no references, or they cannot be read.
+    """
+    for name in references:
+        if name not in sources:
+            raise ValueError(f"references.{name} is given, but no bank of that name; add bank.{name}=PATH")
+    concepts = []
+    for name, source in sources.items():
+        place = references.get(name) or source.references
+        if not place:
+            ways = ["FOLDER", *(f"{kind}:INDEX" for kind in readers)]
+            raise ValueError(
+                f"no reference images for {name}: add {', or '.join(f'references.{name}={way}' for way in ways)}"
+            )
+        kind, colon, rest = place.partition(":")
+        images = readers[kind](rest, source.class_noun) if colon and kind in readers else load_folder(place)
+        concepts.append(Concept(name, source.class_noun, images))
+    return concepts
+
+
+def check_references(concepts: Sequence[Concept]) -> None:
+    """Refuse a concept whose ceiling, the likeness of its references to each other, does not exist.
+
+    Raises:
+        ValueError: If one has a single reference.
+    """
+    for concept in concepts:
+        if len(concept.references) < 2:
+            raise ValueError(f"{concept.name} has one reference image; the ceiling compares at least two")
+
+
+@dataclass(frozen=True)
+class ConceptImages:
+    """What scores see of a concept: its images in one arm, prompt by prompt and seed by seed, as unit embeddings.
+
+    Attributes:
+        profile: The rules of the scores.
+        clip: The images in CLIP's space, ``(N, D)``.
+        dino: The images in DINO's space, ``(N, E)``.
+        texts: The plain prompt of each image in CLIP's space, ``(N, D)``.
+        clip_references: The references of the concept, ``(M, D)``.
+        dino_references: The same in DINO's space, ``(M, E)``.
+        num_seeds: Images per prompt.
+    """
+
+    profile: Profile
+    clip: Tensor
+    dino: Tensor
+    texts: Tensor
+    clip_references: Tensor
+    dino_references: Tensor
+    num_seeds: int
+
+
+Score = Callable[[ConceptImages], Tensor | None]
+"""One number per image, ``(N,)``; None where the score does not apply."""
+
+
+def seed_diversity(of: ConceptImages) -> Tensor | None:
+    """How different the seeds of a prompt are; one seed has no diversity."""
+    return torch.cat([diversity(one) for one in of.dino.split(of.num_seeds)]) if of.num_seeds > 1 else None
+
+
+SCORES: dict[str, Score] = {
+    "clip_t": lambda of: of.profile.text_score(of.clip, of.texts),
+    "clip_i": lambda of: of.profile.image_score(of.clip, of.clip_references),
+    "dino": lambda of: of.profile.image_score(of.dino, of.dino_references),
+}
+"""What a sweep compares, by name. A new score is one more entry."""
+
+GUARDS: dict[str, Score] = {
+    "diversity": seed_diversity,
+    "copied": lambda of: copies(of.dino, of.dino_references).above.double(),
+}
 """What a high DINO may be bought with: samples of a prompt that are all alike, pictures that repeat a reference."""
 
-Row = dict[str, Any]
-"""One image: concept, arm, prompt, seed and its scores; an empty text where a score does not apply."""
+ARMS = ("control", "concept", "ceiling")
+SHOWN_SEEDS = 2
 
 
 def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
@@ -53,18 +180,15 @@ def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     return result
 
 
-def as_json(summary: dict[str, Any]) -> dict[str, Any]:
-    """Intervals as plain numbers, at any depth."""
-    return {k: v.as_dict() if isinstance(v, Interval) else as_json(v) for k, v in summary.items()}
-
-
 def overall_table(summary: dict[str, Any], profile: str, number: int) -> Table:
     """Control, concept and ceiling over all concepts."""
-    rows = [[arm, *(str(summary[arm].get(score, "")) for score in (*SCORES, *GUARDS))] for arm in ARMS]
-    rows.append(["DINO gap closed", "", "", str(summary["dino_gap_closed"]), "", ""])
-    rows.append(["CLIP-T change", str(summary["clip_t_change"]), "", "", "", ""])
+    columns = (*SCORES, *GUARDS)
+    rows = [[arm, *(str(summary[arm].get(score, "")) for score in columns)] for arm in ARMS]
+    shares = {"DINO gap closed": ("dino", "dino_gap_closed"), "CLIP-T change": ("clip_t", "clip_t_change")}
+    for label, (at, key) in shares.items():
+        rows.append([label, *(str(summary[key]) if score == at else "" for score in columns)])
     title = f"{number} concept{'s' if number > 1 else ''}, mean [95% interval], profile {profile}"
-    return Table(title, ["", *SCORES, *GUARDS], rows)
+    return Table(title, ["", *columns], rows)
 
 
 def concept_table(each: dict[str, dict[str, Any]], profile: str) -> Table:
@@ -87,11 +211,7 @@ def _mean(values: Iterable[float]) -> float:
     return sum(values) / len(values)
 
 
-CELL = 160
-SHOWN_SEEDS = 2
-
-
-class ConceptProtocol:
+class ConceptProtocol(Protocol[Concept]):
     """CLIP-T, CLIP-I and DINO of each concept over prompts and seeds, as in DreamBooth (arXiv 2208.12242).
 
     Beside them, in DINO's space: diversity between the seeds of a prompt, and the share of images that are nearer to a
@@ -112,152 +232,111 @@ class ConceptProtocol:
             text or other pairs.
     """
 
+    name, title = "concept", "Concepts on a prompt list"
+    cell, scored_by, grouped_by = 160, "concept", ("prompt", "concept")
+    settings, scores = ("prompts", "num_seeds"), SCORES
+
     def __init__(
-        self,
-        prompts: Sequence[str],
-        num_seeds: int,
-        profile: Profile,
-        images_dir: str,
-        seed: int = 0,
+        self, prompts: Sequence[str], num_seeds: int, profile: Profile, images_dir: str, seed: int = 0
     ) -> None:
+        super().__init__(profile, images_dir, seed)
         profile.require(["class_noun"], ["all"])
         for prompt in prompts:
             if prompt.count("{}") != 1:
                 raise ValueError(f"the prompt {prompt!r} needs one {{}}, where the concept stands: 'a {{}} at night'")
         if not prompts or num_seeds < 1:
             raise ValueError(f"need at least one prompt and one seed, got {len(prompts)} and {num_seeds}")
-        self.prompts, self.num_seeds, self.seed = list(prompts), num_seeds, seed
-        self.profile, self.images_dir = profile, Path(images_dir)
+        self.prompts, self.num_seeds = list(prompts), num_seeds
 
-    def requests(self, concepts: Sequence[ScoredConcept]) -> list[Request]:
-        """Everything to draw: concept by concept, both arms, prompt by prompt, seed by seed."""
+    def items(self, concepts: Sequence[Concept]) -> list[Item[Concept]]:
+        """Concept by concept, both arms, prompt by prompt, seed by seed."""
         return [
-            Request(prompt.replace("{}", word), seed)
+            Item(
+                Request(prompt.replace("{}", word), seed),
+                {"concept": concept.name, "arm": arm, "prompt": prompt, "seed": seed},
+                concept,
+            )
             for concept in concepts
-            for word in _words(concept).values()
-            for prompt, seed in self._places()
+            for arm, word in (("control", concept.class_noun), ("concept", f"<{concept.name}>"))
+            for prompt in self.prompts
+            for seed in range(self.seed, self.seed + self.num_seeds)
         ]
 
-    def check(self, concepts: Sequence[ScoredConcept]) -> None:
-        """Refuse what could not be scored, before anything is trained or drawn for it.
-
-        Raises:
-            ValueError: If there is no concept, one has fewer than two references, or an encoder's weights are missing.
-        """
+    def check(self, concepts: Sequence[Concept]) -> None:
+        """Refuse no concept at all, concepts with one reference, and encoders without weights."""
         if not concepts:
             raise ValueError("there is no concept to score; add bank.NAME=PATH")
         check_references(concepts)
-        self.profile.identity()
+        super().check(concepts)
 
-    def shown(self, concepts: Sequence[ScoredConcept]) -> dict[str, Image.Image]:
-        """A picture to look at beside the images, by what a row calls it."""
-        return {concept.name: concept.references[0] for concept in concepts}
-
-    def run(self, generator: Generator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
-        """Generate, score, write ``metrics.json``, tables per image, prompt and concept, ``report.html`` and grids.
-
-        Raises:
-            ValueError: As of ``check``.
-        """
-        self.check(concepts)
-        requests = self.requests(concepts)
-        paths = draw_missing(generator, requests, self.images_dir)
-        write_text(Path(run_dir) / "images.jsonl", manifest_lines(requests, paths))
-        rows: list[Row] = []
-        grids = {}
-        for concept, files in zip(concepts, _batched(paths, 2 * len(self._places())), strict=True):
-            arms = dict(zip(ARMS, _batched(files, len(self._places())), strict=False))
-            rows += [row for arm, made in arms.items() for row in self._score(concept, arm, made)]
-            rows += self._ceiling(concept)
-            grids[f"grid_{concept.name}"] = self._grid(concept, arms)
-        metrics, tables = self._results(rows, concepts)
-        metrics |= {"generator": generator.identity(), **self.profile.identity(), **provenance()}
-        for name in ("prompt", "concept"):
-            write_rows(per_group(rows, ("arm", name), SCORES), Path(run_dir) / f"per_{name}")
-        write_results(run_dir, "Concepts on a prompt list", metrics, tables, rows, grids)
-        return metrics
-
-    def _results(self, rows: list[Row], concepts: Sequence[ScoredConcept]) -> tuple[dict[str, Any], list[Table]]:
-        """What metrics.json and table.md hold, but for where it comes from."""
-        overall = summarise(rows, self.seed)
-        each = {c.name: summarise([row for row in rows if row["concept"] == c.name], self.seed) for c in concepts}
-        metrics = {
-            "protocol": "concept",
-            "prompts": self.prompts,
-            "num_seeds": self.num_seeds,
-            "seed": self.seed,
-            "overall": as_json(overall),
-            "concepts": {
-                c.name: {"class_noun": c.class_noun, "num_references": len(c.references), **as_json(each[c.name])}
-                for c in concepts
-            },
-            "compared": {
-                "rows": {"arm": "concept"},
-                "factors": ["prompt", "concept"],
-                "scores": list(SCORES),
-                "harmonic": ["clip_t", "dino"],
-            },
-        }
-        return metrics, [
-            overall_table(overall, self.profile.name, len(concepts)),
-            concept_table(each, self.profile.name),
+    def score(self, frame: Frame[Concept], generator: Generator) -> list[Row]:
+        """Both arms of one concept, then its references against each other, which answer no prompt."""
+        concept = frame.targets[0]
+        references = [encoder.encode_images(concept.references) for encoder in (self.profile.clip, self.profile.dino)]
+        rows = [row for arm in ARMS[:2] for row in self._score(frame.part(arm=arm), *references)]
+        places = [
+            {"concept": concept.name, "arm": "ceiling", "prompt": "", "seed": index, "file": ""}
+            for index in range(len(concept.references))
         ]
+        ceiling = dict(zip(("clip_i", "dino"), map(within_set, references), strict=True))
+        return rows + scored_rows(places, ceiling, (*SCORES, *GUARDS))
 
-    def _places(self) -> list[tuple[str, int]]:
-        return [(prompt, self.seed + seed) for prompt in self.prompts for seed in range(self.num_seeds)]
+    def _score(self, frame: Frame[Concept], clip_references: Tensor, dino_references: Tensor) -> list[Row]:
+        clip, images = self.profile.clip, frame.images()
+        plain = [item.row["prompt"].replace("{}", item.target.class_noun) for item in frame.items]
+        embedded = ConceptImages(
+            self.profile,
+            clip.encode_images(images),
+            self.profile.dino.encode_images(images),
+            clip.encode_texts(plain),
+            clip_references,
+            dino_references,
+            self.num_seeds,
+        )
+        found = {name: score(embedded) for name, score in {**SCORES, **GUARDS}.items()}
+        return scored_rows(frame.places, found, found)
 
-    def _score(self, concept: ScoredConcept, arm: str, files: Sequence[Path]) -> list[Row]:
-        places, images = self._places(), [load_image(path) for path in files]
-        clip, dino = self.profile.clip, self.profile.dino
-        embedded, identity = clip.encode_images(images), dino.encode_images(images)
-        references = dino.encode_images(concept.references)
-        plain = [prompt.replace("{}", concept.class_noun) for prompt, _ in places]
-        scores = {
-            "clip_t": self.profile.text_score(embedded, clip.encode_texts(plain)),
-            "clip_i": self.profile.image_score(embedded, clip.encode_images(concept.references)),
-            "dino": self.profile.image_score(identity, references),
-            "copied": copies(identity, references).above.double(),
+    def summarise(self, frame: Frame[Concept]) -> dict[str, Any]:
+        """Over all concepts, and for each."""
+        names = dict.fromkeys(row["concept"] for row in frame.rows)
+        each = {name: [row for row in frame.rows if row["concept"] == name] for name in names}
+        return {
+            "overall": summarise(frame.rows, self.seed),
+            "concepts": {name: summarise(rows, self.seed) for name, rows in each.items()},
         }
-        if self.num_seeds > 1:
-            scores["diversity"] = torch.cat([diversity(one_prompt) for one_prompt in identity.split(self.num_seeds)])
-        return _rows(concept.name, arm, places, scores, [path.name for path in files])
 
-    def _ceiling(self, concept: ScoredConcept) -> list[Row]:
-        """References against each other; they answer no prompt, so CLIP-T has no ceiling."""
-        places = [("", index) for index in range(len(concept.references))]
-        encoders = {"clip_i": self.profile.clip, "dino": self.profile.dino}
-        scores = {key: within_set(encoder.encode_images(concept.references)) for key, encoder in encoders.items()}
-        return _rows(concept.name, "ceiling", places, scores, [""] * len(places))
+    def metrics(self, frame: Frame[Concept]) -> dict[str, Any]:
+        """Both summaries, and what each concept is."""
+        concepts = {
+            concept.name: {"class_noun": concept.class_noun, "num_references": len(concept.references)}
+            for concept in frame.targets
+        }
+        each = {name: known | frame.summary["concepts"][name] for name, known in concepts.items()}
+        return {"overall": frame.summary["overall"], "concepts": each}
 
-    def _grid(self, concept: ScoredConcept, files: Mapping[str, Sequence[Path]]) -> Image.Image:
+    def compared(self, frame: Frame[Concept]) -> dict[str, Any]:
+        """The images of the concept, over prompts and concepts."""
+        factors = {"rows": {"arm": "concept"}, "factors": ["prompt", "concept"]}
+        return {**factors, "scores": list(SCORES), "harmonic": ["clip_t", "dino"]}
+
+    def tables(self, frame: Frame[Concept]) -> list[Table]:
+        """All concepts together, then one line for each."""
+        overall, each, profile = frame.summary["overall"], frame.summary["concepts"], self.profile.name
+        return [overall_table(overall, profile, len(each)), concept_table(each, profile)]
+
+    def grids(self, frame: Frame[Concept]) -> dict[str, Image.Image]:
+        """One picture per concept."""
+        return {f"grid_{part.targets[0].name}": self._grid(part) for part in frame.parts("concept")}
+
+    def _grid(self, frame: Frame[Concept]) -> Image.Image:
         """One line per prompt: a reference, then control, then concept."""
-        shown = min(self.num_seeds, SHOWN_SEEDS)
+        shown, concept = min(self.num_seeds, SHOWN_SEEDS), frame.targets[0]
         cells, captions = [], []
         for index, prompt in enumerate(self.prompts):
-            first = index * self.num_seeds
             cells.append(concept.references[index % len(concept.references)])
             captions.append(f"reference of {concept.name}")
-            for arm, word in _words(concept).items():
-                cells += [load_image(path) for path in files[arm][first : first + shown]]
-                captions += [prompt.replace("{}", word)] * shown
-        return image_grid([ImageOps.contain(cell, (CELL, CELL)) for cell in cells], 1 + 2 * shown, captions)
-
-
-def _words(concept: ScoredConcept) -> dict[str, str]:
-    """What stands in the slot of a prompt, by arm, in the order of ``ARMS``."""
-    return {"control": concept.class_noun, "concept": f"<{concept.name}>"}
-
-
-def _rows(
-    name: str, arm: str, places: list[tuple[str, int]], scores: dict[str, Tensor], files: Sequence[str]
-) -> list[Row]:
-    return [
-        {"concept": name, "arm": arm, "prompt": prompt, "seed": seed, "file": files[index]}
-        | {key: float(scores[key][index]) if key in scores else "" for key in (*SCORES, *GUARDS)}
-        for index, (prompt, seed) in enumerate(places)
-    ]
-
-
-def _batched(items: Sequence[Path], size: int) -> list[Sequence[Path]]:
-    """Consecutive parts of ``size`` items (``itertools.batched`` needs Python 3.12)."""
-    return [items[start : start + size] for start in range(0, len(items), size)]
+            for arm in ARMS[:2]:
+                part = frame.part(arm=arm, prompt=prompt)
+                cells += [load_image(path) for path in part.paths[:shown]]
+                captions += [item.request.prompt for item in part.items[:shown]]
+        return self.grid(cells, 1 + 2 * shown, captions)

@@ -1,23 +1,18 @@
 """Two concepts in one image: does each keep its own identity, or do they mix?"""
 
 from collections.abc import Sequence
-from itertools import islice, permutations
-from pathlib import Path
+from itertools import permutations
 from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from src.data.files import write_text
-from src.data.images import load_image
-from src.data.pictures import image_grid
 from src.data.request import Generator, Request
-from src.eval.draw import draw_missing, manifest_lines
 from src.eval.profile import Profile
-from src.eval.protocols.concept import CELL, Row, as_json
-from src.eval.protocols.subjects import ScoredConcept, check_references
-from src.eval.results.results import Table, provenance, write_results
+from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
+from src.eval.protocols.concept import Concept, check_references
+from src.eval.results.results import Row, Table
 from src.eval.scores.similarity import pair_mean, within_set
 from src.eval.statistics.bootstrap import bootstrap_mean
 
@@ -26,13 +21,13 @@ LAYOUTS = {"left of": (LEFT, RIGHT), "right of": (RIGHT, LEFT), "above": (TOP, B
 """Where a relation puts the first and the second: left, top, right, bottom as shares of the image."""
 
 GREY = (127, 127, 127)
-SCORES = ("identity_margin", "both_own", "clip_t")
-SHOWN = 4
+MARGINS = ("first_margin", "second_margin")
+ARMS = ("control", "concept")
 
-Pair = tuple[ScoredConcept, ScoredConcept]
+Pair = tuple[Concept, Concept]
 
 
-class PairProtocol:
+class PairProtocol(Protocol[Pair]):
     """Identity of two concepts in one image, on the halves that the prompt's relation assigns to them.
 
     The margin of a crop is its DINO to its own references minus that to the other's; an image's margin is the mean of
@@ -49,116 +44,105 @@ class PairProtocol:
         ValueError: If a template lacks a slot or a relation, or the profile asks for another text or other pairs.
     """
 
+    name, title = "pairs", "Two concepts in one image"
+    cell, scored_by, settings = 160, "pair", ("prompts", "num_seeds")
+    scores = ("identity_margin", "both_own", "clip_t")
+
     def __init__(
-        self,
-        prompts: Sequence[str],
-        num_seeds: int,
-        profile: Profile,
-        images_dir: str,
-        seed: int = 0,
+        self, prompts: Sequence[str], num_seeds: int, profile: Profile, images_dir: str, seed: int = 0
     ) -> None:
+        super().__init__(profile, images_dir, seed)
         profile.require(["class_noun"], ["all"])
         if not prompts or num_seeds < 1:
             raise ValueError(f"need at least one prompt and one seed, got {len(prompts)} and {num_seeds}")
         self.layouts = {prompt: layout(prompt) for prompt in prompts}
-        self.num_seeds, self.seed = num_seeds, seed
-        self.profile, self.images_dir = profile, Path(images_dir)
+        self.prompts, self.num_seeds = list(self.layouts), num_seeds
 
-    def requests(self, concepts: Sequence[ScoredConcept]) -> list[Request]:
-        """Everything to draw: pair by pair, both arms, prompt by prompt, seed by seed."""
+    def items(self, concepts: Sequence[Concept]) -> list[Item[Pair]]:
+        """Pair by pair, both arms, prompt by prompt, seed by seed."""
         return [
-            request
+            Item(
+                Request(_filled(prompt, pair, arm), seed),
+                {"pair": f"{pair[0].name}_{pair[1].name}", "arm": arm, "prompt": prompt, "seed": seed},
+                pair,
+            )
             for pair in permutations(concepts, 2)
-            for arm in ("control", "concept")
-            for request in self._requests(pair, arm)
+            for arm in ARMS
+            for prompt in self.prompts
+            for seed in range(self.seed, self.seed + self.num_seeds)
         ]
 
-    def check(self, concepts: Sequence[ScoredConcept]) -> None:
-        """Refuse what could not be scored, before anything is trained or drawn for it.
-
-        Raises:
-            ValueError: If there are fewer than two concepts, one has fewer than two references, or an encoder's
-                weights are missing.
-        """
+    def check(self, concepts: Sequence[Concept]) -> None:
+        """Refuse a single concept, concepts with one reference, and encoders without weights."""
         if len(concepts) < 2:
             raise ValueError(f"a pair needs two concepts, got {len(concepts)}; add bank.NAME=PATH for each")
         check_references(concepts)
-        self.profile.identity()
+        super().check(concepts)
 
-    def shown(self, concepts: Sequence[ScoredConcept]) -> dict[str, Image.Image]:
-        """A picture to look at beside the images, by what a row calls it."""
-        return {concept.name: concept.references[0] for concept in concepts}
+    def score(self, frame: Frame[Pair], generator: Generator) -> list[Row]:
+        """Both arms of one pair."""
+        first, second = (self._embedded(concept) for concept in frame.targets[0])
+        return [row for arm in ARMS for row in self._score(frame.part(arm=arm), first, second)]
 
-    def run(self, generator: Generator, concepts: Sequence[ScoredConcept], run_dir: str) -> dict[str, Any]:
-        """Generate, score, write ``metrics.json``, ``per_image.csv``, ``table.md``, ``report.html`` and grids.
-
-        Raises:
-            ValueError: As of ``check``.
-        """
-        self.check(concepts)
-        requests = self.requests(concepts)
-        paths = draw_missing(generator, requests, self.images_dir)
-        write_text(Path(run_dir) / "images.jsonl", manifest_lines(requests, paths))
-        remaining = iter(paths)
-        references = {concept.name: self.profile.dino.encode_images(concept.references) for concept in concepts}
-        rows: list[Row] = []
-        grids = {}
-        for pair in permutations(concepts, 2):
-            for arm in ("control", "concept"):
-                files = list(islice(remaining, len(self._places())))
-                images = [load_image(path) for path in files]
-                scored = self._score(pair, arm, images, references)
-                rows += [row | {"file": path.name} for row, path in zip(scored, files, strict=True)]
-                cells = [ImageOps.contain(image, (CELL, CELL)) for image in images]
-                grids[f"grid_{_name(pair)}_{arm}"] = image_grid(cells, self.num_seeds)
-        summary = {arm: self._summary([row for row in rows if row["arm"] == arm]) for arm in ("control", "concept")}
-        ceiling = _ceiling(references)
-        metrics = {
-            "protocol": "pairs",
-            **self.profile.identity(),
-            "generator": generator.identity(),
-            "prompts": list(self.layouts),
-            "num_seeds": self.num_seeds,
-            "seed": self.seed,
-            "overall": as_json(summary) | {"ceiling": {"identity_margin": ceiling}},
-            "compared": {"rows": {"arm": "concept"}, "factors": ["prompt", "pair"], "scores": list(SCORES)},
-            **provenance(),
-        }
-        lines = [[arm, *(str(values[score]) for score in SCORES)] for arm, values in summary.items()]
-        title = f"Two concepts in one image, mean [95% interval], profile {self.profile.name}"
-        table = Table(title, ["", *SCORES], [*lines, ["ceiling", f"{ceiling:.3f}", "", ""]])
-        write_results(run_dir, "Two concepts in one image", metrics, [table], rows, grids)
-        return metrics
-
-    def _places(self) -> list[tuple[str, int]]:
-        return [(prompt, self.seed + seed) for prompt in self.layouts for seed in range(self.num_seeds)]
-
-    def _requests(self, pair: Pair, arm: str) -> list[Request]:
-        first, second = (c.class_noun if arm == "control" else f"<{c.name}>" for c in pair)
-        return [Request(prompt.format(first=first, second=second), seed) for prompt, seed in self._places()]
-
-    def _score(self, pair: Pair, arm: str, images: list[Image.Image], references: dict[str, Tensor]) -> list[Row]:
-        places = self._places()
-        first, second = (references[concept.name] for concept in pair)
-        crops = [[crop(im, self.layouts[p][at]) for im, (p, _) in zip(images, places, strict=True)] for at in (0, 1)]
-        left, right = (self.profile.dino.encode_images(side) for side in crops)
-        margins = torch.stack(
-            [pair_mean(left, first) - pair_mean(left, second), pair_mean(right, second) - pair_mean(right, first)]
+    def _score(self, frame: Frame[Pair], first: Tensor, second: Tensor) -> list[Row]:
+        images, clip = frame.images(), self.profile.clip
+        layouts = [self.layouts[item.row["prompt"]] for item in frame.items]
+        # The crops of the first concepts, then those of the second, (N, E) each.
+        ours, theirs = (
+            self.profile.dino.encode_images([crop(one, boxes[at]) for one, boxes in zip(images, layouts, strict=True)])
+            for at in (0, 1)
         )
-        plain = [p.format(first=pair[0].class_noun, second=pair[1].class_noun) for p, _ in places]
-        clip = self.profile.clip
-        texts = self.profile.text_score(clip.encode_images(images), clip.encode_texts(plain))
-        return [
-            {"pair": _name(pair), "arm": arm, "prompt": prompt, "seed": seed}
-            | {"first_margin": float(margins[0, index]), "second_margin": float(margins[1, index])}
-            | {"identity_margin": float(margins[:, index].mean()), "both_own": float((margins[:, index] > 0).all())}
-            | {"clip_t": float(texts[index])}
-            for index, (prompt, seed) in enumerate(places)
-        ]
+        margins = torch.stack(
+            [pair_mean(ours, first) - pair_mean(ours, second), pair_mean(theirs, second) - pair_mean(theirs, first)]
+        )
+        plain = [_filled(item.row["prompt"], item.target, "control") for item in frame.items]
+        scores = {
+            **dict(zip(MARGINS, margins, strict=True)),
+            "identity_margin": margins.mean(0),
+            "both_own": (margins > 0).all(0),
+            "clip_t": self.profile.text_score(clip.encode_images(images), clip.encode_texts(plain)),
+        }
+        rows = scored_rows([item.row for item in frame.items], scores, scores)
+        return [row | {"file": path.name} for row, path in zip(rows, frame.paths, strict=True)]
 
-    def _summary(self, rows: list[Row]) -> dict[str, Any]:
+    def summarise(self, frame: Frame[Pair]) -> dict[str, Any]:
+        """The intervals of each arm, clustered by prompt and pair, and the margin of the references."""
+        references = {concept.name: self._embedded(concept) for pair in frame.targets for concept in pair}
+        arms = {arm: [row for row in frame.rows if row["arm"] == arm] for arm in ARMS}
+        return {arm: self._intervals(rows) for arm, rows in arms.items()} | {
+            "ceiling": {"identity_margin": _ceiling(references)}
+        }
+
+    def _intervals(self, rows: Sequence[Row]) -> dict[str, Any]:
         groups = [[row[factor] for row in rows] for factor in ("prompt", "pair")]
-        return {score: bootstrap_mean([row[score] for row in rows], groups, self.seed) for score in SCORES}
+        return {score: bootstrap_mean([row[score] for row in rows], groups, self.seed) for score in self.scores}
+
+    def compared(self, frame: Frame[Pair]) -> dict[str, Any]:
+        """The images of the concepts, over prompts and pairs."""
+        return {"rows": {"arm": "concept"}, "factors": ["prompt", "pair"], "scores": list(self.scores)}
+
+    def tables(self, frame: Frame[Pair]) -> list[Table]:
+        """One line per arm."""
+        lines = [[arm, *(str(frame.summary[arm][score]) for score in self.scores)] for arm in ARMS]
+        ceiling = f"{frame.summary['ceiling']['identity_margin']:.3f}"
+        title = f"Two concepts in one image, mean [95% interval], profile {self.profile.name}"
+        return [Table(title, ["", *self.scores], [*lines, ["ceiling", ceiling, "", ""]])]
+
+    def grids(self, frame: Frame[Pair]) -> dict[str, Image.Image]:
+        """One picture per pair and arm, a line per prompt."""
+        return {
+            f"grid_{pair.items[0].row['pair']}_{arm}": self.grid(pair.part(arm=arm).images(), self.num_seeds)
+            for pair in frame.parts("pair")
+            for arm in ARMS
+        }
+
+    def _embedded(self, concept: Concept) -> Tensor:
+        return self.profile.dino.encode_images(concept.references)
+
+
+def _filled(prompt: str, pair: Pair, arm: str) -> str:
+    first, second = (one.class_noun if arm == "control" else f"<{one.name}>" for one in pair)
+    return prompt.format(first=first, second=second)
 
 
 def layout(prompt: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -193,7 +177,3 @@ def _ceiling(references: dict[str, Tensor]) -> float:
         for a, b in permutations(references, 2)
     ]
     return float(torch.stack(margins).mean())
-
-
-def _name(pair: Pair) -> str:
-    return f"{pair[0].name}_{pair[1].name}"

@@ -1,33 +1,29 @@
 """Scores a style over prompts x style references, beside the same prompts without the reference (control)."""
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from src.data.files import write_text
 from src.data.images import load_image
-from src.data.pictures import image_grid
 from src.data.request import Generator, Request
 from src.data.styles import StylePrompt, StyleReference
-from src.eval.draw import draw_missing, manifest_lines
+from src.eval.draw import draw_missing
 from src.eval.profile import Profile
-from src.eval.protocols.concept import as_json
-from src.eval.results.results import Table, per_group, provenance, write_results, write_rows
+from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
+from src.eval.results.results import Row, Table
 from src.eval.scores.harmonics import harmonic_of_means, harmonics_per_image
 from src.eval.scores.sets import SetScores
-from src.eval.scores.style import GUARDS, PAIRED, SCORES, Embedded, StyleScorer
+from src.eval.scores.style import EVERY, GUARDS, PAIRED, SCORES, StyleScorer
 from src.eval.statistics.bootstrap import bootstrap_mean, bootstrap_statistic
 from src.eval.statistics.paired import paired_difference, paired_statistic
 
 ARMS = ("control", "style")
 FACTORS = ("prompt", "style")
 HARMONICS = ("harmonic", "mean_of_harmonics")
-
-Row = dict[str, Any]
-"""One image: style, arm, prompt, seed and its scores; an empty text where a score does not apply."""
+SHOWN_PROMPTS = 10
 
 
 def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
@@ -77,7 +73,7 @@ def style_table(each: Mapping[str, Mapping[str, Any]], profile: str) -> Table:
 
 def _intervals(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for score in (*SCORES, *PAIRED, *GUARDS):
+    for score in EVERY:
         # A style that is words alone has no score against an image.
         scored = [row for row in rows if row[score] != ""]
         if scored:
@@ -96,14 +92,7 @@ def _groups(rows: Sequence[Row]) -> list[list[Any]]:
     return [[row[factor] for row in rows] for factor in FACTORS]
 
 
-CELL = 128
-SHOWN_PROMPTS = 10
-
-Files = Mapping[str, Sequence[Path]]
-"""By style, its images prompt by prompt and seed by seed."""
-
-
-class StyleProtocol:
+class StyleProtocol(Protocol[StyleReference]):
     """S_txt, S_img and their harmonic, as in arXiv 2507.04482, with what a high S_img may be bought with.
 
     The prompts of both arms name the style; the control is drawn without the reference.
@@ -121,6 +110,10 @@ class StyleProtocol:
         ValueError: If there is too little to score, names repeat, or the profile's rules do not fit.
     """
 
+    name, title = "style", "Prompts in styles"
+    grouped_by, settings = ("prompt", "style", "category"), ("prompts", "num_seeds")
+    scores = EVERY
+
     def __init__(
         self,
         prompts: Sequence[StylePrompt | str],
@@ -131,153 +124,131 @@ class StyleProtocol:
         set_metrics: SetScores,
         seed: int = 0,
     ) -> None:
+        super().__init__(profile, images_dir, seed)
         profile.require(["full", "without_style"], ["one_each", "within_set"])
-        self.prompts = [prompt if isinstance(prompt, StylePrompt) else StylePrompt(prompt) for prompt in prompts]
-        self.styles = list(styles)
+        self.contents = [prompt if isinstance(prompt, StylePrompt) else StylePrompt(prompt) for prompt in prompts]
+        self.prompts = [prompt.plain for prompt in self.contents]
+        self.styles, self.num_seeds, self.set_metrics = list(styles), num_seeds, set_metrics
         if len(self.prompts) < 2 or not styles or num_seeds < 1:
             raise ValueError(f"need two prompts, a style and a seed, got {len(prompts)}, {len(styles)} and {num_seeds}")
-        _check_distinct("prompts", [prompt.content for prompt in self.prompts])
+        _check_distinct("prompts", [prompt.content for prompt in self.contents])
         _check_distinct("styles", [style.name for style in self.styles])
-        words = [style.name for style in self.styles if not style.is_image]
-        if words and profile.pairing == "one_each":
-            raise ValueError(
-                f"the profile {profile.name} compares with style images, but {words[0]} is words alone; "
-                "choose one that compares within a set, e.g. metrics=style_aligned"
-            )
-        self.num_seeds, self.seed, self.set_metrics = num_seeds, seed, set_metrics
-        self.profile, self.images_dir = profile, Path(images_dir)
+        _check_pairing(profile, self.styles)
 
-    def requests(self, concepts: Sequence[object]) -> list[Request]:
-        """Everything to draw: both arms, style by style, prompt by prompt, seed by seed."""
-        return [request for arm in ARMS for request in self._requests(arm)]
+    def items(self, concepts: Sequence[object] = ()) -> list[Item[StyleReference]]:
+        """Both arms, style by style, prompt by prompt, seed by seed."""
+        seeds = range(self.seed, self.seed + self.num_seeds)
+        return [self._item(*of) for of in product(ARMS, self.styles, self.contents, seeds)]
+
+    def _item(self, arm: str, style: StyleReference, prompt: StylePrompt, seed: int) -> Item[StyleReference]:
+        category = {"category": prompt.category} if any(one.category for one in self.contents) else {}
+        return Item(
+            Request(prompt.styled(style.style), seed, style=style.reference if arm == "style" else None),
+            {"style": style.name, "arm": arm, "prompt": prompt.content, **category, "seed": seed},
+            style,
+        )
 
     def check(self, concepts: Sequence[object]) -> None:
-        """Refuse what could not be scored, before anything is drawn.
+        """Refuse encoders without weights, and set metrics that need more images than there are."""
+        super().check(concepts)
+        self.set_metrics.check(len(self.styles) * len(self.prompts) * self.num_seeds, self.num_seeds)
 
-        Raises:
-            ValueError: If weights are missing, or images are too few for what is asked.
-        """
-        self.profile.identity()
-        self.set_metrics.check(len(self.styles) * len(self._places()), self.num_seeds)
-
-    def shown(self, concepts: Sequence[object]) -> dict[str, Image.Image]:
-        """A picture to look at beside the images, by what a row calls it: the style's own."""
+    def references(self, concepts: Sequence[object]) -> dict[str, Image.Image]:
+        """The image of each style that has one."""
         return {style.name: load_image(style.path) for style in self.styles if style.is_image}
 
-    def run(self, generator: Generator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
-        """Generate, score, write ``metrics.json``, tables per image, prompt and style, ``report.html`` and grids.
+    def draw(self, generator: Generator, requests: Sequence[Request]) -> list[Path]:
+        """Arm by arm, so that no batch holds images of both: those of the control are often there already."""
+        generator.check(requests)
+        half = len(requests) // 2
+        arms = (requests[:half], requests[half:])
+        return [path for arm in arms for path in draw_missing(generator, arm, self.images_dir)]
 
-        Raises:
-            ValueError: As of ``check``, or if a request could not be drawn.
-        """
-        self.check(concepts)
-        generator.check(self.requests(concepts))
-        # Arm by arm, so that no batch holds images of both: those of the control are often there already.
-        paths = {arm: draw_missing(generator, self._requests(arm), self.images_dir) for arm in ARMS}
-        every = [path for arm in ARMS for path in paths[arm]]
-        write_text(Path(run_dir) / "images.jsonl", manifest_lines(self.requests(concepts), every))
-        files = {arm: self._by_style(paths[arm]) for arm in ARMS}
-        rows = self._rows(files)
-        metrics, tables = self._results(rows, files)
-        metrics |= {"generator": generator.identity(), **self.profile.identity(), **provenance()}
-        for name in [name for name in ("prompt", "style", "category") if name in rows[0]]:
-            write_rows(per_group(rows, ("arm", name), (*SCORES, *PAIRED, *GUARDS)), Path(run_dir) / f"per_{name}")
-        grids = {f"grid_{arm}": self._grid(of) for arm, of in files.items()}
-        write_results(run_dir, "Prompts in styles", metrics, tables, rows, grids)
-        return metrics
+    def score(self, frame: Frame[StyleReference], generator: Generator) -> list[Row]:
+        """Style by style, the control and what was drawn in the style."""
+        scorer = StyleScorer(self.profile, self.contents, self.styles, self.num_seeds)
+        rows: list[Row] = []
+        for part in frame.parts("style"):
+            style, arms = part.targets[0], [part.part(arm=arm) for arm in ARMS]
+            control, drawn = (scorer.embed(arm.paths) for arm in arms)
+            found = [scorer(style, control), scorer(style, drawn, control)]
+            rows += [row for arm, of in zip(arms, found, strict=True) for row in scored_rows(arm.places, of, of)]
+        return rows
 
-    def _results(self, rows: list[Row], files: Mapping[str, Files]) -> tuple[dict[str, Any], list[Table]]:
-        """What metrics.json and table.md hold, but for where it comes from."""
-        overall, profile = summarise(rows, self.seed), self.profile.name
-        each = {style.name: summarise(_of(rows, style), self.seed) for style in self.styles}
+    def summarise(self, frame: Frame[StyleReference]) -> dict[str, Any]:
+        """Over all styles, for each, and of the whole set of images of each arm."""
+        each = {style.name: [row for row in frame.rows if row["style"] == style.name] for style in self.styles}
+        return {
+            "overall": summarise(frame.rows, self.seed),
+            "styles": {name: summarise(rows, self.seed) for name, rows in each.items()},
+            "set_metrics": {arm: self._set_metrics(frame.part(arm=arm).paths) for arm in ARMS},
+        }
+
+    def _set_metrics(self, paths: Sequence[Path]) -> dict[str, float]:
+        # Images that differ in their seed alone stand together.
+        size = self.num_seeds
+        return self.set_metrics([paths[start : start + size] for start in range(0, len(paths), size)])
+
+    def metrics(self, frame: Frame[StyleReference]) -> dict[str, Any]:
+        """The summaries, and what each style is."""
+        told = {
+            style.name: {"descriptor": style.style, "content": style.content, "reference": style.reference.key()}
+            for style in self.styles
+        }
+        return frame.summary | {"styles": {name: of | frame.summary["styles"][name] for name, of in told.items()}}
+
+    def compared(self, frame: Frame[StyleReference]) -> dict[str, Any]:
+        """The images in the styles; leakage too where every style is shown."""
+        known = "leakage" in frame.summary["overall"]["style"] and all(style.is_image for style in self.styles)
+        leakage = ["leakage"] if known else []
+        return {
+            "rows": {"arm": "style"},
+            "factors": list(FACTORS),
+            "scores": ["s_txt", *leakage, "s_img"],
+            "harmonic": list(SCORES),
+            "frontiers": [["s_txt", image] for image in ("s_img", *leakage)],
+        }
+
+    def tables(self, frame: Frame[StyleReference]) -> list[Table]:
+        """Scores, guards, each style and, where they are asked for, numbers of the whole sets."""
+        overall, each, sets = frame.summary.values()
+        profile = self.profile.name
         tables = [
             overall_table(overall, profile, len(each)),
             guards_table(overall, profile),
             style_table(each, profile),
         ]
-        sets = {arm: self.set_metrics(self._samples(of)) for arm, of in files.items()}
         if self.set_metrics.names:
             lines = [[arm, *(f"{value:.3f}" for value in found.values())] for arm, found in sets.items()]
             tables.append(Table("Of the whole sets", ["", *sets["style"]], lines))
-        leakage = ["leakage"] if "leakage" in overall["style"] and all(style.is_image for style in self.styles) else []
-        metrics = {
-            "protocol": "style",
-            "prompts": [prompt.plain for prompt in self.prompts],
-            "num_seeds": self.num_seeds,
-            "seed": self.seed,
-            "overall": as_json(overall),
-            "styles": {style.name: _told(style) | as_json(each[style.name]) for style in self.styles},
-            "set_metrics": sets,
-            "compared": {
-                "rows": {"arm": "style"},
-                "factors": list(FACTORS),
-                "scores": ["s_txt", *leakage, "s_img"],
-                "harmonic": list(SCORES),
-                "frontiers": [["s_txt", image] for image in ("s_img", *leakage)],
-            },
-        }
-        return metrics, tables
+        return tables
 
-    def _requests(self, arm: str) -> list[Request]:
-        return [
-            Request(prompt.styled(style.style), seed, style=style.reference if arm == "style" else None)
-            for style in self.styles
-            for prompt, seed in self._places()
-        ]
+    def grids(self, frame: Frame[StyleReference]) -> dict[str, Image.Image]:
+        """One picture per arm."""
+        return {f"grid_{arm}": self._grid(frame.part(arm=arm)) for arm in ARMS}
 
-    def _by_style(self, paths: Sequence[Path]) -> dict[str, list[Path]]:
-        remaining = iter(paths)
-        return {style.name: list(islice(remaining, len(self._places()))) for style in self.styles}
-
-    def _places(self) -> list[tuple[StylePrompt, int]]:
-        return [(prompt, self.seed + seed) for prompt in self.prompts for seed in range(self.num_seeds)]
-
-    def _rows(self, files: Mapping[str, Files]) -> list[Row]:
-        scorer = StyleScorer(self.profile, self.prompts, self.styles, self.num_seeds)
-        rows: list[Row] = []
-        for style in self.styles:
-            images: dict[str, Embedded] = {arm: scorer.embed(files[arm][style.name]) for arm in ARMS}
-            for arm in ARMS:
-                scores = scorer.scores(style, images[arm])
-                if arm == "style":
-                    scores |= scorer.against(style, images[arm], images["control"])
-                rows += [
-                    self._place(style, arm, index, files[arm][style.name][index])
-                    | {key: float(scores[key][index]) if key in scores else "" for key in (*SCORES, *PAIRED, *GUARDS)}
-                    for index in range(len(self._places()))
-                ]
-        return rows
-
-    def _place(self, style: StyleReference, arm: str, index: int, file: Path) -> Row:
-        prompt, seed = self._places()[index]
-        category = {"category": prompt.category} if any(one.category for one in self.prompts) else {}
-        return {"style": style.name, "arm": arm, "prompt": prompt.content, **category, "seed": seed, "file": file.name}
-
-    def _samples(self, files: Files) -> list[Sequence[Path]]:
-        """Images that differ in their seed alone, together."""
-        every, size = [path for of in files.values() for path in of], self.num_seeds
-        return [every[start : start + size] for start in range(0, len(every), size)]
-
-    def _grid(self, files: Files) -> Image.Image:
+    def _grid(self, frame: Frame[StyleReference]) -> Image.Image:
         """A column per style: the reference, then the first prompts with the first seed."""
-        blank = Image.new("RGB", (CELL, CELL), "white")
+        blank = Image.new("RGB", (self.cell, self.cell), "white")
         cells = [load_image(style.path) if style.is_image else blank for style in self.styles]
         captions = [f"reference {style.name}" for style in self.styles]
-        for index, prompt in enumerate(self.prompts[:SHOWN_PROMPTS]):
-            cells += [load_image(files[style.name][index * self.num_seeds]) for style in self.styles]
-            captions += [prompt.styled(style.style) for style in self.styles]
-        return image_grid([ImageOps.contain(cell, (CELL, CELL)) for cell in cells], len(self.styles), captions)
+        for prompt in self.contents[:SHOWN_PROMPTS]:
+            part = frame.part(prompt=prompt.content, seed=self.seed)
+            cells += part.images()
+            captions += [item.request.prompt for item in part.items]
+        return self.grid(cells, len(self.styles), captions)
+
+
+def _check_pairing(profile: Profile, styles: Sequence[StyleReference]) -> None:
+    words = [style.name for style in styles if not style.is_image]
+    if words and profile.pairing == "one_each":
+        raise ValueError(
+            f"the profile {profile.name} compares with style images, but {words[0]} is words alone; "
+            "choose one that compares within a set, e.g. metrics=style_aligned"
+        )
 
 
 def _check_distinct(what: str, names: Sequence[str]) -> None:
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
         raise ValueError(f"{what} must differ, and {repeated[0]!r} is there twice")
-
-
-def _of(rows: Sequence[Row], style: StyleReference) -> list[Row]:
-    return [row for row in rows if row["style"] == style.name]
-
-
-def _told(style: StyleReference) -> dict[str, str]:
-    return {"descriptor": style.style, "content": style.content, "reference": style.reference.key()}

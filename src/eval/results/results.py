@@ -7,7 +7,7 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +21,11 @@ from src.data.files import whole_file, write_text
 from src.data.pictures import save_png_atomic
 from src.eval.results.report import Report
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 """One image: concept, arm, prompt, seed and its scores; an empty text where a score does not apply."""
 
 
-def per_group(rows: Sequence[Row], by: str | Sequence[str], scores: Sequence[str]) -> list[dict[str, Any]]:
+def per_group(rows: Sequence[Row], by: str | Sequence[str], scores: Collection[str]) -> list[dict[str, Any]]:
     """Mean of each score in each group, in order of appearance.
 
     Args:
@@ -155,7 +155,7 @@ def _by_place(rows: Sequence[Row], keys: Sequence[str], scores: Sequence[str]) -
     return places
 
 
-def _check_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:
+def _check_columns(rows: Sequence[Row], columns: Collection[str]) -> None:
     for row in rows:
         if missing := [column for column in columns if column not in row]:
             raise ValueError(f"rows have no column {missing[0]!r}, choose from {', '.join(row)}")
@@ -208,7 +208,7 @@ def write_results(
     title: str,
     metrics: Mapping[str, Any],
     tables: Sequence[Table],
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     grids: Mapping[str, Image.Image],
 ) -> None:
     """Write everything, each file whole or not at all.

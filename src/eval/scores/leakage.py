@@ -1,12 +1,11 @@
 """What came from the reference besides what was asked for: its content, its caption, or the whole picture.
 
-There is no agreed measure, so there are several. Except for retrieval and copies, each is a difference to a baseline
+There is no agreed measure, so there are several. Except for retrieval, each is a difference to a baseline
 without the reference, drawn with the same prompts and seeds.
 """
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from src.eval.scores.similarity import clip_t, own_reference, within_set
@@ -23,24 +22,6 @@ class Retrieval:
 
     leaked: Tensor
     right: Tensor
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Generated images that are nearer to a reference than the references are to each other.
-
-    Attributes:
-        ceiling: Highest cosine of two references.
-        nearest: Highest cosine of each generated image with a reference, ``(N,)``.
-    """
-
-    ceiling: float
-    nearest: Tensor
-
-    @property
-    def above(self) -> Tensor:
-        """Whether each image is above the ceiling, ``(N,)``."""
-        return self.nearest > self.ceiling
 
 
 def reference_leakage(generated: Tensor, baseline: Tensor, references: Tensor) -> Tensor:
@@ -113,23 +94,6 @@ def collapse(generated: Tensor, baseline: Tensor) -> Tensor:
     """
     _check_paired(generated, baseline)
     return within_set(generated) - within_set(baseline)
-
-
-def copies(generated: Tensor, references: Tensor) -> Copies:
-    """Raise the alarm where an image is nearer to a reference than any two references are to each other.
-
-    Args:
-        generated: Unit embeddings ``(N, D)``.
-        references: Unit embeddings ``(M, D)`` of different pictures, ``M`` at least 2.
-
-    Raises:
-        ValueError: If there is only one reference, and so no ceiling.
-    """
-    number = len(references)
-    if number < 2:
-        raise ValueError(f"the ceiling is the similarity of two references, got {number}; add another picture")
-    between = (references @ references.T)[~torch.eye(number, dtype=torch.bool)]
-    return Copies(float(between.max()), (generated @ references.T).amax(-1))
 
 
 def _check_paired(generated: Tensor, baseline: Tensor) -> None:

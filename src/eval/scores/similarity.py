@@ -1,5 +1,8 @@
 """Scores of unit embeddings. Pure functions: one number per image, so that statistics come later."""
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 
@@ -90,3 +93,38 @@ def diversity(embeddings: Tensor) -> Tensor:
         ValueError: If there is only one image.
     """
     return 1 - within_set(embeddings)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Generated images that are nearer to a reference than the references are to each other.
+
+    Attributes:
+        ceiling: Highest cosine of two references.
+        nearest: Highest cosine of each generated image with a reference, ``(N,)``.
+    """
+
+    ceiling: float
+    nearest: Tensor
+
+    @property
+    def above(self) -> Tensor:
+        """Whether each image is above the ceiling, ``(N,)``."""
+        return self.nearest > self.ceiling
+
+
+def copies(generated: Tensor, references: Tensor) -> Copies:
+    """Raise the alarm where an image is nearer to a reference than any two references are to each other.
+
+    Args:
+        generated: Unit embeddings ``(N, D)``.
+        references: Unit embeddings ``(M, D)`` of different pictures, ``M`` at least 2.
+
+    Raises:
+        ValueError: If there is only one reference, and so no ceiling.
+    """
+    number = len(references)
+    if number < 2:
+        raise ValueError(f"the ceiling is the similarity of two references, got {number}; add another picture")
+    between = (references @ references.T)[~torch.eye(number, dtype=torch.bool)]
+    return Copies(float(between.max()), (generated @ references.T).amax(-1))

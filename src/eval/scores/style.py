@@ -9,13 +9,8 @@ from torch import Tensor
 
 from src.data.styles import StylePrompt, StyleReference
 from src.eval.profile import Profile
-from src.eval.scores.leakage import collapse, copies, reference_leakage, retrieve, text_leakage
-from src.eval.scores.similarity import diversity
-
-SCORES = ("s_txt", "s_img")
-PAIRED = ("leakage", "text_leakage", "collapse")
-"""Differences from the control, the same prompts and seeds without the reference."""
-GUARDS = ("recall_at_1", "taken_for_reference", "copied", "diversity")
+from src.eval.scores.leakage import Retrieval, collapse, reference_leakage, retrieve, text_leakage
+from src.eval.scores.similarity import copies, diversity
 
 
 @dataclass(frozen=True)
@@ -46,12 +41,114 @@ class EmbeddedReference:
     caption: Tensor
 
 
+@dataclass(frozen=True)
+class StyleImages:
+    """What scores see of one style: its images, and what they may be compared with.
+
+    Attributes:
+        profile: The rules. S_img is CLIP's likeness to the style image by the rule ``one_each``, DINO's within the
+            images of one style and seed by ``within_set``. The space of leakage and copies is DINO's.
+        images: The images that are scored.
+        control: The same prompts and seeds without the reference; None where the control itself is scored.
+        texts: What the profile compares each image with, ``(N, D)``.
+        prompts: All prompts without their style, ``(P, D)``.
+        own: The place among them of each image's prompt, ``(N,)``.
+        reference: The style image; None for words, which nothing is like and nothing leaks from.
+        pictures: All style images in DINO's space, ``(S, E)``.
+        num_seeds: Images per prompt.
+    """
+
+    profile: Profile
+    images: Embedded
+    control: Embedded | None
+    texts: Tensor
+    prompts: Tensor
+    own: Tensor
+    reference: EmbeddedReference | None
+    pictures: Sequence[Tensor]
+    num_seeds: int
+
+    def by_seed(self, measure: Callable[..., Tensor], *embeddings: Tensor) -> Tensor:
+        """A measure within each set of images of all prompts with one seed; in the order of the images, ``(N,)``."""
+        sets = [one.unflatten(0, (-1, self.num_seeds)).unbind(1) for one in embeddings]
+        return torch.stack([measure(*members) for members in zip(*sets, strict=True)], dim=1).flatten()
+
+    def taken(self) -> Retrieval | None:
+        """What each image is taken for, among all prompts and the caption of the style image."""
+        if self.reference is None:
+            return None
+        return retrieve(self.images.clip, self.prompts, self.own, self.reference.caption)
+
+
+Score = Callable[[StyleImages], Tensor | None]
+"""One number per image, ``(N,)``; None where the score does not apply."""
+
+
+def _image_score(of: StyleImages) -> Tensor | None:
+    if of.profile.pairing == "within_set":
+        return of.by_seed(of.profile.image_score, of.images.dino)
+    return of.profile.image_score(of.images.clip, of.reference.clip) if of.reference else None
+
+
+def _leakage(of: StyleImages) -> Tensor | None:
+    if of.reference is None or of.control is None:
+        return None
+    return reference_leakage(of.images.dino, of.control.dino, of.reference.dino)
+
+
+def _text_leakage(of: StyleImages) -> Tensor | None:
+    if of.reference is None or of.control is None:
+        return None
+    return text_leakage(of.images.clip, of.control.clip, of.reference.caption)
+
+
+def _recall(of: StyleImages) -> Tensor | None:
+    taken = of.taken()
+    return taken.right.double() if taken else None
+
+
+def _taken_for_reference(of: StyleImages) -> Tensor | None:
+    taken = of.taken()
+    return taken.leaked.double() if taken else None
+
+
+def _copied(of: StyleImages) -> Tensor | None:
+    several = of.reference is not None and len(of.pictures) > 1
+    return copies(of.images.dino, torch.cat(list(of.pictures))).above.double() if several else None
+
+
+def _diversity(of: StyleImages) -> Tensor | None:
+    several = of.num_seeds > 1
+    return torch.cat([diversity(one) for one in of.images.dino.split(of.num_seeds)]) if several else None
+
+
+SCORES: dict[str, Score] = {
+    "s_txt": lambda of: of.profile.text_score(of.images.clip, of.texts),
+    "s_img": _image_score,
+}
+PAIRED: dict[str, Score] = {
+    "leakage": _leakage,
+    "text_leakage": _text_leakage,
+    "collapse": lambda of: of.by_seed(collapse, of.images.dino, of.control.dino) if of.control else None,
+}
+"""Differences from the control, the same prompts and seeds without the reference."""
+GUARDS: dict[str, Score] = {
+    "recall_at_1": _recall,
+    "taken_for_reference": _taken_for_reference,
+    "copied": _copied,
+    "diversity": _diversity,
+}
+
+
+EVERY = {**SCORES, **PAIRED, **GUARDS}
+"""All three tables, in the order of their columns."""
+
+
 class StyleScorer:
     """Prompts, style images and the rules of a profile, ready to score images.
 
     Args:
-        profile: Encoders and rules. S_img is CLIP's likeness to the style image by the rule ``one_each``, DINO's within
-            the images of one style and seed by ``within_set``. The space of leakage and copies is DINO's.
+        profile: Encoders and rules.
         prompts: At least two.
         styles: Those that are words alone have no likeness to an image, and nothing leaks from them.
         num_seeds: Images per prompt and style.
@@ -69,49 +166,27 @@ class StyleScorer:
         """Read and encode images."""
         return Embedded(self.profile.clip.encode_images(files), self.profile.dino.encode_images(files))
 
-    def scores(self, style: StyleReference, images: Embedded) -> dict[str, Tensor]:
-        """Of ``SCORES`` and ``GUARDS`` those that apply, each ``(N,)``."""
-        texts = [self.profile.scored_text(_texts(prompt, style)) for prompt in self.prompts]
-        found = {
-            "s_txt": self.profile.text_score(images.clip, self.profile.clip.encode_texts(texts)[self.own]),
-            "s_img": self._image_score(style, images),
-        }
-        if style.name in self.references:
-            taken = retrieve(images.clip, self.plain, self.own, self.references[style.name].caption)
-            found |= {"recall_at_1": taken.right.double(), "taken_for_reference": taken.leaked.double()}
-        if style.name in self.references and len(self.references) > 1:
-            pictures = torch.cat([reference.dino for reference in self.references.values()])
-            found["copied"] = copies(images.dino, pictures).above.double()
-        if self.num_seeds > 1:
-            found["diversity"] = torch.cat([diversity(one) for one in images.dino.split(self.num_seeds)])
-        return found
-
-    def against(self, style: StyleReference, images: Embedded, control: Embedded) -> dict[str, Tensor]:
-        """Of ``PAIRED`` those that apply, each ``(N,)``."""
-        found = {"collapse": self._by_seed(collapse, images.dino, control.dino)}
-        if style.name in self.references:
-            reference = self.references[style.name]
-            found["leakage"] = reference_leakage(images.dino, control.dino, reference.dino)
-            found["text_leakage"] = text_leakage(images.clip, control.clip, reference.caption)
-        return found
-
-    def _image_score(self, style: StyleReference, images: Embedded) -> Tensor:
-        if self.profile.pairing == "within_set":
-            return self._by_seed(self.profile.image_score, images.dino)
-        return self.profile.image_score(images.clip, self.references[style.name].clip)
-
-    def _by_seed(self, measure: Callable[..., Tensor], *embeddings: Tensor) -> Tensor:
-        """A measure within each set of images of all prompts with one seed; in the order of the images, ``(N,)``."""
-        sets = [one.unflatten(0, (-1, self.num_seeds)).unbind(1) for one in embeddings]
-        return torch.stack([measure(*members) for members in zip(*sets, strict=True)], dim=1).flatten()
+    def __call__(
+        self, style: StyleReference, images: Embedded, control: Embedded | None = None
+    ) -> dict[str, Tensor | None]:
+        """Every score; None for those that do not apply, such as differences where there is no control."""
+        rules = [{"full": prompt.styled(style.style), "without_style": prompt.plain} for prompt in self.prompts]
+        texts = self.profile.clip.encode_texts([self.profile.scored_text(one) for one in rules])[self.own]
+        seen = StyleImages(
+            self.profile,
+            images,
+            control,
+            texts,
+            self.plain,
+            self.own,
+            self.references.get(style.name),
+            [reference.dino for reference in self.references.values()],
+            self.num_seeds,
+        )
+        return {name: score(seen) for name, score in EVERY.items()}
 
     def _embedded_reference(self, style: StyleReference) -> EmbeddedReference:
         clip, dino, picture = self.profile.clip, self.profile.dino, [Path(style.path)]
         return EmbeddedReference(
             clip.encode_images(picture), dino.encode_images(picture), clip.encode_texts([style.content])
         )
-
-
-def _texts(prompt: StylePrompt, style: StyleReference) -> dict[str, str]:
-    """By the rules that a profile may have."""
-    return {"full": prompt.styled(style.style), "without_style": prompt.plain}

@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
+from src.eval.results.results import Row
+
 Arm = dict[int, Path]
 """The folder of the point of each training seed; 0 where none is set."""
 OVERRIDES = Path(".hydra") / "overrides.yaml"
@@ -83,7 +85,6 @@ def _training_seeds(arms: Mapping[str, Arm]) -> set[int]:
     return {seed for arm in arms.values() for seed in arm}
 
 
-Row = dict[str, Any]
 TRAINING_SEED = "training_seed"
 
 

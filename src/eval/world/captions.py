@@ -2,35 +2,31 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import islice, permutations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from src.data.files import write_text
 from src.data.images import load_image
-from src.data.pictures import image_grid
 from src.data.request import Generator, Request
 from src.data.world.caption_tests import CaptionTest, caption_tests
 from src.data.world.render import render
 from src.data.world.vocabulary import Look
-from src.eval.draw import draw_missing, manifest_lines
 from src.eval.profile import Profile
-from src.eval.protocols.concept import as_json
-from src.eval.results.results import Table, provenance, write_results
+from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
+from src.eval.results.results import Row, Table
 from src.eval.statistics.bootstrap import Interval, bootstrap_mean
 from src.eval.world.objects import count_objects, native, object_images
 from src.eval.world.probe import Probe
 
-SCORES = ("object", "color", "pattern", "bound", "count", "clip_t")
+ATTRIBUTES = ("object", "color", "pattern")
 
 Attributes = tuple[str, str, str]
 """Noun, colour and pattern of one object."""
 
 
 class CaptionScorer:
-    """One number per image for each of ``SCORES``; the higher, the better.
+    """One number per image for each of ``CaptionProtocol.scores``; the higher, the better.
 
     ``object``, ``color`` and ``pattern``: share of the caption's objects of which the probe reads it right in the
     region that the caption gives them; where it gives none, in the order that fits best. ``bound``: share of objects of
@@ -50,7 +46,7 @@ class CaptionScorer:
         """Scores of each image, held against its own test."""
         small = [native(image) for image in images]
         right = self._right(tests, small)
-        each = {name: [float(one[:, at].mean()) for one in right] for at, name in enumerate(SCORES[:3])}
+        each = {name: [float(one[:, at].mean()) for one in right] for at, name in enumerate(ATTRIBUTES)}
         clip = self.profile.clip
         texts = clip.encode_texts([test.short for test in tests])
         return {
@@ -93,6 +89,10 @@ Summary = dict[str, dict[str, Interval]]
 ALL = "all"
 HEADINGS = {"drawn": "drawn", "ceiling": "ceiling: its scene", "chance": "chance: another scene"}
 """By arm."""
+LOSS = "denoising_loss"
+WORDINGS = {"own": "the caption of the kind", "short": "the plainest caption of the same scene"}
+"""What a generator is told; scores do not depend on it."""
+SHOWN = 8
 
 
 def summarise(tests: Sequence[CaptionTest], scores: Mapping[str, Sequence[float]], seed: int) -> Summary:
@@ -112,55 +112,15 @@ def summarise(tests: Sequence[CaptionTest], scores: Mapping[str, Sequence[float]
     return found
 
 
-def kind_tables(
-    tests: Sequence[CaptionTest],
-    told: Sequence[str],
-    read: Sequence[float],
-    arms: Mapping[str, Summary],
-    profile: str,
-) -> list[Table]:
-    """One table for all kinds together and one for each: a line per score, a column per arm.
-
-    Args:
-        tests: One per image.
-        told: What the generator was asked for.
-        read: What share of it the generator takes.
-        arms: Of each key of ``HEADINGS``; ``drawn`` has every score.
-        profile: Its name.
-    """
-    return [
-        Table(
-            f"{kind}: {_about([told[at] for at in places], [read[at] for at in places])}, profile {profile}",
-            ["mean [95%]", *HEADINGS.values()],
-            [[name, *(str(arms[arm][kind].get(name, "")) for arm in HEADINGS)] for name in arms["drawn"][kind]],
-        )
-        for kind, places in _places(tests).items()
-    ]
-
-
 def _places(tests: Sequence[CaptionTest]) -> dict[str, list[int]]:
     """By kind, ``all`` first, which images belong to it."""
-    kinds = {kind: [at for at, test in enumerate(tests) if test.kind == kind] for kind in _kinds(tests)}
-    return {ALL: list(range(len(tests))), **kinds}
+    places: dict[str, list[int]] = {ALL: list(range(len(tests)))}
+    for at, test in enumerate(tests):
+        places.setdefault(test.kind, []).append(at)
+    return places
 
 
-def _kinds(tests: Sequence[CaptionTest]) -> list[str]:
-    return list(dict.fromkeys(test.kind for test in tests))
-
-
-def _about(told: Sequence[str], read: Sequence[float]) -> str:
-    words = sum(len(text.split()) for text in told) / len(told)
-    return f"{len(told)} images, captions of {words:.0f} words, {sum(read) / len(read):.0%} of them read"
-
-
-LOSS = "denoising_loss"
-WORDINGS = {"own": "the caption of the kind", "short": "the plainest caption of the same scene"}
-"""What a generator is told; scores do not depend on it."""
-SHOWN = 8
-CELL = 96
-
-
-class CaptionProtocol:
+class CaptionProtocol(Protocol[CaptionTest]):
     """Held-out captions, short, long and compositional, drawn once each and held against their scenes.
 
     Scores are those of ``CaptionScorer`` and, where the generator has ``denoising_errors``, ``denoising_loss``: its
@@ -183,6 +143,9 @@ class CaptionProtocol:
         ValueError: If there is nothing to draw, or a kind or the wording is unknown.
     """
 
+    name, title, cell, settings = "captions", "Captions", 96, ("wording", "num_images")
+    scores = (*ATTRIBUTES, "bound", "count", "clip_t")
+
     def __init__(
         self,
         kinds: Sequence[str],
@@ -194,92 +157,82 @@ class CaptionProtocol:
         wording: str = "own",
         seed: int = 0,
     ) -> None:
+        super().__init__(profile, images_dir, seed)
         if wording not in WORDINGS:
             raise ValueError(f"wording is {wording!r}; choose one of {', '.join(WORDINGS)}")
         if num_seeds < 1:
             raise ValueError(f"need at least one seed, got {num_seeds}")
         self.tests = [test for test in caption_tests(kinds, num_captions) for _ in range(num_seeds)]
-        self.told = [test.caption if wording == "own" else test.short for test in self.tests]
-        self.seeds = [seed + at for at in range(len(self.tests))]
-        self.profile, self.scorer, self.images_dir = profile, CaptionScorer(profile, probe), Path(images_dir)
-        self.num_captions, self.num_seeds, self.wording, self.seed = num_captions, num_seeds, wording, seed
+        self.scorer, self.wording = CaptionScorer(profile, probe), wording
+        self.num_captions, self.num_seeds, self.num_images = num_captions, num_seeds, len(self.tests)
 
-    def requests(self, concepts: Sequence[object] = ()) -> list[Request]:
-        """Every caption with every of its seeds, kind by kind."""
-        return [Request(told, seed, truncate=True) for told, seed in zip(self.told, self.seeds, strict=True)]
+    def items(self, concepts: Sequence[object] = ()) -> list[Item[CaptionTest]]:
+        """Every caption with every of its seeds, kind by kind; rows of both wordings can be paired."""
+        return [
+            Item(
+                Request(test.caption if self.wording == "own" else test.short, seed, truncate=True),
+                {"kind": test.kind, "prompt": test.caption, "seed": seed},
+                test,
+            )
+            for seed, test in enumerate(self.tests, self.seed)
+        ]
 
-    def check(self, concepts: Sequence[object]) -> None:
-        """Refuse what cannot be scored before anything is drawn: the encoders' weights may not be there."""
-        self.profile.identity()
+    def score(self, frame: Frame[CaptionTest], generator: Generator) -> list[Row]:
+        """What share of the caption the generator reads, the scores and, of models that denoise, the loss."""
+        told, seeds = [item.request.prompt for item in frame.items], [item.request.seed for item in frame.items]
+        read = [getattr(generator, "readable", str)(text) for text in told]
+        shares = [len(ours.split()) / len(text.split()) for ours, text in zip(read, told, strict=True)]
+        scores = {"read": shares, **self.scorer(frame.targets, frame.images())}
+        if (measure := getattr(generator, "denoising_errors", None)) is not None:
+            scores[LOSS] = measure([render(test.scene) for test in frame.targets], read, seeds)
+        return scored_rows(frame.places, scores, scores)
 
-    def shown(self, concepts: Sequence[object]) -> dict[str, Image.Image]:
-        """No picture stands beside the images."""
-        return {}
-
-    def run(self, generator: Generator, concepts: Sequence[object], run_dir: str) -> dict[str, Any]:
-        """Generate, score, write ``metrics.json``, tables, ``images.jsonl``, ``report.html`` and a grid."""
-        self.check(concepts)
-        requests = self.requests()
-        files = draw_missing(generator, requests, self.images_dir)
-        write_text(Path(run_dir) / "images.jsonl", manifest_lines(requests, files))
-        images, renders = [load_image(path) for path in files], [render(test.scene) for test in self.tests]
-        arms = {"drawn": images, "ceiling": renders, "chance": [renders[at] for at in self._next_of_kind()]}
-        scores = {arm: self.scorer(self.tests, of) for arm, of in arms.items()}
-        read = [getattr(generator, "readable", str)(told) for told in self.told]
-        scores["drawn"] |= self._losses(generator, renders, read)
-        summary = {arm: summarise(self.tests, of, self.seed) for arm, of in scores.items()}
-        shares = [len(ours.split()) / len(told.split()) for ours, told in zip(read, self.told, strict=True)]
-        tables = kind_tables(self.tests, self.told, shares, summary, self.profile.name)
-        rows = self._rows(files, {"read": shares, **scores["drawn"]})
-        metrics = self._metrics(summary) | {"generator": generator.identity()} | provenance()
-        write_results(run_dir, "Captions", metrics, tables, rows, {"grid": self._grid(images, renders)})
-        return metrics
+    def summarise(self, frame: Frame[CaptionTest]) -> dict[str, Summary]:
+        """By arm: the images, renders of their scenes, and renders of other scenes."""
+        tests = frame.targets
+        renders = [render(test.scene) for test in tests]
+        names = [name for name in (*self.scores, LOSS) if name in frame.rows[0]]
+        scores = {
+            "drawn": {name: [row[name] for row in frame.rows] for name in names},
+            "ceiling": self.scorer(tests, renders),
+            "chance": self.scorer(tests, [renders[at] for at in self._next_of_kind()]),
+        }
+        return {arm: summarise(tests, found, self.seed) for arm, found in scores.items()}
 
     def _next_of_kind(self) -> list[int]:
         """Of each image the place of one of the next caption of its kind, of the last caption that of the first."""
         each = self.num_captions * self.num_seeds
         return [at // each * each + (at + self.num_seeds) % each for at in range(len(self.tests))]
 
-    def _losses(
-        self, generator: Generator, renders: Sequence[Image.Image], read: Sequence[str]
-    ) -> dict[str, list[float]]:
-        """Models that do not denoise have none."""
-        measure = getattr(generator, "denoising_errors", None)
-        return {} if measure is None else {LOSS: measure(renders, read, self.seeds)}
+    def metrics(self, frame: Frame[CaptionTest]) -> dict[str, Any]:
+        """All three arms."""
+        return {"overall": frame.summary["drawn"], **{arm: frame.summary[arm] for arm in ("ceiling", "chance")}}
 
-    def _rows(self, files: Sequence[Path], columns: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-        return [
-            {"kind": test.kind, "prompt": test.caption, "seed": seed, "file": path.name}
-            | {name: values[at] for name, values in columns.items()}
-            for at, (test, seed, path) in enumerate(zip(self.tests, self.seeds, files, strict=True))
-        ]
+    def compared(self, frame: Frame[CaptionTest]) -> dict[str, Any]:
+        """All images, and those of each kind; the loss too where there is one."""
+        scores = list(frame.summary["drawn"][ALL])
+        frontiers = [("clip_t", "bound"), *([(LOSS, "bound")] if LOSS in scores else [])]
+        return {"rows": {}, "factors": ["prompt"], "by": "kind", "scores": scores, "frontiers": frontiers}
 
-    def _metrics(self, summary: Mapping[str, Summary]) -> dict[str, Any]:
-        scores = list(summary["drawn"][ALL])
-        return {
-            "protocol": "captions",
-            "wording": self.wording,
-            "num_images": len(self.tests),
-            "seed": self.seed,
-            **self.profile.identity(),
-            "overall": as_json(summary["drawn"]),
-            "ceiling": as_json(summary["ceiling"]),
-            "chance": as_json(summary["chance"]),
-            "compared": {
-                "rows": {},
-                "factors": ["prompt"],
-                "by": "kind",
-                "scores": scores,
-                "frontiers": [("clip_t", "bound"), *([(LOSS, "bound")] if LOSS in scores else [])],
-            },
-        }
+    def tables(self, frame: Frame[CaptionTest]) -> list[Table]:
+        """One table for all kinds together and one for each: a line per score, a column per arm."""
+        tables = []
+        for kind, places in _places(frame.targets).items():
+            words = sum(len(frame.items[at].request.prompt.split()) for at in places) / len(places)
+            read = sum(frame.rows[at]["read"] for at in places) / len(places)
+            about = f"{len(places)} images, captions of {words:.0f} words, {read:.0%} of them read"
+            arms = [frame.summary[arm][kind] for arm in HEADINGS]
+            lines = [[name, *(str(arm.get(name, "")) for arm in arms)] for name in arms[0]]
+            title = f"{kind}: {about}, profile {self.profile.name}"
+            tables.append(Table(title, ["mean [95%]", *HEADINGS.values()], lines))
+        return tables
 
-    def _grid(self, images: Sequence[Image.Image], renders: Sequence[Image.Image]) -> Image.Image:
+    def grids(self, frame: Frame[CaptionTest]) -> dict[str, Image.Image]:
         """Of each kind a row of images over the scenes that they were to show."""
         cells, captions = [], []
-        for kind in dict.fromkeys(test.kind for test in self.tests):
-            shown = [at for at, test in enumerate(self.tests) if test.kind == kind][:SHOWN]
-            for of in (images, renders):
-                cells += [ImageOps.contain(of[at], (CELL, CELL)) for at in shown]
-            captions += [self.told[at] for at in shown] + ["the scene" for _ in shown]
-        return image_grid(cells, min(SHOWN, self.num_captions * self.num_seeds), captions)
+        for part in frame.parts("kind"):
+            cells += [load_image(path) for path in part.paths[:SHOWN]]
+            cells += [render(test.scene) for test in part.targets[:SHOWN]]
+            captions += [item.request.prompt for item in part.items[:SHOWN]]
+            captions += ["the scene"] * len(part.items[:SHOWN])
+        return {"grid": self.grid(cells, min(SHOWN, self.num_captions * self.num_seeds), captions)}

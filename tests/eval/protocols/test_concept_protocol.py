@@ -8,11 +8,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from src.data.request import Request
+from src.data.world.export import subject_photos
 from src.eval.encoders.models import TimmEncoder
 from src.eval.profile import Profile
-from src.eval.protocols.concept import ConceptProtocol
+from src.eval.protocols.concept import Concept, ConceptProtocol, ConceptSource, bank_source, read_concepts
 from src.eval.protocols.pairs import LEFT, RIGHT, PairProtocol, crop, layout
-from src.eval.protocols.subjects import ConceptSource, ScoredConcept, bank_source, scored_concepts
 
 PROMPTS = ["a {} on the grass", "a photo of a {} at night", "a {} in the snow"]
 PAIR_PROMPTS = ["a {first} left of a {second} on the grass", "a {first} right of a {second} in a room"]
@@ -66,8 +66,7 @@ def test_run_folder_holds_everything(protocol, generator, concepts, clip, dino, 
     metrics = protocol.run(generator=generator, concepts=concepts, run_dir=str(tmp_path))
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert metrics["encoders"] == {"clip": clip.identity, "dino": dino.identity}
-    assert metrics["profile"] == "tiny"
-    assert metrics["rules"]["pairing"] == "all"
+    assert metrics["profile"] == "tiny" and metrics["rules"]["pairing"] == "all"
     assert set(metrics["concepts"]) == {"rex", "tom"}
     assert {"command", "git_commit", "seed", "versions"} <= set(metrics)
     assert len(rows(tmp_path)) == 2 * (6 + 6 + 3)
@@ -167,10 +166,10 @@ def test_what_cannot_be_scored_is_refused(protocol, generator, concepts, profile
     with pytest.raises(ValueError, match="no concept to score"):
         protocol.run(generator, [], str(tmp_path))
     with pytest.raises(ValueError, match="rex has one reference"):
-        protocol.run(generator, [ScoredConcept("rex", "dog", concepts[0].references[:1])], str(tmp_path))
+        protocol.run(generator, [Concept("rex", "dog", concepts[0].references[:1])], str(tmp_path))
     with pytest.raises(ValueError, match="needs two concepts"):
         PairProtocol(PAIR_PROMPTS, 1, profile, str(tmp_path / "images")).run(generator, concepts[:1], str(tmp_path))
-    lonely = [concepts[0], ScoredConcept("tom", "cat", concepts[1].references[:1])]
+    lonely = [concepts[0], Concept("tom", "cat", concepts[1].references[:1])]
     with pytest.raises(ValueError, match="tom has one reference"):
         PairProtocol(PAIR_PROMPTS, 1, profile, str(tmp_path / "images")).check(lonely)
 
@@ -180,26 +179,26 @@ def test_concepts_are_read_from_banks(tmp_path, pictures):
     save_file({"k.0": np.zeros((2, 4), np.float32)}, bank, {"class_noun": "dog", "references": "world:3"})
     (tmp_path / "photos").mkdir()
     pictures[0].save(tmp_path / "photos" / "one.png")
-    (rex,) = scored_concepts({"rex": bank_source(bank)}, {})
+    (rex,) = read_concepts({"rex": bank_source(bank)}, {}, {"world": subject_photos})
     assert (rex.name, rex.class_noun, len(rex.references)) == ("rex", "dog", 5)
-    (rex,) = scored_concepts({"rex": ConceptSource("dog", "")}, {"rex": str(tmp_path / "photos")})
+    (rex,) = read_concepts({"rex": ConceptSource("dog", "")}, {"rex": str(tmp_path / "photos")}, {})
     assert len(rex.references) == 1
 
 
 @pytest.mark.parametrize(
     ("metadata", "references", "message"),
     [
-        ({"class_noun": "dog"}, {}, "add references.rex=FOLDER"),
+        ({"class_noun": "dog"}, {}, "add references.rex=FOLDER, or references.rex=world:INDEX"),
         ({"other": "x"}, {}, "is no concept bank"),
         ({"class_noun": "dog"}, {"tom": "world:1"}, "add bank.tom=PATH"),
-        ({"class_noun": "dog"}, {"rex": "world:x"}, "the number of a subject"),
+        ({"class_noun": "dog"}, {"rex": "world:x"}, "'world:x' should be world: and the number of a subject"),
     ],
 )
 def test_unusable_banks_are_refused(metadata, references, message, tmp_path):
     bank = str(tmp_path / "rex.safetensors")
     save_file({"k.0": np.zeros((2, 4), np.float32)}, bank, metadata)
     with pytest.raises(ValueError, match=message):
-        scored_concepts({"rex": bank_source(bank)}, references)
+        read_concepts({"rex": bank_source(bank)}, references, {"world": subject_photos})
 
 
 def test_a_file_that_is_no_bank_is_refused(tmp_path):

@@ -18,8 +18,8 @@ from src.data.world.scenes import sample_scene
 from src.eval.draw import measured_plan
 from src.eval.profile import Profile
 from src.eval.protocols.style import StyleProtocol
-from src.eval.scores.leakage import copies
 from src.eval.scores.sets import PerceptualDiversity, SetMetrics, SetScores
+from src.eval.scores.similarity import copies
 from src.eval.sweeps.comparison import compare_points
 
 PROMPTS = ["a red dog on the grass", "a blue cat at night", "a green bird in the snow"]

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from src.eval.scores.leakage import collapse, copies, reference_leakage, retrieve, text_leakage
+from src.eval.scores.leakage import collapse, reference_leakage, retrieve, text_leakage
+from src.eval.scores.similarity import copies
 
 
 def units(number, seed):

@@ -13,7 +13,7 @@ from src.data.world.render import render
 from src.data.world.scenes import Scene
 from src.eval.draw import measured_plan
 from src.eval.sweeps.comparison import compare_points
-from src.eval.world.captions import CELL, LOSS, SCORES, CaptionProtocol, CaptionScorer
+from src.eval.world.captions import LOSS, CaptionProtocol, CaptionScorer
 from src.eval.world.objects import count_objects
 from src.eval.world.probe import Probe
 from src.modules.backbones.unet import UNetBackbone
@@ -138,7 +138,7 @@ def test_a_perfect_generator_scores_what_the_scenes_score(profile, probe, tmp_pa
     metrics = asked.run(Painter(asked.tests), [], str(tmp_path / "run"))
     assert metrics["overall"] == metrics["ceiling"]
     assert list(metrics["overall"]) == ["all", "short", "relation", "long"]
-    assert list(metrics["overall"]["long"]) == list(SCORES) == metrics["compared"]["scores"]
+    assert list(metrics["overall"]["long"]) == list(CaptionProtocol.scores) == metrics["compared"]["scores"]
     for kind in ("short", "relation", "long"):
         assert metrics["chance"][kind]["bound"]["mean"] < metrics["ceiling"][kind]["bound"]["mean"] - 0.3
     written = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -148,7 +148,7 @@ def test_a_perfect_generator_scores_what_the_scenes_score(profile, probe, tmp_pa
     names = {path.name for path in (tmp_path / "run").iterdir()}
     with Image.open(tmp_path / "run" / "grid.png") as grid:
         # Four columns; of each kind a row of images and a row of scenes.
-        assert grid.width == 4 * (CELL + GAP) + GAP and grid.height > 6 * CELL
+        assert grid.width == 4 * (asked.cell + GAP) + GAP and grid.height > 6 * asked.cell
     assert names >= {"per_image.csv", "per_image.parquet", "report.html", "grid.png", "images.jsonl"}
 
 
@@ -166,8 +166,8 @@ def test_equal_seeds_give_equal_numbers_and_seeds_differ(profile, probe, tmp_pat
 def test_a_loss_and_what_was_read_stand_beside_the_scores(profile, probe, tmp_path):
     asked = protocol(profile, probe, tmp_path)
     metrics = asked.run(DenoisingPainter(asked.tests), [], str(tmp_path / "run"))
-    assert metrics["compared"]["scores"] == [*SCORES, LOSS]
-    assert metrics["overall"]["long"][LOSS]["mean"] == pytest.approx(20 + np.mean(asked.seeds[8:]) / 1000)
+    assert metrics["compared"]["scores"] == [*CaptionProtocol.scores, LOSS]
+    assert metrics["overall"]["long"][LOSS]["mean"] == pytest.approx(20 + np.mean(range(8, 12)) / 1000)
     assert LOSS not in metrics["ceiling"]["all"]
     table = (tmp_path / "run" / "table.md").read_text()
     shares = [20 / len(test.caption.split()) for test in asked.tests[8:]]

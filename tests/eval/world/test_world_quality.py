@@ -80,12 +80,12 @@ def test_reidentification_compares_queries_with_first_views():
     assert reidentification_hits(views) == [True, True, True, False]
 
 
-def test_a_perfect_generator_scores_what_renders_score(tmp_path, clip, dino, probe):
+def test_a_perfect_generator_scores_what_renders_score(tmp_path, profile, probe):
     pipeline = tiny_sd(tmp_path)
     pipeline.vae.save_pretrained(tmp_path / "world" / "sd" / "vae")
     code = LinearCode.fit(to_tensor([render(scene) for scene in HELD_OUT[:20]]).numpy(), 4)
     code.save(tmp_path / "world" / "sd" / "linear_code.safetensors")
-    quality = WorldQuality(str(tmp_path / "world"), clip, dino, probe, str(tmp_path / "images"), 4, 100, 100, 4, 3, 3)
+    quality = WorldQuality(str(tmp_path / "world"), profile, probe, str(tmp_path / "images"), 4, 100, 100, 4, 3)
     numbers = quality.run(PerfectGenerator(), [], str(tmp_path / "run"))
     assert numbers["sample_recall_at_1"] == numbers["clip_recall_at_1"]
     for name in ATTRIBUTES:
@@ -98,17 +98,17 @@ def test_a_perfect_generator_scores_what_renders_score(tmp_path, clip, dino, pro
     assert "dino_reidentification" in (tmp_path / "run" / "table.md").read_text()
 
 
-def test_a_dry_run_draws_what_the_run_finds_again(tmp_path, clip, dino, probe):
-    quality = WorldQuality("world", clip, dino, probe, str(tmp_path), 4, 100, 100, 4, 3, 3)
+def test_a_dry_run_draws_what_the_run_finds_again(tmp_path, profile, probe):
+    quality = WorldQuality("world", profile, probe, str(tmp_path), 4, 100, 100, 4, 3)
     plan = dict(measured_plan(PerfectGenerator(), quality.requests([]), tmp_path).rows)
     assert (plan["images asked for"], plan["left to draw"]) == ("104", "0")
 
 
-def test_captions_must_fill_their_groups(clip, dino, probe):
+def test_captions_must_fill_their_groups(profile, probe):
     with pytest.raises(ValueError, match="multiple of 100"):
-        WorldQuality("world", clip, dino, probe, "images", num_captions=150)
+        WorldQuality("world", profile, probe, "images", num_captions=150)
     with pytest.raises(ValueError, match="exceeds"):
-        WorldQuality("world", clip, dino, probe, "images", num_captions=100, num_scene_samples=200)
+        WorldQuality("world", profile, probe, "images", num_captions=100, num_scene_samples=200)
 
 
 def test_a_missing_probe_says_how_to_train_it(tmp_path):
