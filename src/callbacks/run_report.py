@@ -15,7 +15,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
-from src.data.pictures import image_grid, save_png_atomic
+from src.data.files import save_png
+from src.eval.draw import image_grid
 from src.eval.results.report import Report
 
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -111,7 +112,7 @@ def _add_curves(report: Report, curves: dict[str, Curve], path: Path) -> None:
     for family, figure in figures.items():
         report.add_image(figure, family.rstrip("/"))
     if figures:
-        save_png_atomic(image_grid(list(figures.values()), 2), path)
+        save_png(image_grid(list(figures.values()), 2), path)
 
 
 def read_curves(paths: list[Path]) -> dict[str, Curve]:

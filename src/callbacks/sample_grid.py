@@ -9,8 +9,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 
 from src.callbacks.trackers.loggers import log_samples
-from src.data.pictures import image_grid, save_png_atomic
+from src.data.files import save_png
 from src.data.request import Request
+from src.eval.draw import image_grid
 from src.eval.profile import Profile
 
 
@@ -72,7 +73,7 @@ class SampleGrid(L.Callback):
             small = [photo.copy() for photo in photos]
             for photo in small:
                 photo.thumbnail((256, 256))
-            save_png_atomic(image_grid(small, len(small)), self.folder / "references.png")
+            save_png(image_grid(small, len(small)), self.folder / "references.png")
         self._draw(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
@@ -94,7 +95,7 @@ class SampleGrid(L.Callback):
                 log_scores(trainer, {"val/clip_t": self._clip_t(images, self.profile)})
         captions = [f"{request.prompt} | seed {request.seed}" for request in self.requests]
         metadata = {"step": str(trainer.global_step), "requests": "\n".join(captions)}
-        save_png_atomic(image_grid(images, self.columns, captions), path, metadata)
+        save_png(image_grid(images, self.columns, captions), path, metadata)
         log_samples(trainer.loggers, self.requests, images, trainer.global_step)
 
     def _clip_t(self, images: Sequence[Image.Image], profile: Profile) -> float:

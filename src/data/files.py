@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -263,3 +265,23 @@ def _add_chunks(digest: "hashlib._Hash", path: Path) -> None:
         for position in range(0, size, max(size // CHUNKS, CHUNK_BYTES)):
             file.seek(position)
             digest.update(file.read(CHUNK_BYTES))
+
+
+def save_png(image: Image.Image, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a PNG so that a reader, or a run that is killed, never leaves or sees half a file.
+
+    Args:
+        image: What to write.
+        path: Target; its folder is made if need be.
+        metadata: Text chunks by keyword, read back as ``Image.open(path).text``.
+    """
+    with whole_file(path) as partial:
+        write_png(image, partial, metadata or {})
+
+
+def write_png(image: Image.Image, path: Path, metadata: dict[str, str]) -> None:
+    """Write a PNG with ``metadata`` as text chunks."""
+    chunks = PngInfo()
+    for key, value in metadata.items():
+        chunks.add_text(key, value)
+    image.save(path, format="PNG", pnginfo=chunks)

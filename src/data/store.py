@@ -13,9 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from src.data.files import whole_file
+from src.data.files import whole_file, write_png
 from src.data.images import load_image
-from src.data.pictures import write_png
 
 Value = TypeVar("Value")
 

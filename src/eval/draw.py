@@ -1,4 +1,4 @@
-"""Requests to images on disk: each drawn once, written whole, and found again by what it was drawn from."""
+"""Requests to images on disk: each drawn once, written whole, found again by what it was drawn from; and grids of them."""
 
 import hashlib
 import json
@@ -11,11 +11,10 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
-from src.data.files import take_turns
-from src.data.pictures import image_grid, save_png_atomic
+from src.data.files import save_png, take_turns
 from src.data.request import Generator, Request, Style
 from src.eval.results.results import Table
 
@@ -90,7 +89,7 @@ def draw_missing(generator: Generator, requests: Sequence[Request], folder: str 
                     # What a generator has to say of an image, such as its singular spectra.
                     said = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
                     told = said | {"prompt": request.prompt, "seed": str(request.seed)}
-                    save_png_atomic(image, path, told | noted[path])
+                    save_png(image, path, told | noted[path])
     return paths
 
 
@@ -118,7 +117,7 @@ def _lock_path(batch: Sequence[tuple[Request, Path]]) -> Path:
 def write_grid(paths: Sequence[Path], requests: Sequence[Request], columns: int, target: str | Path) -> None:
     """All images of a call as one picture."""
     images = [Image.open(path) for path in paths]
-    save_png_atomic(image_grid(images, columns, [f"{r.prompt} | seed {r.seed}" for r in requests]), target)
+    save_png(image_grid(images, columns, [f"{r.prompt} | seed {r.seed}" for r in requests]), target)
 
 
 def measured_plan(generator: Generator, requests: Sequence[Request], folder: str | Path) -> Table:
@@ -157,3 +156,73 @@ def _peak_bytes() -> int:
     # Kilobytes on Linux, bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+GAP = 4
+FONT_SIZE = 10
+MAX_LINES = 3
+
+
+def image_grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
+    """Lay images out in rows on white, each centred in a cell of the largest size, with its caption below.
+
+    Args:
+        images: Any sizes and modes.
+        columns: Images per row.
+        captions: One per image, in small print, cut after three lines.
+
+    Raises:
+        ValueError: If there is no image, no column, or not one caption per image.
+    """
+    if not images or columns < 1:
+        raise ValueError(f"a grid needs at least one image and one column, got {len(images)} and {columns}")
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"a grid of {len(images)} images needs as many captions, got {len(captions)}")
+    columns = min(columns, len(images))
+    width, height = max(image.width for image in images), max(image.height for image in images)
+    labels = [_wrap(text, width) for text in captions or []]
+    below = max((_text_height(label) for label in labels), default=0)
+    rows = -(-len(images) // columns)
+    size = (columns * (width + GAP) + GAP, rows * (height + below + GAP) + GAP)
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    for index, image in enumerate(images):
+        x = GAP + index % columns * (width + GAP)
+        y = GAP + index // columns * (height + below + GAP)
+        canvas.paste(image.convert("RGB"), (x + (width - image.width) // 2, y + (height - image.height) // 2))
+        if labels:
+            draw.multiline_text((x, y + height + 1), labels[index], fill="black", font=_font(), spacing=1)
+    return canvas
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(FONT_SIZE)
+
+
+def _wrap(text: str, width: int) -> str:
+    """Break a caption into lines of at most ``width`` pixels; a longer rest becomes an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if _font().getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if len(lines) > MAX_LINES:
+        lines = [*lines[: MAX_LINES - 1], f"{lines[MAX_LINES - 1]} …"]
+    return "\n".join(_cut(line, width) for line in lines)
+
+
+def _cut(line: str, width: int) -> str:
+    # The default font has no ellipsis of its own in every build; three points are safe.
+    line = line.replace(" …", "...")
+    if _font().getlength(line) <= width:
+        return line
+    while line and _font().getlength(f"{line}...") > width:
+        line = line[:-1]
+    return f"{line}..."
+
+
+def _text_height(label: str) -> int:
+    box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), label, font=_font(), spacing=1)
+    return int(box[3]) + 3

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.files import free_disk_or_raise
+from src.data.files import free_disk_or_raise, save_png
 from src.data.images import EXTENSIONS, content_hash, find_images, load_folder, load_image
-from src.data.pictures import image_grid, save_png_atomic
+from src.eval.draw import image_grid
 
 RED, BLUE = (214, 40, 40), (44, 92, 204)
 
@@ -228,7 +228,7 @@ def test_grid_refuses(count: int, columns: int, captions: list[str] | None) -> N
 
 def test_png_carries_metadata_and_leaves_no_partial(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.png"
-    save_png_atomic(picture(), path, {"prompt": "a <rex> dog", "who": "Zoë 犬"})
+    save_png(picture(), path, {"prompt": "a <rex> dog", "who": "Zoë 犬"})
     with Image.open(path) as image:
         assert image.text == {"prompt": "a <rex> dog", "who": "Zoë 犬"}
         assert content_hash(image) == content_hash(picture())
@@ -236,10 +236,10 @@ def test_png_carries_metadata_and_leaves_no_partial(tmp_path: Path) -> None:
 
 
 def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
-    save_png_atomic(picture(), tmp_path / "a.png")
+    save_png(picture(), tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
     with pytest.raises(OSError, match="mode F"):
-        save_png_atomic(Image.new("F", (32, 32)), tmp_path / "a.png")
+        save_png(Image.new("F", (32, 32)), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 

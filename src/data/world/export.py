@@ -7,8 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from src.data.files import write_text
-from src.data.pictures import save_png_atomic
+from src.data.files import save_png, write_text
 from src.data.world.render import render
 from src.data.world.scenes import Scene, subject_scene
 from src.data.world.vocabulary import BACKGROUNDS, HELD_OUT_STYLES
@@ -37,7 +36,7 @@ def write_subjects(folder: str | Path) -> list[Path]:
     for name, (noun, index) in SUBJECTS.items():
         for view in range(NUM_PHOTOS):
             path = Path(folder) / name / f"{view:02d}.png"
-            save_png_atomic(render(subject_scene(index, view, noun)), path)
+            save_png(render(subject_scene(index, view, noun)), path)
             paths.append(path)
     return paths
 
@@ -82,7 +81,7 @@ def write_style_images(folder: str | Path) -> list[Path]:
         scene, path = style_scene(name), Path(folder) / f"{name}.png"
         look = scene.objects[0].look
         content = f"a {look.color} {look.pattern} {look.noun} {BACKGROUNDS[scene.background]}"
-        save_png_atomic(render(scene), path)
+        save_png(render(scene), path)
         told = {"style": HELD_OUT_STYLES[scene.style], "content": content}
         write_text(path.with_suffix(".json"), json.dumps(told, indent=1) + "\n")
         paths.append(path)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from src.data.files import write_text
 from src.data.images import load_image
-from src.data.pictures import image_grid
 from src.data.request import Generator, Request
-from src.eval.draw import draw_missing, manifest_lines
+from src.eval.draw import draw_missing, image_grid, manifest_lines
 from src.eval.profile import Profile
 from src.eval.results.results import Row, Table, per_group, provenance, write_results, write_rows
 from src.eval.statistics.bootstrap import Interval, bootstrap_mean

@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from src.data.files import whole_file, write_text
-from src.data.pictures import save_png_atomic
+from src.data.files import save_png, whole_file, write_text
 from src.eval.results.report import Report
 
 Row = dict[str, Any]
@@ -226,7 +225,7 @@ def write_results(
     for table in tables:
         report.add_table(table.columns, table.rows, table.title)
     for name, grid in grids.items():
-        save_png_atomic(grid, folder / f"{name}.png")
+        save_png(grid, folder / f"{name}.png")
         report.add_image(grid, name)
     report.add_config(
         {key: metrics[key] for key in ("profile", "encoders", "generator", "seed") if key in metrics}, "Profile"

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from src.data.files import write_text
-from src.data.pictures import save_png_atomic
+from src.data.files import save_png, write_text
 from src.eval.profile import same_profile_or_raise
 from src.eval.results.results import Table, provenance
 from src.eval.scores.harmonics import harmonic_of_means, harmonics_per_image, min_max_harmonic, z_scored_harmonic
@@ -159,7 +158,7 @@ def compare_points(
     if points[0].pair:
         tables.append(harmonics_table(points, means, seed))
     figure = comparison_figure(list(means), list(means.values()), points[0].frontiers)
-    save_png_atomic(figure, folder / "figure.png")
+    save_png(figure, folder / "figure.png")
     comparison_page(folder, title, points, tables, figure, failures).write(folder / "report.html")
     failed = "".join(f"\nFailed: {label}: {sentence}\n" for label, sentence in failures.items())
     write_text(folder / "table.md", f"## {title}\n\n" + "\n".join(table.markdown() for table in tables) + failed)

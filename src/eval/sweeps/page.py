@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from src.data.images import load_image
-from src.data.pictures import image_grid
+from src.eval.draw import image_grid
 from src.eval.results.report import Report
 from src.eval.results.results import Table, disagreements, provenance, worst
 from src.eval.statistics.bootstrap import Interval

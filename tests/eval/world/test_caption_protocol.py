@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.pictures import GAP
 from src.data.world.caption_tests import KINDS, CaptionTest, caption_tests
 from src.data.world.render import render
 from src.data.world.scenes import Scene
-from src.eval.draw import measured_plan
+from src.eval.draw import GAP, measured_plan
 from src.eval.sweeps.comparison import compare_points
 from src.eval.world.captions import LOSS, CaptionProtocol, CaptionScorer
 from src.eval.world.objects import count_objects
