@@ -41,7 +41,7 @@ def score(cfg: DictConfig) -> None:
     from src.data.files import write_text
     from src.eval.draw import measured_plan
     from src.eval.protocols.concept import bank_source, read_concepts
-    from src.run.cli import check_types
+    from src.run.types import check_types
 
     check_types(cfg)
     protocol = instantiate(cfg.protocol, _convert_="all")

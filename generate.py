@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     from src.data.files import free_disk_or_raise
     from src.data.request import ImageStyle, Request, Style, TextStyle
     from src.eval.draw import draw_missing, measured_plan, write_grid
-    from src.run.cli import check_types
+    from src.run.types import check_types
 
     if not cfg.prompt:
         raise ValueError("nothing to draw: give a prompt, such as \"prompt='a <rex> on the grass'\" bank.rex=PATH")

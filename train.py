@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from src.run import cli
 from src.run.cli import friendly, point
 from src.run.training import fit
+from src.run.types import check_types
 
 
 @friendly
@@ -15,6 +16,7 @@ from src.run.training import fit
 def main(cfg: DictConfig) -> None:
     """Compose, train, show what was made."""
     cli.console.print(f"run folder: {cfg.paths.run_dir}", highlight=False)
+    check_types(cfg)
     search = instantiate(cfg.get("hpo"), _convert_="all")
     for what, path in (search.run(cfg) if search else fit(cfg).made).items():
         cli.console.print(f"{what}: {path}", highlight=False)

@@ -15,7 +15,8 @@ from hydra.utils import instantiate
 from src.data.request import Request, TextStyle
 from src.eval.draw import draw_missing
 from src.modules.latexblend.generator import ConceptGenerator
-from src.run.cli import check_types, respelled
+from src.run.cli import respelled
+from src.run.types import check_types
 from tests.modules.backbones import test_contract as contract
 from tests.tiny import tiny_sd
 

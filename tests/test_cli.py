@@ -1,6 +1,7 @@
 """What a user sees after a mistake: one sentence and exit code 1. Each subprocess costs seconds, so there are few."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,10 +34,7 @@ def sentence_for(root, *overrides, config="train"):
 def test_a_typo_ends_in_one_sentence_and_exit_code_1(root, tmp_path):
     ended = run(root, "train.py", "trainer.max_stepz=3", f"paths.root={tmp_path}", HYDRA_FULL_ERROR="0")
     assert ended.returncode == 1
-    assert ended.stderr.splitlines() == [
-        "error: there is no key trainer.max_stepz; did you mean trainer.max_steps=3? "
-        "A new key is written +trainer.max_stepz=3"
-    ]
+    assert ended.stderr.splitlines() == ["error: there is no key trainer.max_stepz; did you mean trainer.max_steps=3?"]
     assert not list(tmp_path.iterdir())
 
 
@@ -64,7 +62,24 @@ def test_typos_are_answered_with_what_to_type(root, override, sentence):
     assert sentence in sentence_for(root, override)
 
 
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("method.alpah=2", "there is no key method.alpah; did you mean method.alpha=2?"),
+        ("method.samplin.x=1", "there is no key method.samplin.x; did you mean method.sampling.x=1?"),
+        ("method.zzz=1", "there is no key method.zzz; method takes: backbone, blend, alpha, "),
+        ("method.backbone.path=x", "there is no key method.backbone.path; did you mean backbone.path=x?"),
+        ("llm.path=x", "there is no key llm.path, as no llm was chosen; add llm=NAME, one of: llama2_7b, "),
+        ("logger.wandb.project=x", "there is no key logger.wandb.project"),
+    ],
+)
+def test_what_no_constructor_takes_is_refused_before_a_job(root, override, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        cli._refuse_mistyped("generate", respelled(["method=style_svd", override], "generate.py"))
+
+
 def test_experiments_and_banks_need_no_plus(monkeypatch):
+    monkeypatch.setattr(cli, "typed", [])
     monkeypatch.setattr(sys, "argv", ["eval.py", "experiment=x", "bank.rex=a", "references.rex=b", "seed=1"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     cli.friendly(lambda: None)()
@@ -83,7 +98,7 @@ def test_experiments_and_banks_need_no_plus(monkeypatch):
             "method=llmdiff/train",
             "is now method=llmdiff\n",
         ),
-        ("train.py", "method.learning_rate=1", "method.optimizer.lr=1", "method.learning_rate is now"),
+        ("train.py", "method.learning_rate=1", "++method.optimizer.lr=1", "method.learning_rate is now"),
         ("train.py", "~method.sampling.x", "~method.learner.sampling.x", "is now method.learner.sampling.x"),
         ("eval.py", "method.guidance_scale=1,2", "method.sampling.guidance_scale=1,2", "is now method.sampling.g"),
         (
@@ -92,8 +107,11 @@ def test_experiments_and_banks_need_no_plus(monkeypatch):
             "++training.method.learner.rank=8",
             "is now training.method.learner",
         ),
-        ("eval.py", "method.alpha=1", "method.alpha=1", ""),
-        ("train.py", "method.learner.rank=8", "method.learner.rank=8", ""),
+        ("eval.py", "method.alpha=1,2", "++method.alpha=1,2", ""),
+        ("train.py", "method.learner.rank=8", "++method.learner.rank=8", ""),
+        ("train.py", "~data.crop", "~data.crop", ""),
+        ("train.py", "+data.crop=3", "+data.crop=3", ""),
+        ("train.py", "metrics@callbacks.samples.profile=style", "metrics@callbacks.samples.profile=style", ""),
     ],
 )
 def test_what_people_type_goes_on_working(capsys, script, typed, understood, note):
@@ -142,9 +160,9 @@ def test_a_launcher_that_is_not_installed_says_what_to_type(root):
     assert explain(missing) == "hydra/launcher/submitit_slurm needs a package; type: pip install -e '.[slurm]'"
 
 
-def test_both_recipes_of_the_self_supervised_encoder_set_every_key(root):
+def test_the_larger_recipe_of_the_self_supervised_encoder_sets_what_the_smaller_sets(root):
     recipes = [OmegaConf.load(root / "conf" / "pretrain" / f"{name}.yaml") for name in ("dino", "dino_vit")]
-    assert set(recipes[0]) == set(recipes[1]) and set(recipes[0].learner) == set(recipes[1].learner)
+    assert set(recipes[0]) == set(recipes[1]) and set(recipes[0].learner) <= set(recipes[1].learner)
 
 
 def test_banks_reach_the_configuration(root):

@@ -14,13 +14,15 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 import src.run.cli  # noqa: F401  (registers the resolvers)
-from src.run.cli import check_types
+from src.run.errors import options
+from src.run.types import check_types
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
 PRIMARIES = [name for name in FILES if "/" not in name]
 MEMBERS = [name for name in FILES if "/" in name]
 OVERLAYS = [name for name in MEMBERS if name.split("/")[0] in ("experiment", "sweep", "recipe")]
+LATER = ("protocol", "metrics")
 RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
@@ -90,6 +92,34 @@ def check_keys(cfg: DictConfig) -> list[str]:
         assert node.get("_partial_") or not missing, f"{path}: {node._target_} also needs {sorted(missing)}"
         checked.append(path)
     return checked
+
+
+def repeated(node: Any, path: str, read: set[str]) -> Iterator[str]:
+    """Keys whose value is the default of the parameter that they are passed to, but for those that others read."""
+    if isinstance(node, ListConfig):
+        for index in range(len(node)):
+            yield from repeated(node._get_node(index), f"{path}[{index}]", read)
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_interpolation():
+        return
+    defaults = options(node._target_) if "_target_" in node else {}
+    for key in map(str, node):
+        open_value = node._get_node(key)._is_interpolation() or node._get_node(key)._is_missing()
+        if key in defaults and not open_value and f"{path}.{key}" not in read:
+            value = OmegaConf.to_container(OmegaConf.create({"is": node[key]}))["is"]
+            if spelt(value) == spelt(defaults[key]):
+                yield f"{path}.{key}"
+        yield from repeated(node._get_node(key), f"{path}.{key}", read)
+
+
+def spelt(value: Any) -> Any:
+    """A value as YAML has it; true is not 1."""
+    return [spelt(each) for each in value] if isinstance(value, list | tuple) else (isinstance(value, bool), value)
+
+
+@pytest.mark.parametrize("name", [name for name in MEMBERS if name.split("/")[0] not in LATER])
+def test_a_default_stands_in_python_alone(name: str) -> None:
+    read = set(re.findall(r"\$\{([\w.]+)\}", "".join(path.read_text() for path in CONF.rglob("*.yaml"))))
+    assert list(repeated(OmegaConf.load(CONF / f"{name}.yaml"), name.partition("/")[0], read)) == []
 
 
 @pytest.mark.parametrize("name", PRIMARIES)

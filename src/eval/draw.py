@@ -1,4 +1,4 @@
-"""Requests to images on disk: each drawn once, written whole, found again by what it was drawn from; and grids of them."""
+"""Requests to images on disk, each drawn once and found again by what it was drawn from; and grids of images."""
 
 import hashlib
 import json

@@ -1,27 +1,26 @@
-"""From a command line to a job: run folders, points of a sweep, checked values, and errors as one sentence."""
+"""From a command line to a job: spellings, run folders, points of a sweep, and errors as one sentence."""
 
 import hashlib
-import inspect
 import os
 import re
 import sys
 import traceback
-import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple
 
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from src.run.errors import CONF, explain
-from src.run.spelling import METHODS, RESPELLED
+from src.run.spelling import ARGUMENT, GIVEN_WHOLE, METHODS, RESPELLED
+from src.run.types import refuse_unknown
 
 ADDABLE = {"experiment=": "+", "bank.": "++", "references.": "++", "training.": "++", "suite.subjects.": "++"}
 """Keys that a user may add, which plain Hydra wants marked: an experiment is no part of the defaults list (`+`), the
@@ -127,6 +126,7 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
         # Without it, Hydra prints its own text and exits before we see the error.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         try:
+            _refuse_mistyped(Path(sys.argv[0]).stem, sys.argv[1:])
             main(*args)
         except Exception as error:
             sentence = explain(error)
@@ -149,7 +149,26 @@ def respelled(arguments: Sequence[str], script: str) -> list[str]:
         script: The entry point's file, such as ``train.py``.
     """
     role = "train" if Path(script).stem == "train" else "draw"
-    return [_with_plus(_with_role(_with_new_keys(argument, role), role)) for argument in arguments]
+    return [addable(_with_plus(_with_role(_with_new_keys(argument, role), role))) for argument in arguments]
+
+
+def addable(override: str) -> str:
+    """An override of an argument of a part as one that also adds it: what stands at its default has no key."""
+    found = ARGUMENT.match(override)
+    return f"++{override}" if found and not set(GIVEN_WHOLE).intersection(found[0].split(".")) else override
+
+
+def _refuse_mistyped(name: str, arguments: Sequence[str]) -> None:
+    """Compose once more than Hydra does: a mistyped key leaves no run folder."""
+    if not any(ARGUMENT.match(argument.lstrip("+")) for argument in arguments):
+        return
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose(name, list(arguments))
+    except Exception:
+        # Flags, points of a sweep, or what Hydra refuses in words of its own; a job checks its configuration again.
+        return
+    refuse_unknown(cfg)
 
 
 def _with_plus(argument: str) -> str:
@@ -240,92 +259,3 @@ def sweep_dir(root: str, name: str | None, task: str, resume: bool | None = None
 OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
 # Cached: the points of a sweep see other arguments than the sweep itself.
 OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
-
-
-SCALARS: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
-"""Annotation to the types of YAML values that it accepts; a bool is no number here."""
-NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
-
-
-def check_types(cfg: DictConfig) -> None:
-    """Make sure that every number, text and switch of the parts with a ``_target_`` is one.
-
-    Raises:
-        ValueError: With the first value that is not, and what is expected.
-    """
-    for key, value, annotation in _annotated(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False), ""):
-        if isinstance(value, dict) and "_target_" in value:
-            _check_kind(key, value["_target_"], annotation)
-        if not _fits(value, annotation):
-            expected = " or ".join(NAMES[kind] for kind in _kinds(annotation))
-            raise ValueError(f"{key} is {value!r}, but {expected} is expected; type {key}=VALUE")
-
-
-def _annotated(node: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Key, value and annotation of every argument in a configuration."""
-    if isinstance(node, list):
-        for number, value in enumerate(node):
-            yield from _annotated(value, f"{path}[{number}]")
-    if not isinstance(node, dict):
-        return
-    hints = _hints(str(node["_target_"])) if "_target_" in node else {}
-    for name, value in node.items():
-        key = f"{path}.{name}" if path else str(name)
-        if name in hints:
-            yield key, value, hints[name]
-        yield from _annotated(value, key)
-
-
-def _check_kind(key: str, target: str, annotation: Any) -> None:
-    """Refuse a part of the wrong kind, such as a UNet for a method on scale-wise models, before weights are read."""
-    found, wanted = _built(target), [kind for kind in _kinds(annotation) if _is_ours(kind)]
-    if found is None or not wanted or issubclass(found, tuple(wanted)):
-        return
-    group = key.rpartition(".")[2]
-    fitting = [name for name, other in _choices(group).items() if other and issubclass(other, tuple(wanted))]
-    names = " or ".join(kind.__name__ for kind in wanted)
-    raise ValueError(f"{key} is a {found.__name__}, but a {names} is needed; choose {group}={', '.join(fitting)}")
-
-
-def _is_ours(kind: Any) -> bool:
-    """Whether an annotation is a class of this project that must be inherited from."""
-    return isinstance(kind, type) and kind.__module__.startswith("src.") and not getattr(kind, "_is_protocol", False)
-
-
-def _built(target: str) -> type | None:
-    """The class of what a ``_target_`` builds: itself, the one whose classmethod it is, or what a function returns."""
-    try:
-        found = get_object(target)
-        built = getattr(found, "__self__", found)
-        built = built if isinstance(built, type) else get_type_hints(found).get("return")
-    except Exception:
-        return None
-    return built if isinstance(built, type) else None
-
-
-def _choices(group: str) -> dict[str, type | None]:
-    """Members of a group of ``conf/`` with a ``_target_``, and what each builds."""
-    targets = {path.stem: dict(OmegaConf.load(path)).get("_target_") for path in sorted((CONF / group).glob("*.yaml"))}
-    return {name: _built(target) for name, target in targets.items() if target}
-
-
-def _hints(target: str) -> Mapping[str, Any]:
-    """Annotations of a constructor or function; none where it is not there, which building it says better."""
-    try:
-        found = get_object(target)
-        return get_type_hints(inspect.getattr_static(found, "__init__") if isinstance(found, type) else found)
-    except Exception:
-        return {}
-
-
-def _kinds(annotation: Any) -> list[Any]:
-    """Members of a union, or the annotation itself."""
-    return list(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a YAML value may go there; what is no plain type may always."""
-    kinds = _kinds(annotation)
-    if value == "???" or any(kind not in NAMES for kind in kinds):
-        return True
-    return any(value is None if kind is types.NoneType else type(value) in SCALARS[kind] for kind in kinds)

@@ -1,10 +1,12 @@
 """Hydra's and our own errors in one sentence: what came, what was expected, what to type."""
 
 import errno
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import (
     ConfigCompositionException,
@@ -12,6 +14,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.utils import get_object
 from omegaconf import DictConfig
 from omegaconf.errors import (
     InterpolationKeyError,
@@ -104,17 +107,38 @@ def _refused_override(error: ConfigCompositionException) -> str:
     if typed is None or not isinstance(cause, OmegaConfBaseException) or cause.parent_node is None:
         return " ".join(str(error).split())
     override, key = typed.groups()
-    known = [path for path in _paths(cause.parent_node._get_root()) if not path.startswith("hydra.")]
-    same_leaf = [path for path in known if path.rpartition(".")[2] == key.rpartition(".")[2]]
-    close = same_leaf or get_close_matches(key, known, n=1, cutoff=0.7)
+    config = cause.parent_node._get_root()
+    known = [path for path in _paths(config) if not path.startswith("hydra.")]
+    close = _same_leaf(key, known) or get_close_matches(key, known, n=1, cutoff=0.7)
+    # Only now: constructors take seconds to import.
+    close = close or _same_leaf(key, _paths(config, with_options=True))
     advice = f"did you mean {close[0]}{override.removeprefix(key)}? A" if close else "a"
     return f"there is no key {key}; {advice} new key is written +{override}"
 
 
-def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted names of every key, inner ones included."""
+def _same_leaf(key: str, known: Iterable[str]) -> list[str]:
+    return [path for path in known if path.rpartition(".")[2] == key.rpartition(".")[2]]
+
+
+def _paths(config: DictConfig, prefix: str = "", with_options: bool = False) -> Iterator[str]:
+    """Dotted names of every key, inner ones included; with what parts take beside, if wanted."""
+    taken = options(str(config._get_node("_target_"))) if with_options and "_target_" in config else {}
+    yield from (f"{prefix}{name}" for name in taken)
     for key in map(str, config):
         yield f"{prefix}{key}"
         node = config._get_node(key)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            yield from _paths(node, f"{prefix}{key}.")
+            yield from _paths(node, f"{prefix}{key}.", with_options)
+
+
+def options(target: str) -> dict[str, Any]:
+    """What a constructor or function takes by name, to its default, which is ``inspect.Parameter.empty`` without one.
+
+    Empty for what takes any name, and for what is not there: building it says that better.
+    """
+    try:
+        parameters = inspect.signature(get_object(target)).parameters.values()
+    except Exception:
+        return {}
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return {} if takes_any else {parameter.name: parameter.default for parameter in parameters}

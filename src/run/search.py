@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from src.run.cli import console
 from src.run.errors import explain
 from src.run.training import fit
+from src.run.types import takes
 
 
 class Search:
@@ -51,7 +52,7 @@ class Search:
         Raises:
             ValueError: If a key of the space is not in ``cfg``, nothing logs ``monitor``, or no trial finished.
         """
-        unknown = [key for key in self.space if OmegaConf.select(cfg, key) is None]
+        unknown = [key for key in self.space if not takes(cfg, key)]
         if unknown:
             raise ValueError(f"hpo.space names {unknown[0]}, which this experiment does not have")
         if cfg.trainer.devices not in (1, "1"):
@@ -98,7 +99,7 @@ class Search:
         run_dir = self.folder / f"trial-{trial.number:03d}"
         chosen = cfg.copy()
         for key, value in {**trial.params, "paths.run_dir": str(run_dir), "resume": False}.items():
-            OmegaConf.update(chosen, key, value)
+            OmegaConf.update(chosen, key, value, force_add=True)
         console.rule(f"trial {trial.number}, {_finished(study)} of {self.num_trials} finished", style="dim")
         console.print(_told(trial.params), highlight=False)
         try:

@@ -1,5 +1,17 @@
 """Old names of methods and keys, which commands may use for one version more; see ``src.run.cli.respelled``."""
 
+import re
+
+PARTS = (
+    *("method", "backbone", "data", "protocol", "callbacks", "trainer", "metrics", "suite", "hpo", "llm", "llmdiff"),
+    "logger",
+)
+"""Groups that parts are built from. An argument that stands at its default has no key there: it is added by `++`, and
+``src.run.types`` refuses what no constructor takes."""
+GIVEN_WHOLE = ("sampling", "rates", "space", "model_args", "vision_cfg", "text_cfg")
+"""Arguments that are mappings: all their keys stand in the configuration, so that Hydra itself refuses others."""
+ARGUMENT = re.compile(rf"(?:{'|'.join(PARTS)})\.[\w.]+(?==)")
+
 METHODS = {"blending": "latexblend", "llmdiff_training": "llmdiff"}
 """Old names of methods."""
 TRAINING = {

@@ -64,7 +64,9 @@ class Suite:
 
     def _training(self, name: str, cfg: DictConfig) -> Training:
         # Finding images raises a sentence where there is none, before the first subject is trained.
-        content = [files_digest(find_images(path)) for path in (cfg.data.instance_dir, cfg.data.class_dir) if path]
+        content = [
+            files_digest(find_images(path)) for path in (cfg.data.instance_dir, cfg.data.get("class_dir")) if path
+        ]
         path = self.cache_dir / f"{name}-{training_digest(cfg, content)}.safetensors"
         return Training(name, "concept bank", path, self._overrides(name))
 

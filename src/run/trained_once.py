@@ -15,8 +15,10 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.data.files import take_turns
-from src.run.cli import console
+from src.run.cli import addable, console
+from src.run.errors import options
 from src.run.training import fit
+from src.run.types import check_types
 
 TRAINED_FROM = ("method", "data", "backbone", "trainer")
 """Parts of a training's configuration that its product depends on."""
@@ -67,7 +69,8 @@ def _train(training: Training) -> None:
     """Train; a training that was killed goes on from its last checkpoint."""
     run_dir = training.path.with_suffix("")
     begun = (run_dir / "checkpoints" / "last.ckpt").exists()
-    cfg = compose("train", [*training.overrides, f"paths.run_dir={run_dir}", f"resume={str(begun).lower()}"])
+    told = (*training.overrides, f"paths.run_dir={run_dir}", f"resume={str(begun).lower()}")
+    cfg = compose("train", [*map(addable, told)])
     _refuse_several_processes(cfg)
     with open_dict(cfg.callbacks):
         for name in PAGES:
@@ -87,7 +90,9 @@ def _refuse_several_processes(cfg: DictConfig) -> None:
 
 def composed(overrides: Sequence[str]) -> DictConfig:
     """The whole configuration of a training, but for its place."""
-    return compose("train", overrides=[*overrides, "paths.run_dir=."])
+    cfg = compose("train", [*map(addable, overrides), "paths.run_dir=."])
+    check_types(cfg)
+    return cfg
 
 
 def training_digest(cfg: DictConfig, content: Sequence[str]) -> str:
@@ -110,11 +115,21 @@ def _backbone_hash(settings: str) -> str:
 
 
 def _what_counts(node: Any) -> Any:
-    """Settings without those that the class which is built from them calls incidental."""
+    """Settings, defaults included, without those that the class which is built from them calls incidental."""
     if not isinstance(node, dict):
         return node
-    left_out = _incidental(node["_target_"]) if "_target_" in node else ()
-    return {key: _what_counts(value) for key, value in node.items() if key not in left_out}
+    if "_target_" not in node:
+        return {key: _what_counts(value) for key, value in node.items()}
+    defaults = {key: value for key, value in options(node["_target_"]).items() if _is_plain(value)}
+    # A default that is written out counts in Python's spelling: 1.0, where a user may type 1.
+    settings = defaults | {key: value for key, value in node.items() if defaults.get(key, ...) != value}
+    left_out = _incidental(node["_target_"])
+    return {key: _what_counts(value) for key, value in settings.items() if key not in left_out}
+
+
+def _is_plain(default: Any) -> bool:
+    """Whether a default can be written in YAML."""
+    return isinstance(default, str | int | float | None | list | tuple)
 
 
 def _incidental(target: str) -> tuple[str, ...]:

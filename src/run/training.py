@@ -7,6 +7,8 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from src.run.types import check_types
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -34,14 +36,13 @@ class Fitted:
 
 def fit(cfg: DictConfig) -> Fitted:
     """Build, train and export."""
-    # Seconds of imports, which a mistyped key need not wait for.
+    check_types(cfg)
+    # Seconds of imports, which help need not wait for.
     import lightning as L
 
     from src.callbacks.ranks import Ranks
     from src.callbacks.trackers.loggers import log_config, log_exports
-    from src.run.cli import check_types
 
-    check_types(cfg)
     # Its import sets this to INFO: advertisements and a list of devices that are not there.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(cfg.seed, workers=True, verbose=False)

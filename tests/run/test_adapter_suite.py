@@ -65,6 +65,22 @@ def test_another_training_is_another_adapter(training: dict, override: str) -> N
     assert digest(training, override) != digest(training)
 
 
+@pytest.mark.parametrize(
+    "default",
+    [
+        "method.learner.caption_dropout=0.1",
+        "method.optimizer.weight_decay=0.01",
+        "llmdiff.encoding.features=llmdiff",
+        "data.crop=null",
+        "trainer.max_time=null",
+        "backbone.dtype=float32",
+        "llmdiff.adapter.phi_std=0",
+    ],
+)
+def test_a_default_that_is_written_out_is_no_other_training(training: dict, default: str) -> None:
+    assert digest(training, default) == digest(training)
+
+
 def test_where_and_with_what_comfort_it_is_trained_does_not_count(training: dict) -> None:
     elsewhere = ["paths.cache_dir=elsewhere", "paths.run_dir=there", "method.learner.encoder.keep_loaded=false"]
     watched = [

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from src.run.cli import check_types
+from src.run.types import check_types
 
 
 def config(target: str, **arguments: Any):
