@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from src.data.files import take_turns
 from src.run.cli import addable, console
 from src.run.errors import options
+from src.run.former import former_settings
 from src.run.training import fit
 from src.run.types import check_types
 
@@ -37,12 +38,14 @@ class Training:
         product: What ``fit`` calls it, such as ``adapter``.
         path: Where it is kept.
         overrides: Of the training's configuration.
+        former: Where the version before this one kept it.
     """
 
     name: str
     product: str
     path: Path
     overrides: tuple[str, ...]
+    former: Path
 
 
 def train_missing(trainings: Sequence[Training], train: bool = True) -> None:
@@ -55,6 +58,9 @@ def train_missing(trainings: Sequence[Training], train: bool = True) -> None:
     Raises:
         ValueError: If something is missing and must not be trained, or asks for several processes.
     """
+    for training in trainings:
+        if training.former.exists() and not training.path.exists():
+            training.former.rename(training.path)
     missing = [training.name for training in trainings if not training.path.exists()]
     if missing and not train:
         raise ValueError(f"a dry run trains nothing, but these are missing: {', '.join(missing)}; leave dry_run out")
@@ -95,17 +101,24 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def training_digest(cfg: DictConfig, content: Sequence[str]) -> str:
+def training_digests(cfg: DictConfig, content: Sequence[str]) -> tuple[str, str]:
     """Hash of a training's settings, of the weights of its backbone and of what else it reads.
 
     Args:
         cfg: Of ``composed``.
         content: Hashes of images and further models.
+
+    Returns:
+        The hash, and the one that the version before this one gave the same training.
     """
     settings = {part: _what_counts(OmegaConf.to_container(cfg[part], resolve=True)) for part in TRAINED_FROM}
     backbone = _backbone_hash(json.dumps(OmegaConf.to_container(cfg.backbone, resolve=True)))
-    record = json.dumps([settings, cfg.seed, list(content), backbone], sort_keys=True)
-    return hashlib.sha256(record.encode()).hexdigest()[:12]
+
+    def digest(settings: Mapping[str, Any]) -> str:
+        record = json.dumps([settings, cfg.seed, list(content), backbone], sort_keys=True)
+        return hashlib.sha256(record.encode()).hexdigest()[:12]
+
+    return digest(settings), digest(former_settings(settings))
 
 
 @cache
