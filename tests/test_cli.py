@@ -165,6 +165,23 @@ def test_the_larger_recipe_of_the_self_supervised_encoder_sets_what_the_smaller_
     assert set(recipes[0]) == set(recipes[1]) and set(recipes[0].learner) <= set(recipes[1].learner)
 
 
+@pytest.mark.parametrize(
+    ("name", "old"),
+    [
+        ("sd", {"export_dir": "a", "init_from": "b", "learning_rate": 0.5, "phrases_alone": 0, "ema_decay": 0.5}),
+        ("infinity_tokenizer", {"export_dir": "a", "init_from": "b", "teacher_steps": 1, "commitment_weight": 2.0}),
+        ("infinity", {"export_dir": "a", "depth": 1, "width": 8, "text_learning_rate": 0.5, "text_width": 4}),
+        ("dino", {"export_dir": "a", "momentum": 0.5, "view_size": 8, "min_crop": 0.5, "contrast_weight": 0}),
+    ],
+)
+def test_old_keys_of_pretrainings_reach_the_configuration(root, name, old):
+    typed = respelled([f"method.{key}={value}" for key, value in old.items()], "train.py")
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        # Hydra refuses a key that is not there.
+        cfg = compose("train", [f"+experiment=world/{name}", *typed])
+    assert [OmegaConf.select(cfg, argument.partition("=")[0]) for argument in typed] == list(old.values())
+
+
 def test_banks_reach_the_configuration(root):
     with initialize_config_dir(str(root / "conf"), version_base="1.3"):
         cfg = compose("eval", overrides=["++bank.rex=a.safetensors", "++references.rex=world:3"])

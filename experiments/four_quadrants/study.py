@@ -118,7 +118,7 @@ def _trained(
     module = LearnerModule(learner, partial(AdamW, **adamw), rates, "cosine", num_warmup_steps, ema_decay=0.99)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "limit_val_batches": 0}
     L.Trainer(max_steps=steps, accelerator="cpu", enable_progress_bar=False, **quiet).fit(module, data)
-    module.ema.copy_to(module.averaged)
+    module.take_average()
     return module
 
 
