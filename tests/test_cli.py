@@ -109,6 +109,7 @@ def test_experiments_and_banks_need_no_plus(monkeypatch):
         ),
         ("eval.py", "method.alpha=1,2", "++method.alpha=1,2", ""),
         ("train.py", "method.learner.rank=8", "++method.learner.rank=8", ""),
+        ("eval.py", "hydra.sweeper.params={method.top_k:'1,2'}", "hydra.sweeper.params={++method.top_k:'1,2'}", ""),
         ("train.py", "~data.crop", "~data.crop", ""),
         ("train.py", "+data.crop=3", "+data.crop=3", ""),
         ("train.py", "metrics@callbacks.samples.profile=style", "metrics@callbacks.samples.profile=style", ""),

@@ -22,7 +22,6 @@ FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CON
 PRIMARIES = [name for name in FILES if "/" not in name]
 MEMBERS = [name for name in FILES if "/" in name]
 OVERLAYS = [name for name in MEMBERS if name.split("/")[0] in ("experiment", "sweep", "recipe")]
-LATER = ("protocol", "metrics")
 RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
@@ -116,7 +115,7 @@ def spelt(value: Any) -> Any:
     return [spelt(each) for each in value] if isinstance(value, list | tuple) else (isinstance(value, bool), value)
 
 
-@pytest.mark.parametrize("name", [name for name in MEMBERS if name.split("/")[0] not in LATER])
+@pytest.mark.parametrize("name", MEMBERS)
 def test_a_default_stands_in_python_alone(name: str) -> None:
     read = set(re.findall(r"\$\{([\w.]+)\}", "".join(path.read_text() for path in CONF.rglob("*.yaml"))))
     assert list(repeated(OmegaConf.load(CONF / f"{name}.yaml"), name.partition("/")[0], read)) == []

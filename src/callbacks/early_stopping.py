@@ -61,7 +61,7 @@ class FrontierStop(L.Callback):
         prompts: Sequence[str],
         texts: Sequence[str] | None = None,
         num_seeds: int = 2,
-        first_seed: int = 0,
+        first_seed: int = 1000,
         every_n_steps: int = 50,
         patience: int = 3,
         min_delta: float = 0.005,

@@ -154,6 +154,8 @@ def respelled(arguments: Sequence[str], script: str) -> list[str]:
 
 def addable(override: str) -> str:
     """An override of an argument of a part as one that also adds it: what stands at its default has no key."""
+    if override.startswith("hydra.sweeper.params={"):
+        return re.sub(rf"(?<=[{{,])(?={ARGUMENT.pattern})", "++", override)
     found = ARGUMENT.match(override)
     return f"++{override}" if found and not set(GIVEN_WHOLE).intersection(found[0].split(".")) else override
 

@@ -10,7 +10,7 @@ PARTS = (
 ``src.run.types`` refuses what no constructor takes."""
 GIVEN_WHOLE = ("sampling", "rates", "space", "model_args", "vision_cfg", "text_cfg")
 """Arguments that are mappings: all their keys stand in the configuration, so that Hydra itself refuses others."""
-ARGUMENT = re.compile(rf"(?:{'|'.join(PARTS)})\.[\w.]+(?==)")
+ARGUMENT = re.compile(rf"(?:{'|'.join(PARTS)})\.[\w.]+(?=[=:])")
 
 METHODS = {"blending": "latexblend", "llmdiff_training": "llmdiff"}
 """Old names of methods."""

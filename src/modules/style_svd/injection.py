@@ -72,7 +72,7 @@ class InjectionGenerator(BatchedGenerator[Request]):
         inject_at: int | str = BASE,
         routes: Sequence[str] | None = None,
         sampling: dict[str, Any] | None = None,
-        batch_size: int = 8,
+        batch_size: int = 16,
     ) -> None:
         if inject_at not in (BASE, INJECTED, *range(backbone.num_scales)):
             raise ValueError(

@@ -30,8 +30,8 @@ class TransformerSize:
         num_heads: Attention heads.
     """
 
-    depth: int = 8
-    width: int = 256
+    depth: int = 6
+    width: int = 192
     num_heads: int = 4
 
 

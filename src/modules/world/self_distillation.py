@@ -69,7 +69,7 @@ class Views:
     """
 
     min_crop: float = 0.65
-    size: int = 48
+    size: int = 64
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class SelfDistillation(Learner):
         prototypes: int = 512,
         views: Views | None = None,
         teaching: Teaching | None = None,
-        contrast_weight: float = 0.0,
+        contrast_weight: float = 1.0,
         contrast_temperature: float = 0.1,
         seed: int = 0,
     ) -> None:
