@@ -9,14 +9,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class KeyValueCache:
-    """Self-attention of all blocks of a scale-wise model.
+    """Keys and values of all blocks of a scale-wise model, and the self-attention that reads them.
 
-    Streams of one owner attend with the same queries and keys and differ in their values (structural attention
-    correction): keys are kept once, and one attention map serves all of them.
+    With structural attention correction (arXiv 2507.04482, Algorithm 1) the streams of one owner attend with the same
+    queries and keys and differ in their values. Keys are then kept once, and one attention map serves all streams.
 
     Args:
-        num_blocks: Of the transformer.
-        capacity: Tokens of all scales; None if a scale sees itself only, and nothing has to be kept.
+        num_blocks: Number of the transformer's blocks.
+        capacity: Number of tokens of all scales; None if a scale sees only itself, so that nothing has to be kept.
     """
 
     def __init__(self, num_blocks: int, capacity: int | None) -> None:
@@ -28,28 +28,29 @@ class KeyValueCache:
     def attend(
         self, block: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float, first_stream: int = 0
     ) -> Tensor:
-        """Attention of one block's new tokens to themselves and to all earlier scales.
+        """Let one block's new tokens attend to themselves and to all earlier scales.
 
         Args:
             block: Index of the block.
-            queries: ``(O, H, L, D)``; rows that own their history but share the queries and keys of this scale take
-                copies of them.
-            keys: ``(O, H, L, D)``.
-            values: ``(O * (M - first_stream), H, L, D)``, the streams of one owner beside each other.
-            scale: Of the dot products.
-            first_stream: Streams before this one are not wanted any more.
+            queries: Queries of the new tokens, ``(O, H, L, D)``. Streams that own their earlier keys but share queries
+                and keys at this scale get copies of them.
+            keys: Keys of the new tokens, ``(O, H, L, D)``.
+            values: Values of the new tokens, ``(O * (M - first_stream), H, L, D)``; an owner's streams are adjacent.
+            scale: Factor of the dot products.
+            first_stream: First stream that is still needed.
 
         Returns:
-            ``(O * (M - first_stream), H, L, D)``.
+            What each stream reads, ``(O * (M - first_stream), H, L, D)``.
         """
         if self.streams == 1 and len(values) > len(queries):
             queries, keys = (t.repeat_interleave(len(values) // len(t), dim=0) for t in (queries, keys))
         owners, heads, length, width = queries.shape
         wanted = self.streams - first_stream
-        by_owner = values.view(owners, wanted, heads, length, width).permute(0, 2, 3, 1, 4)
+        by_owner = values.view(owners, wanted, heads, length, width).permute(0, 2, 3, 1, 4)  # (O, H, L, M, D)
         all_keys, all_values = self._extended(block, keys, by_owner, first_stream)
-        side_by_side = all_values.flatten(3)
-        out = scaled_dot_product_attention(queries, all_keys, side_by_side, scale=scale)
+        # The streams' values stand side by side on the last axis, so that one softmax serves them all.
+        side_by_side = all_values.flatten(3)  # (O, H, T, M D), T tokens of all scales so far
+        out = scaled_dot_product_attention(queries, all_keys, side_by_side, scale=scale)  # (O, H, L, M D)
         return out.view(owners, heads, length, wanted, width).permute(0, 3, 1, 2, 4).flatten(0, 1)
 
     def _extended(self, block: int, keys: Tensor, values: Tensor, first_stream: int) -> tuple[Tensor, Tensor]:
@@ -68,11 +69,11 @@ class KeyValueCache:
         return kept_keys[:, :, :stop], kept_values[:, :, :stop, first_stream:]
 
     def fork(self, streams: int, shared: bool) -> None:
-        """Give every row ``streams`` copies of itself, beside each other.
+        """Turn every row into ``streams`` copies, beside each other.
 
         Args:
-            streams: Copies of each row, itself included.
-            shared: Whether the copies go on with the keys of the first; otherwise each becomes an owner.
+            streams: Number of copies of each row, itself included.
+            shared: Whether the copies share the keys of the first; otherwise each becomes an owner.
         """
         assert self.streams == 1, "a cache is forked once"
         for block, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
@@ -86,9 +87,9 @@ class KeyValueCache:
         self.streams = streams if shared else 1
 
     def keep(self, owners: slice | Tensor) -> None:
-        """Forget all rows but these; indices of rows that are gone already are passed over."""
+        """Forget all rows but these; indices of rows that are gone already are ignored."""
         for buffers in (self.keys, self.values):
-            # One after the other, so that old and new are never there together.
+            # Buffers are replaced one by one, so that all old and all new ones never exist together.
             for block, buffer in enumerate(buffers):
                 if buffer is not None:
                     buffers[block] = buffer[owners if isinstance(owners, slice) else owners[owners < len(buffer)]]
@@ -107,8 +108,8 @@ class KeyValueCache:
 def attention(queries: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     """Softmax attention of ``(R, H, L, D)`` to ``(R, H, T, D)``; ``mask`` is false where nothing may be seen.
 
-    Fused, except for half-precision training on CPUs: there the fused kernel's gradient takes three to seven times as
-    long as that of plain products.
+    Torch's fused kernel does this, except in half-precision training on CPUs, where its gradient takes three to seven
+    times as long as that of plain products.
     """
     if queries.is_cuda or queries.dtype != torch.bfloat16 or not torch.is_grad_enabled():
         return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
@@ -119,10 +120,10 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, scale: float, mask:
 
 
 class MaskedAttention:
-    """All scales in one pass.
+    """Self-attention of all scales in one pass, for training; it takes the place of a ``KeyValueCache``.
 
     Args:
-        visible: Which tokens see which, boolean ``(N, N)``.
+        visible: Which token (row) sees which (column), boolean ``(N, N)``.
     """
 
     def __init__(self, visible: Tensor) -> None:
@@ -131,7 +132,7 @@ class MaskedAttention:
     def attend(
         self, block: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float, first_stream: int = 0
     ) -> Tensor:
-        """All ``(R, H, N, D)``."""
+        """Attend under the mask; all tensors are ``(R, H, N, D)``."""
         return attention(queries, keys, values, scale, self.visible)
 
 
@@ -143,12 +144,12 @@ def _resized(values: Tensor, owners: int, streams: int, length: int) -> Tensor:
 
 
 def rotate(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotary embedding on adjacent pairs: ``(a, b) -> (a cos - b sin, a sin + b cos)``.
+    """Rotate adjacent pairs of channels (rotary embedding): ``(a, b) -> (a cos - b sin, a sin + b cos)``.
 
     Args:
-        states: Queries or keys ``(B, H, L, D)``.
-        cosines: ``(L, D / 2)``, float32.
-        sines: ``(L, D / 2)``, float32.
+        states: Queries or keys, ``(B, H, L, D)``.
+        cosines: Cosines of the angles, ``(L, D / 2)``, float32.
+        sines: Sines of the same angles, ``(L, D / 2)``, float32.
     """
     first, second = states.float().unflatten(-1, (-1, 2)).unbind(-1)
     rotated = torch.stack([first * cosines - second * sines, first * sines + second * cosines], dim=-1)

@@ -1,4 +1,4 @@
-"""Weights into our classes: every tensor accounted for, in its precision, on its device."""
+"""Load weights into our classes: every tensor is accounted for, in its precision and on its device."""
 
 import json
 import pickle
@@ -19,20 +19,20 @@ from src.modules.generator import usable_device
 
 
 class PartlyExact(ModelMixin):
-    """A diffusers model whose ``exact`` submodules and parameters are never rounded when it is loaded.
+    """A diffusers model whose ``exact`` submodules and parameters stay in float32 when it is loaded.
 
-    Diffusers' own ``_keep_in_fp32_modules`` does the same, but only where accelerate is installed. Diffusers recognises
-    a pipeline's part by the name ``ModelMixin`` in its module, so classes name that base once more.
+    Diffusers' own ``_keep_in_fp32_modules`` does the same, but only if accelerate is installed. Diffusers recognises
+    the parts of a pipeline by the name ``ModelMixin`` in their module, so subclasses name that base again.
     """
 
     exact: tuple[str, ...] = ()
 
     @classmethod
     def from_pretrained(cls, path: Any, **options: Any) -> "PartlyExact":
-        """As of any diffusers model; ``dtype`` is that of the parts that may be rounded.
+        """Load like any diffusers model; ``dtype`` is the precision of the parts that are not ``exact``.
 
         Raises:
-            ValueError: If weights and configuration do not fit; diffusers would fill in random ones.
+            ValueError: If weights and configuration do not fit; diffusers would fill in random weights.
         """
         dtype = options.pop("dtype", None) or options.pop("torch_dtype", None)
         try:
@@ -46,19 +46,19 @@ class PartlyExact(ModelMixin):
         return model.in_precision(dtype or torch.float32)
 
     def in_precision(self, dtype: torch.dtype) -> "PartlyExact":
-        """Round what may be rounded, in place."""
+        """Round every parameter that is not ``exact``, in place."""
         for name, parameter in self.named_parameters():
             if not self.is_exact(name):
                 parameter.data = parameter.data.to(dtype)
         return self
 
     def is_exact(self, name: str) -> bool:
-        """Whether a parameter stays in float32."""
+        """Tell whether the parameter of this name stays in float32."""
         return not set(self.exact).isdisjoint(name.split("."))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parts that may be rounded."""
+        """Precision of the parts that are not ``exact``."""
         return next(parameter.dtype for name, parameter in self.named_parameters() if not self.is_exact(name))
 
 
@@ -67,11 +67,11 @@ Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 @dataclass(frozen=True)
 class Placement:
-    """Of all parts of a pipeline.
+    """Where and how the parts of a pipeline work.
 
     Attributes:
-        device: As torch names it, or ``auto``.
-        offload: Whether parts wait in main memory and are on the device one at a time; needs the package accelerate.
+        device: Name of a torch device, or ``auto``.
+        offload: Whether parts wait in main memory and come to the device one at a time; needs the package accelerate.
         tiling: Whether large images are decoded in overlapping squares, see ``TiledDecoding``.
         channels_last: Memory layout of the image tokenizer's convolutions, the faster one on GPUs.
 
@@ -85,13 +85,13 @@ class Placement:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what could not be done, before weights are read."""
+        """Refuse what is impossible before weights are read."""
         usable_device(self.device, "backbone.placement.device")
         if self.offload and not is_accelerate_available():
             raise ValueError("backbone.placement.offload=true needs the package accelerate; pip install accelerate")
 
     def placed(self, pipeline: Pipeline) -> Pipeline:
-        """The pipeline itself, moved."""
+        """Move the pipeline to its device, and return it."""
         device = usable_device(self.device, "backbone.placement.device")
         if self.tiling:
             pipeline.vae.enable_tiling()
@@ -105,7 +105,7 @@ class Placement:
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """What a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file holds, or a folder with an index and its shards.
+    """Read a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file, or a folder with an index and its shards.
 
     Raises:
         ValueError: If there is no such file, a shard is missing, or it cannot be read without running code.
@@ -137,14 +137,14 @@ def _read_shards(folder: Path) -> dict[str, Any]:
 def filled(
     model: nn.Module, tensors: Mapping[str, Tensor], source: object, dtype: torch.dtype, exact: Sequence[str] = ()
 ) -> nn.Module:
-    """Give a model from the meta device its weights, every one of them.
+    """Fill every parameter of a model that was made on the meta device.
 
     Args:
-        model: Without weights.
-        tensors: By our names.
-        source: For messages.
-        dtype: Of the weights.
-        exact: Submodules and parameters that stay in float32.
+        model: Model without weights.
+        tensors: Weights by our names.
+        source: Where the weights come from, for messages.
+        dtype: Precision of the weights.
+        exact: Names of submodules and parameters that stay in float32.
 
     Raises:
         ValueError: If tensors are missing, left over or of another shape.

@@ -1,7 +1,11 @@
 """The loop of next-scale prediction, the same for Infinity and Switti, and what a hook may do to it.
 
-Rows of a forward pass: conditional paths, then, while guidance is on, unconditional ones. Paths: for each image its
-streams beside each other; one stream until a hook forks them.
+An image is drawn along one or several paths (its streams): one until a hook forks it. The paths of an image stand
+beside each other on the batch axis. The rows of a forward pass are all conditional paths and then, while guidance is
+on, the same paths without text.
+
+Shapes: P paths (images x streams), R rows of a pass (P or 2 P), L tokens of a scale, d channels of a code, C width of
+the transformer, N draws of K choices, h x w cells of a scale, H x W cells of the last.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +20,14 @@ from src.modules.next_scale.sampling import Generators, derived, exponential_noi
 
 
 class Condition(dict[str, Tensor]):
-    """What every pass needs to know of the text, computed once for an image; the first axis of all tensors is rows."""
+    """What every pass needs to know of the text, computed once for an image: tensors whose first axis is rows."""
 
     def rows(self, index: slice | Tensor) -> "Condition":
-        """The same for some rows only."""
+        """Select some rows of every tensor."""
         return Condition({name: tensor[index] for name, tensor in self.items()})
 
     def repeated(self, streams: int) -> "Condition":
-        """Every row ``streams`` times, copies beside each other."""
+        """Repeat every row ``streams`` times, copies beside each other."""
         return Condition({name: tensor.repeat_interleave(streams, dim=0) for name, tensor in self.items()})
 
 
@@ -32,11 +36,11 @@ class Streams:
     """How the rows of one pass belong together.
 
     Attributes:
-        count: Paths of one image, beside each other.
-        shared: Whether they all attend with the queries and keys of the first.
+        count: Number of paths of one image.
+        shared: Whether all paths of an image attend with the queries and keys of the first.
         own_history: Whether the paths had keys of their own before they began to share.
         last: Whether this is the last scale. With ``shared``, the first path then ends at the last block's queries and
-            keys: nothing of it is wanted but these.
+            keys, because nothing else of it is needed.
     """
 
     count: int = 1
@@ -45,51 +49,51 @@ class Streams:
     last: bool = False
 
     def owners(self, hidden: Tensor) -> Tensor:
-        """The rows that queries and keys are made of, ``(R, L, C) -> (R / count, L, C)`` where they are shared."""
+        """Select the rows that have queries and keys, ``(R, L, C) -> (R / count, L, C)`` if they are shared."""
         return hidden[:: self.count] if self.shared else hidden
 
     @property
     def drops_first(self) -> bool:
-        """Whether the first path is not wanted beyond the last block's queries and keys."""
+        """Whether the first path of each image ends at the last block's queries and keys."""
         return self.shared and self.last and not self.own_history
 
     def kept(self, rows: int) -> Tensor | None:
-        """Rows of a pass that go on beyond the last block's queries and keys; None for all of them."""
+        """Return the rows of a pass that go on beyond the last block's queries and keys; None for all of them."""
         return torch.arange(rows).view(-1, self.count)[:, 1:].flatten() if self.drops_first else None
 
 
 class NextScaleModel(Protocol):
-    """What the loop asks of a model; built by its pipeline for one call."""
+    """What the loop asks of a model; a pipeline builds one for each call."""
 
     num_scales: int
     num_blocks: int
     cache_capacity: int | None
     guidance: Sequence[float]
-    """For each scale; 1 is none."""
+    """Guidance scale of each scale; 1 is no guidance."""
 
     def empty_feature(self, images: int) -> Tensor:
-        """``(images, d, H, W)`` zeros."""
+        """Return zeros, ``(images, d, H, W)``."""
 
     def paired(self, scale_index: int) -> bool:
-        """Whether unconditional rows take part in this pass."""
+        """Tell whether unconditional rows take part in this pass."""
 
     def logits(
         self, tokens: Tensor | None, scale_index: int, condition: Condition, cache: KeyValueCache, streams: Streams
     ) -> Tensor:
-        """``(R, N, K)``, already divided by the temperature: K choices for each of N draws.
+        """Run the transformer on one scale: ``(R, N, K)`` logits, already divided by the temperature.
 
-        ``tokens`` are ``next_tokens`` repeated for all rows, None in the first pass. Where ``streams.drops_first`` the
-        rows of first paths are gone from the result.
+        ``tokens`` are those of ``next_tokens``, repeated for the unconditional rows; None in the first pass. If
+        ``streams.drops_first``, the result lacks the rows of first paths.
         """
 
     def residual(self, logits: Tensor, noise: Tensor, scale_index: int) -> Tensor:
-        """Draw codes from guided logits ``(P, N, K)``: ``(P, d, h, w)``, on the grid of the scale."""
+        """Draw codes from guided logits ``(P, N, K)``: ``R_s`` on the grid of the scale, ``(P, d, h, w)``."""
 
     def accumulate(self, feature: Tensor, residual: Tensor, scale_index: int) -> Tensor:
-        """The running sum with one more scale, ``(P, d, H, W)``."""
+        """Add one scale to the running sum, ``F_s = F_{s-1} + up(R_s)``: ``(P, d, H, W)``."""
 
     def next_tokens(self, feature: Tensor, scale_index: int) -> Tensor:
-        """Input of pass ``scale_index``, ``(P, L, d)``, from the running sum."""
+        """Resize the running sum to the grid of pass ``scale_index``, whose input it is: ``(P, L, d)``."""
 
 
 @dataclass
@@ -97,13 +101,13 @@ class Generation:
     """One batch on its way through the scales. A hook may change ``feature`` and call ``fork``.
 
     Attributes:
-        model: See ``NextScaleModel``.
-        condition: Conditional rows, then unconditional ones if there are any.
-        images: How many.
-        generators: Of the draws.
+        model: Predicts the logits and adds up the codes.
+        condition: Text of the conditional rows, then of the unconditional ones if there are any.
+        images: Number of images.
+        generators: Generators that codes are drawn with.
         further: Generators of each path but the first; empty if all paths of an image draw with the same noise.
-        feature: Running sum of the upsampled codes, ``(P, d, H, W)``, P = images x streams.
-        streams: Of each image.
+        feature: Running sum of the upsampled codes, ``F_s`` of arXiv 2507.04482, ``(P, d, H, W)``.
+        streams: Paths of each image, and what they share.
     """
 
     model: NextScaleModel
@@ -114,23 +118,23 @@ class Generation:
     further: list[Generators] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Start with empty memory and an empty sum."""
+        """Start with an empty cache and a running sum of zero."""
         self.cache = KeyValueCache(self.model.num_blocks, self.model.cache_capacity)
         self.feature = self.model.empty_feature(self.images)
 
     @property
     def paths(self) -> int:
-        """Rows of ``feature``."""
+        """Number of paths P of all images, the rows of ``feature``."""
         return self.images * self.streams.count
 
     def fork(self, count: int, share_attention: bool = False, shared_noise: bool = True) -> None:
-        """From here on every image has ``count`` paths; the first is what it would have been.
+        """Give every image ``count`` paths from here on; the first goes on as if nothing had happened.
 
         Args:
             count: Paths of one image.
-            share_attention: Whether all attend with the first one's queries and keys, conditional with conditional,
-                unconditional with unconditional.
-            shared_noise: Whether all draw with the same noise; otherwise the first alone draws with that of its image.
+            share_attention: Whether all paths attend with the first one's queries and keys: conditional rows with its
+                conditional ones, unconditional rows with its unconditional ones.
+            shared_noise: Whether all paths draw with the noise of their image; otherwise only the first does.
         """
         self.feature = self.feature.repeat_interleave(count, dim=0)
         self.condition = self.condition.repeated(count)
@@ -139,11 +143,11 @@ class Generation:
         self.further = [] if shared_noise else derived(self.generators, count - 1)
 
     def share_attention(self) -> None:
-        """From here on all paths of an image attend with the first one's queries and keys of the scale at hand."""
+        """Let all paths of an image attend with the first one's queries and keys of each further scale."""
         self.streams = replace(self.streams, shared=True, own_history=True)
 
     def keep_images(self, number: int) -> None:
-        """Go on with the first ``number`` images only; before a fork."""
+        """Go on with the first ``number`` images only; allowed before a fork."""
         assert self.streams.count == 1, "images are dropped before a fork"
         rows = len(next(iter(self.condition.values())))
         kept = torch.cat([torch.arange(start, start + number) for start in range(0, rows, self.images)])
@@ -154,9 +158,9 @@ class Generation:
             self.generators = self.generators[:number]
 
     def step(self, scale_index: int) -> None:
-        """One pass: logits, codes, running sum."""
-        tokens = self.model.next_tokens(self.feature, scale_index) if scale_index else None
-        logits = self._guided_logits(tokens, scale_index)
+        """Run one pass: predict logits, draw codes from them, and add these to the running sum."""
+        tokens = self.model.next_tokens(self.feature, scale_index) if scale_index else None  # (P, L, d)
+        logits = self._guided_logits(tokens, scale_index)  # (P, N, K)
         noise = self._noise((logits.shape[1], logits.shape[2]), logits)
         feature = self.feature
         if self.streams.drops_first:
@@ -185,19 +189,19 @@ class Generation:
 
 
 OnScale = Callable[[int, Generation], None]
-"""Called after every pass with the scale's index and the batch; what it changes is gone on with."""
+"""A hook that is called after every pass with the scale's index and the batch, which it may change."""
 
 
 @torch.no_grad()
 def generate(generation: Generation, on_scale: Sequence[OnScale] = ()) -> Tensor:
-    """Run all scales.
+    """Draw a batch scale by scale.
 
     Args:
-        generation: A fresh one.
+        generation: A batch that has not begun.
         on_scale: Hooks, called in order after each pass.
 
     Returns:
-        The last running sum, ``(P, d, H, W)``; with shared attention without the first path of each image.
+        The last running sum ``F_S``, ``(P, d, H, W)``; with shared attention it lacks the first path of each image.
     """
     for scale_index in range(generation.model.num_scales):
         generation.step(scale_index)

@@ -1,4 +1,7 @@
-"""Memory that a call of a scale-wise pipeline takes at its peak, counted from shapes, and whether it is free."""
+"""Estimate from shapes how much memory a call of a scale-wise pipeline takes at its peak, and refuse what is too much.
+
+Numbers are bytes unless a docstring says otherwise.
+"""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -20,7 +23,7 @@ GIBIBYTE = 2**30
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had without swapping; on a GPU with those that torch holds and does not use."""
+    """Return the bytes that are free without swapping; on a GPU, what torch holds but does not use counts as free."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -28,16 +31,16 @@ def free_memory(device: torch.device) -> int:
 
 
 def room_or_raise(nbytes: int, device: torch.device, what: str, advice: str) -> None:
-    """Refuse to start on what cannot end well.
+    """Refuse to start what would run out of memory.
 
     Args:
-        nbytes: That will be needed.
-        device: Where.
-        what: The thing that needs them.
+        nbytes: Bytes that will be needed.
+        device: Device that they are needed on.
+        what: Name of what needs them, for the message.
         advice: What to type instead.
 
     Raises:
-        ValueError: If they are not free.
+        ValueError: If fewer bytes are free.
     """
     free = free_memory(device)
     _log.info("%s: %.2f GiB of %.1f GiB that are free", what, nbytes / GIBIBYTE, free / GIBIBYTE)
@@ -48,23 +51,23 @@ def room_or_raise(nbytes: int, device: torch.device, what: str, advice: str) -> 
 
 
 SPARE = 1.1
-"""What is taken for what was counted: allocators round up, libraries and small tensors want some."""
+"""Factor on what was counted: allocators round up, and libraries and small tensors take some."""
 FLOAT = 4
 """Bytes of a float32."""
 SCORE = 2 * FLOAT + 1
-"""Of an entry of an attention map that is written out: score, softmax, and whether it is none."""
+"""Bytes of an entry of an attention map that is materialised: score, probability, and one for the mask."""
 LOGIT = 9 * FLOAT
-"""Of a logit while codes are drawn: itself, noise (two), what top_k leaves, that in order, its place (two), sums."""
+"""Bytes of a logit while codes are drawn: logit, noise (2), after top-k, sorted, its index (2), sums, mask."""
 
 
 @dataclass(frozen=True)
 class Paths:
-    """What becomes of a batch.
+    """How many paths a batch is drawn along.
 
     Attributes:
-        images: Drawn to the end.
-        streams: Paths of each, once a hook has forked them.
-        shared: Whether they attend with the queries and keys of the first from then on.
+        images: Number of images that are drawn to the end.
+        streams: Paths of each image, once a hook has forked it.
+        shared: Whether the paths of an image share the queries and keys of the first.
     """
 
     images: int
@@ -73,38 +76,38 @@ class Paths:
 
     @property
     def count(self) -> int:
-        """Of all images together."""
+        """Number of paths of all images together."""
         return self.images * self.streams
 
     @property
     def last(self) -> int:
-        """Of all images, those that the last codes are drawn for: only its queries and keys are wanted of the first."""
+        """Number of paths that the last codes are drawn for: a shared first path ends at its queries and keys."""
         return self.images * (self.streams - 1) if self.shared else self.count
 
 
 @runtime_checkable
 class Forking(Protocol):
-    """A hook that can say beforehand what it makes of a batch."""
+    """A hook that can tell beforehand how many paths it makes of a batch."""
 
     def paths(self, images: int) -> Paths:
-        """Of so many images."""
+        """Return the paths of a batch of so many images."""
 
 
 def forked(hooks: Iterable[object], images: int) -> Paths:
-    """What hooks make of a batch of so many images."""
+    """Return the paths that hooks make of a batch of so many images."""
     return next((hook.paths(images) for hook in hooks if isinstance(hook, Forking)), Paths(images))
 
 
 @dataclass(frozen=True)
 class BlockBytes:
-    """Of a transformer's blocks.
+    """Bytes that the blocks of a transformer need.
 
     Attributes:
-        keys: Of a token in all blocks; values take as many.
-        text: Of a row in all blocks: text keys and values, scales and shifts.
-        attention: Of a token in one block where self-attention is made, without the map.
-        attention_map: Of a pair of tokens in one block, where a map is written out.
-        feed_forward: Of a token in one block, behind the first matrix of the feed-forward layer.
+        keys: Keys of one token in all blocks; its values take as many.
+        text: One row in all blocks: keys and values of the text, scales and shifts.
+        attention: One token in the self-attention of one block, without the attention map.
+        attention_map: One pair of tokens in one block, where the map is materialised.
+        feed_forward: One token in the feed-forward layer of one block, after its first matrix.
     """
 
     keys: int
@@ -115,7 +118,7 @@ class BlockBytes:
 
     @classmethod
     def of_infinity(cls, transformer: InfinityTransformer, text_length: int) -> "BlockBytes":
-        """Hidden states are float32; what matrices read and write has the precision of the weights."""
+        """Count for Infinity: hidden states are float32, what matrices read and write has the weights' precision."""
         config, weight = transformer.config, transformer.dtype.itemsize
         exact, rounded = FLOAT * config.width, weight * config.width
         return cls(
@@ -128,7 +131,7 @@ class BlockBytes:
 
     @classmethod
     def of_switti(cls, transformer: SwittiTransformer, text_length: int) -> "BlockBytes":
-        """Everything has the precision of the weights; queries, keys and values live as long as their block."""
+        """Count for Switti: all has the weights' precision; queries, keys and values live as long as their block."""
         config, weight = transformer.config, transformer.dtype.itemsize
         rounded = weight * config.width
         return cls(
@@ -142,16 +145,16 @@ class BlockBytes:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Of one call, in bytes beside what is there already.
+    """Bytes that one call needs at its peak, beside what is in memory already.
 
     Attributes:
-        model: What draws.
-        lengths: Tokens of each scale.
-        logits: Of a token; a number.
-        block: See there.
+        model: Draws the codes.
+        lengths: Number of tokens of each scale.
+        logits: Number of logits of a token.
+        block: Bytes that the transformer's blocks need.
         feature: Channels, rows and columns of a running sum.
-        vae: What decodes.
-        patch: Pixels of a cell's side.
+        vae: Decodes the running sums.
+        patch: Side of a cell in pixels.
     """
 
     model: NextScaleModel
@@ -163,7 +166,7 @@ class PeakMemory:
     patch: int
 
     def drawing(self, images: int, paths: Paths, device: torch.device) -> int:
-        """All scales of a batch of ``images`` that becomes ``paths``."""
+        """Return the peak of drawing a batch of ``images`` that is forked into ``paths``."""
         pair = 2 if any(self.model.paired(index) for index in range(self.model.num_scales)) else 1
         keys = pair * self.block.keys * (self.model.cache_capacity or 0)
         owners = paths.images if paths.shared else paths.count
@@ -176,7 +179,8 @@ class PeakMemory:
         pair, length = 2 if self.model.paired(index) else 1, self.lengths[index]
         rows = pair * paths.count * length
         attention = rows * self.block.attention
-        # Values of paths that share keys are wider than these; torch's fused kernels take that on GPUs alone.
+        # Paths that share keys have wider values than keys. Only on GPUs does torch have a fused kernel for that;
+        # elsewhere it materialises the attention map.
         if paths.shared and device.type != "cuda":
             seen = sum(self.lengths[: index + 1]) if self.model.cache_capacity else length
             attention += pair * paths.images * length * seen * self.block.attention_map
@@ -184,7 +188,7 @@ class PeakMemory:
         return max(attention, rows * self.block.feed_forward, drawn * length * self.logits * LOGIT)
 
     def decoding(self, paths: Paths) -> int:
-        """All images one after the other, and what becomes of them: four copies while they turn into pictures."""
+        """Return the peak of decoding one image after another and making pictures of all, which takes 4 copies."""
         rows, columns = self.feature[1:]
         image = 3 * FLOAT * rows * columns * self.patch**2
         images = paths.last * image
@@ -194,9 +198,9 @@ class PeakMemory:
         return ceil(SPARE * (max(one + images, 4 * images) + self._features(paths)))
 
     def _decoder(self, cells: int) -> int:
-        """Where it takes most: in a level's first block, or in a later one.
+        """Return what the decoder's largest level takes, in its first residual block or in a later one.
 
-        Alive are then what came in, what is normed and what comes out, and the convolution's own layout of them.
+        Alive at that point are the block's input, the normed input, the output, and the convolution's own copies.
         """
         config, weight = self.vae.config, self.vae.decoder.conv_in.weight
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]

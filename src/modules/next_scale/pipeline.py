@@ -1,4 +1,4 @@
-"""What a call of either pipeline begins and ends with, and what a generator calls it with."""
+"""The base of Infinity's and Switti's pipelines: checks before a call, decoding after it, settings for generators."""
 
 import inspect
 import textwrap
@@ -18,10 +18,10 @@ from src.modules.next_scale.memory import PeakMemory, forked, room_or_raise
 
 
 class NextScalePipeline(DiffusionPipeline, ABC):
-    """What Infinity's and Switti's pipelines have in common; methods for scale-wise models ask for no more.
+    """What Infinity's and Switti's pipelines have in common; a method for scale-wise models needs nothing else.
 
     Attributes:
-        sampling: Arguments of a call that the model brings where the call says nothing.
+        sampling: The model's own values of the arguments that a call leaves out.
     """
 
     sampling: dict[str, Any]
@@ -29,7 +29,7 @@ class NextScalePipeline(DiffusionPipeline, ABC):
     @property
     @abstractmethod
     def num_scales(self) -> int:
-        """Passes of one image of the default size."""
+        """Number of scales of an image of the default size."""
 
     @abstractmethod
     def check_prompts(self, prompts: Sequence[str]) -> None:
@@ -41,11 +41,11 @@ class NextScalePipeline(DiffusionPipeline, ABC):
 
     @abstractmethod
     def encode_image(self, images: Sequence[Image.Image], num_scales: int) -> Tensor:
-        """Running sum of each image's codes after its first scales, ``(B, d, H, W)``."""
+        """Encode images to the running sum of their codes after the first scales, ``F_s``: ``(B, d, H, W)``."""
 
     @abstractmethod
     def decode(self, feature: Tensor) -> Tensor:
-        """The last running sum ``(B, d, H, W)`` as an image, ``(B, 3, H, W)``."""
+        """Decode the last running sum ``(B, d, H, W)`` to images ``(B, 3, H s, W s)``, s pixels to a cell's side."""
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -53,11 +53,11 @@ FEWER = "draw fewer images at a time (method.batch_size=1), or smaller ones"
 OFFLOAD = ", or let other parts wait in main memory (backbone.placement.offload=true)"
 TILES = "decode in overlapping squares (backbone.placement.tiling=true), or draw fewer images at a time"
 SHOWN = 60
-"""Characters of a prompt in a message."""
+"""Number of characters that a message shows of a prompt."""
 
 
 def check_call(num_images_per_prompt: int, output_type: str) -> None:
-    """Refuse what cannot be drawn.
+    """Refuse a call that cannot be drawn.
 
     Raises:
         ValueError: If there is no image to draw, or no such kind of output.
@@ -71,10 +71,10 @@ def check_call(num_images_per_prompt: int, output_type: str) -> None:
 def check_room(
     pipeline: DiffusionPipeline, peak: PeakMemory, images: int, hooks: Sequence[OnScale], output_type: str
 ) -> None:
-    """Refuse a batch that would not fit, before its text is read.
+    """Refuse a batch that would not fit into memory, before its text is encoded.
 
     Raises:
-        ValueError: If it would not.
+        ValueError: If it would not fit.
     """
     device = pipeline._execution_device
     paths = forked(hooks, images)
@@ -88,17 +88,17 @@ def check_room(
 
 
 def waiting_bytes(part: nn.Module, device: torch.device) -> int:
-    """Weights that have yet to come to where they are used."""
+    """Return the bytes of weights that are offloaded: they have yet to come to the device."""
     return sum(weights.nbytes for weights in part.parameters() if weights.device.type != device.type)
 
 
 def num_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
-    """Of a prompt, whole."""
+    """Count the tokens of a prompt, without truncation."""
     return len(tokenizer(prompt, verbose=False).input_ids)
 
 
 def check_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], limit: int) -> None:
-    """Refuse prompts that would have to be cut.
+    """Refuse prompts that would have to be truncated.
 
     Raises:
         ValueError: If one has more than ``limit`` tokens.
@@ -115,10 +115,10 @@ def check_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], li
 def drawn(
     pipeline: DiffusionPipeline, generation: Generation, hooks: Sequence[OnScale], output_type: str, return_dict: bool
 ) -> ImagePipelineOutput | tuple[list[Image.Image] | Tensor]:
-    """Run all scales with a progress bar, and decode unless the last running sum is wanted."""
+    """Run all scales with a progress bar, and decode the result unless ``output_type`` is ``latent``."""
     with pipeline.progress_bar(total=generation.model.num_scales) as bar:
         images = generate(generation, [*hooks, lambda *_: bar.update()])
-    # Decoding needs the room.
+    # Decoding needs the memory.
     generation.cache.clear()
     generation.condition.clear()
     if output_type != "latent":
@@ -128,18 +128,18 @@ def drawn(
 
 
 OF_A_REQUEST = ("prompt", "num_images_per_prompt", "generator", "output_type", "return_dict", "callback_on_scale_end")
-"""Arguments that the generator gives itself."""
+"""Arguments that the generator itself passes for each request."""
 
 
 class CallSettings:
-    """Arguments of a pipeline's call beside those of a request.
+    """Arguments of a pipeline's call that are the same for every request.
 
     Args:
         pipeline: The pipeline that is called.
-        given: Name to value; None is the model's own.
+        given: Name to value; None stands for the model's own value.
 
     Raises:
-        ValueError: If the call has no such argument, or the generator gives it itself.
+        ValueError: If the call has no such argument, or the generator itself passes it.
     """
 
     def __init__(self, pipeline: NextScalePipeline, given: Mapping[str, Any]) -> None:
@@ -150,6 +150,6 @@ class CallSettings:
         self._of_model = pipeline.config.sampling or {}
 
     def __str__(self) -> str:
-        """Everything that was set, by the method or of the model, in one line."""
+        """List everything that the method or the model has set, in one line."""
         settings = {**self._of_model, **self.arguments}
         return " ".join(f"{name}={value}" for name, value in sorted(settings.items()))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
-"""One for the whole batch, one for each image, or none: torch's own."""
+"""One generator for the whole batch, one for each image, or None for torch's global one."""
 
 
 def guided(logits: Tensor, guidance_scale: float) -> Tensor:
@@ -16,10 +16,10 @@ def guided(logits: Tensor, guidance_scale: float) -> Tensor:
 
 
 def truncated(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
-    """Logits of unlikely choices become minus infinity.
+    """Set the logits of unlikely choices to minus infinity (top-k and nucleus sampling).
 
     Args:
-        logits: ``(..., K)``.
+        logits: Scores of K choices, ``(..., K)``.
         top_k: Keep the k best, ties included; 0 keeps all.
         top_p: Drop the least likely choices while their probabilities sum to at most ``1 - top_p``; 0 keeps all.
     """
@@ -35,17 +35,17 @@ def truncated(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
 
 
 def exponential_noise(images: int, shape: tuple[int, int], generators: Generators, like: Tensor) -> Tensor:
-    """Noise of one pass, ``(images, *shape)``: Exp(1), one number for each choice of each draw.
+    """Draw the noise of one pass from Exp(1): one number for each choice of each draw, ``(images, *shape)``.
 
-    The choice is where probability over noise is largest, which is how ``torch.multinomial`` draws. Paths that share
-    the noise of their image differ in a draw only as often as their probabilities demand.
+    ``draw`` takes the choice where probability / noise is largest, as ``torch.multinomial`` does. Two paths that share
+    the noise of their image then draw differently only as often as their probabilities demand.
 
     Raises:
         ValueError: If there is not one generator for each image.
     """
     if generators is None or isinstance(generators, torch.Generator):
         device = generators.device if generators is not None else like.device
-        noise = torch.empty(images, *shape, device=device).exponential_(generator=generators)
+        noise = torch.empty(images, *shape, device=device).exponential_(generator=generators)  # (images, N, K)
         return noise.to(like.device)
     if len(generators) != images:
         raise ValueError(f"{len(generators)} generators were given for {images} images; give one, or one for each")
@@ -54,9 +54,9 @@ def exponential_noise(images: int, shape: tuple[int, int], generators: Generator
 
 
 def derived(generators: Generators, count: int) -> list[Generators]:
-    """``count`` further generators for each one given, seeded from the state that it is in and stays in.
+    """Make ``count`` further generators for each given one, seeded from its state, which does not advance.
 
-    Torch's own has no further ones: those who draw with it take turns.
+    Torch's global generator has no children: paths that draw with it take turns.
     """
     if generators is None:
         return [None] * count
@@ -72,5 +72,5 @@ def _children(generator: torch.Generator, count: int) -> list[torch.Generator]:
 
 
 def draw(logits: Tensor, noise: Tensor) -> Tensor:
-    """Index of one choice for each draw, ``(..., K) -> (...)``, see ``exponential_noise``."""
+    """Draw the index of one choice, ``(..., K) -> (...)``; ``noise`` is that of ``exponential_noise``."""
     return (logits.float().softmax(-1) / noise).argmax(-1)

@@ -1,4 +1,4 @@
-"""A scale-wise pipeline from the folder that ``save_pretrained`` wrote."""
+"""Load a scale-wise pipeline from the folder that ``save_pretrained`` wrote."""
 
 import json
 import sys
@@ -18,7 +18,8 @@ from src.modules.next_scale.switti.pipeline import SwittiPipeline
 from src.modules.next_scale.switti.transformer import SwittiTransformer
 
 CLASSES = {one.__name__: one for one in (InfinityPipeline, SwittiPipeline)}
-# Folders of earlier versions name our classes by modules that have moved; diffusers looks them up among the imported.
+# Folders that earlier versions wrote name our classes by the modules of that time, which have moved since. Diffusers
+# looks a class up in sys.modules, so the old names stand there as well.
 for earlier, module in {
     "infinity": InfinityTransformer.__module__,
     "bsq_autoencoder": BSQTokenizer.__module__,
@@ -29,12 +30,12 @@ for earlier, module in {
 
 
 def load_saved(path: str, dtype: str = "float32", placement: Placement | None = None) -> NextScalePipeline:
-    """An ``InfinityPipeline`` or a ``SwittiPipeline``, whichever the folder holds.
+    """Load an ``InfinityPipeline`` or a ``SwittiPipeline``, whichever the folder holds.
 
     Args:
-        path: The folder.
-        dtype: Of the weights, as torch names it.
-        placement: Where it works; by default on the CPU.
+        path: Folder with a ``model_index.json``.
+        dtype: Precision of the weights, as torch names it.
+        placement: Where the parts of the pipeline work; by default on the CPU.
 
     Raises:
         ValueError: If there is no such folder, it holds another pipeline or is damaged, or ``dtype`` is unknown.

@@ -23,11 +23,11 @@ TALL: dict[str, str] = {
 }
 """Infinity's grids, rows x columns, by height / width; wide images have them transposed."""
 INFINITY_PREFIXES = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}
-"""How many of the grids an image of so many pixels takes."""
+"""Name of a pixel budget to the number of grids, from the coarsest on, that draw an image of that size."""
 
 
 def infinity_grids() -> dict[str, list[Grid]]:
-    """Infinity's grids of all 15 aspect ratios, height / width as text with three digits, as its files name them."""
+    """Return Infinity's grids by aspect ratio: 15 keys, height / width as text with three decimals."""
     tall = {ratio: [_grid(text) for text in line.split()] for ratio, line in TALL.items()}
     wide = {
         f"{math.floor(1000 / float(ratio)) / 1000:.3f}": [(columns, rows) for rows, columns in grids]
@@ -46,8 +46,8 @@ class ScaleSchedule:
     """The grids of one image.
 
     Attributes:
-        grids: Coarse to fine.
-        position_grid: Last grid of the longest schedule of this aspect ratio: rotary positions are measured on it,
+        grids: Rows and columns of each scale, coarse to fine.
+        position_grid: Last grid of the longest schedule of this aspect ratio. Rotary positions are measured on it,
             whatever the size of the image.
     """
 
@@ -56,21 +56,21 @@ class ScaleSchedule:
 
     @property
     def lengths(self) -> list[int]:
-        """Cells of each scale."""
+        """Number of cells of each scale."""
         return [rows * columns for rows, columns in self.grids]
 
     @property
     def starts(self) -> list[int]:
-        """Where each scale starts in the sequence of all cells; its whole length comes last."""
+        """Where each scale starts in the sequence of all cells; the last entry is the length of the sequence."""
         return [0, *accumulate(self.lengths)]
 
 
 class ScaleSchedules:
-    """All schedules of one model.
+    """All schedules of one model, by aspect ratio and pixel budget.
 
     Args:
-        grids: Height / width as text to its longest list of grids.
-        prefixes: Name of a pixel budget to how many of the grids it takes.
+        grids: Height / width as text to the longest list of grids of that ratio.
+        prefixes: Name of a pixel budget to how many of the grids an image of that size takes.
 
     Raises:
         ValueError: If a list of grids is shorter than a prefix, or is not ordered from coarse to fine.
@@ -86,7 +86,7 @@ class ScaleSchedules:
                 raise ValueError(f"the grids of schedule {ratio} do not grow: {each}; order them from coarse to fine")
 
     def schedule(self, ratio: str, budget: str) -> ScaleSchedule:
-        """One schedule by its names.
+        """Look up one schedule by the names of its ratio and its pixel budget.
 
         Raises:
             ValueError: If there is no such name.
@@ -97,12 +97,12 @@ class ScaleSchedules:
         return ScaleSchedule(self.grids[ratio][: self.prefixes[budget]], self.grids[ratio][-1])
 
     def nearest(self, height: int, width: int, cell: int) -> ScaleSchedule:
-        """The schedule of the nearest aspect ratio, and of its sizes the nearest in area; says so if they differ.
+        """Choose the nearest aspect ratio, then the nearest area; warn if that is another size than was asked for.
 
         Args:
-            height: Wanted, in pixels.
-            width: Wanted, in pixels.
-            cell: Pixels of a cell's side.
+            height: Wanted height in pixels.
+            width: Wanted width in pixels.
+            cell: Side of a cell in pixels.
         """
         ratio = min(self.grids, key=lambda name: abs(float(name) - height / width))
         schedules = [self.schedule(ratio, budget) for budget in self.prefixes]

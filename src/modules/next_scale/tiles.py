@@ -1,6 +1,6 @@
-"""Large images decoded in overlapping squares, for little memory.
+"""Decode large images in overlapping squares, which takes less memory.
 
-Shapes: B images, d channels of a code, H x W cells, s pixels of a cell's side.
+Shapes: B images, d channels of a code, H x W cells, a cell is s x s pixels.
 """
 
 from collections.abc import Callable
@@ -10,17 +10,17 @@ from torch import Tensor
 
 
 class TiledDecoding:
-    """What an image tokenizer's ``decode`` needs to go square by square, as diffusers' autoencoders do.
+    """Mixin that lets an image tokenizer's ``decode`` go square by square, as diffusers' autoencoders do.
 
-    Images of one square are decoded whole. Of larger ones each square is decoded as if it were an image: group norms,
-    and where a decoder has it attention, see that square only. Colours may so differ a little from square to square,
-    which the overlap blends; details do not, but within a decoder's reach of a square's edge.
+    An image that fits in one square is decoded whole. In a larger one each square is decoded as if it were an image:
+    the decoder's group norms, and its attention if it has any, see that square only. Colours may therefore differ a
+    little between squares, which the overlap blends; details differ only near a square's edge.
     """
 
     tile: tuple[int, int] | None = None
 
     def enable_tiling(self, size: int = 32, overlap: int = 8) -> None:
-        """Decode squares of ``size`` cells that overlap by ``overlap``.
+        """Decode in squares with a side of ``size`` cells that overlap by ``overlap`` cells.
 
         Raises:
             ValueError: If squares would not advance.
@@ -34,22 +34,22 @@ class TiledDecoding:
         self.tile = None
 
     def decoded(self, decoder: Callable[[Tensor], Tensor], feature: Tensor, patch: int) -> Tensor:
-        """Whole, or in squares that fade into each other, ``(B, d, H, W) -> (B, 3, H s, W s)``.
+        """Decode whole, or in squares that fade into each other, ``(B, d, H, W) -> (B, 3, H s, W s)``.
 
         Args:
-            decoder: Features to pixel values.
-            feature: Of the whole images.
-            patch: Pixels of a cell's side.
+            decoder: Maps a feature to pixel values.
+            feature: Sum of codes of the whole images, ``(B, d, H, W)``.
+            patch: Side s of a cell in pixels.
         """
         rows, columns = feature.shape[-2:]
         if self.tile is None or max(rows, columns) <= self.tile[0]:
             return decoder(feature)
         size, overlap = self.tile
         total = feature.new_zeros(len(feature), 3, rows * patch, columns * patch, dtype=torch.float32)
-        weights = torch.zeros_like(total[0, 0])
+        weights = torch.zeros_like(total[0, 0])  # (H s, W s), the sum of all ramps
         for top in _starts(rows, size, overlap):
             for left in _starts(columns, size, overlap):
-                tile = decoder(feature[..., top : top + size, left : left + size])
+                tile = decoder(feature[..., top : top + size, left : left + size])  # (B, 3, h s, w s), h and w <= size
                 ramp = torch.outer(*(_ramp(side, overlap * patch, weights.device) for side in tile.shape[-2:]))
                 window = (..., slice(top * patch, (top + size) * patch), slice(left * patch, (left + size) * patch))
                 total[window] += tile * ramp
@@ -62,5 +62,6 @@ def _starts(length: int, size: int, overlap: int) -> list[int]:
 
 
 def _ramp(length: int, overlap: int, device: torch.device) -> Tensor:
+    # Rises from 1 at both ends, and is flat outside of the overlap, where one square alone counts.
     steps = torch.arange(1, length + 1, device=device, dtype=torch.float32)
     return torch.minimum(steps, steps.flip(0)).clamp(max=overlap + 1)

@@ -1,4 +1,7 @@
-"""The style of references in a scale-wise generation: a hook for the pipelines (arXiv 2507.04482, Algorithm 1)."""
+"""Blend the style of references into a scale-wise generation: a hook for the pipelines (arXiv 2507.04482, Algorithm 1).
+
+Shapes: P paths, B generated paths, C channels, H x W cells of the last scale.
+"""
 
 import json
 import logging
@@ -12,23 +15,23 @@ from src.modules.style_svd.features import PrincipalFeatures, blended_features, 
 
 _log = logging.getLogger(__name__)
 SMALL_GAP = 1e-3
-"""Relative gap of the two largest singular values below which the dominant direction is a matter of rounding."""
+"""Relative gap of the two largest singular values below which rounding decides which direction is dominant."""
 
 
 class StyleBlending:
-    """Blends the principal features of styles into a generation and keeps its structure.
+    """Hook that blends the principal features of styles into a generation and keeps its structure.
 
-    After ``blend_after`` scales every image is drawn once in each style: principal feature blending edits the running
-    sums. With structural attention correction the unedited path goes on beside them and lends them its queries and
-    keys; its own image is not drawn to the end.
+    After ``blend_after`` scales every image is drawn once in each of its styles: principal feature blending (PFB) edits
+    the running sum ``F_3``. With structural attention correction (SAC) the unedited content path goes on beside these
+    and lends them its queries and keys; its own image is not drawn to the end.
 
     Args:
-        style: Of the running sums of each image's styles after ``blend_after`` scales, all styles of one image beside
-            each other. None takes the second half of the batch as the styles of the first: they are drawn along until
-            then, and dropped.
-        weights: Of the singular directions, ``(C,)``; zeros blend nothing.
-        blend_after: Number of scales.
-        correct_from: First pass, counted from 0, with structural attention correction; None for none.
+        style: Principal features of the styles' running sums after ``blend_after`` scales, all styles of one image
+            beside each other. None takes the second half of the batch as the styles of the first half: they are drawn
+            up to that scale, and then dropped.
+        weights: Weights of the singular directions, ``(C,)``; zeros blend nothing.
+        blend_after: Number of scales after which features are blended; the paper's 3.
+        correct_from: First pass, counted from 0, with structural attention correction; None for no correction.
         shared_noise: Whether all paths of an image draw with the same noise.
     """
 
@@ -45,7 +48,7 @@ class StyleBlending:
         self.spectra: dict[str, PrincipalFeatures] = {}
 
     def __call__(self, scale_index: int, generation: Generation) -> None:
-        """Act where it is time to."""
+        """Blend, begin the correction, or drop the content paths, whichever is due after this scale."""
         if scale_index == self.blend_after - 1:
             self._blend(generation)
         elif scale_index + 1 == self.correct_from:
@@ -54,13 +57,13 @@ class StyleBlending:
             self._drop_content(generation)
 
     def paths(self, images: int) -> Paths:
-        """What a batch of so many images becomes."""
+        """Return the paths that a batch of so many images is forked into."""
         drawn = images // 2 if self.style is None else images
         styles = 1 if self.style is None else len(self.style.emphasised) // images
         return Paths(drawn, styles + (self.correct_from is not None), self.correct_from == self.blend_after)
 
     def records(self) -> list[str]:
-        """Of each image that is drawn, the spectra of what was blended, as JSON."""
+        """Return for each drawn image the spectra of its own and of its style's feature, as JSON."""
         numbers = range(len(self.spectra["generated"].gaps))
         return [
             json.dumps({name: features.spectrum(number) for name, features in self.spectra.items()})
@@ -73,8 +76,8 @@ class StyleBlending:
         content = int(self.correct_from is not None)
         if content + styles > 1:
             generation.fork(content + styles, self.correct_from == self.blend_after, self.shared_noise)
-        paths = generation.feature.unflatten(0, (generation.images, -1))
-        generated = paths[:, content:].flatten(0, 1)
+        paths = generation.feature.unflatten(0, (generation.images, -1))  # (images, streams, C, H, W)
+        generated = paths[:, content:].flatten(0, 1)  # (B, C, H, W), B = images x styles
         own = principal_features(generated, self.weights)
         self._record(generated=own, style=style)
         blended = blended_features(generated, own, style).unflatten(0, (-1, styles))

@@ -1,4 +1,8 @@
-"""Principal feature blending: swap what dominates a feature map, keep the rest (arXiv 2507.04482, Eq. 5 and 6)."""
+"""Principal feature blending: replace what dominates a feature map, keep the rest (arXiv 2507.04482, Eq. 5 and 6).
+
+Shapes: B samples, C channels, H x W positions. ``X = U S V^T`` is the singular value decomposition of a sample's
+channels x positions matrix.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +13,11 @@ from torch import Tensor
 
 
 def decay_weights(alpha: float, channels: int) -> Tensor:
-    """Weights ``e^(-alpha i)`` of the singular directions, the dominant one first, float64 ``(channels,)``.
+    """Return the weights ``e^(-alpha i)`` of the singular directions, the dominant one first, float64 ``(channels,)``.
 
     Args:
-        alpha: 0 keeps all directions (replacement of the whole feature), infinity only the dominant one.
-        channels: Of the feature.
+        alpha: Decay; 0 keeps all directions, which replaces the whole feature, infinity only the dominant one.
+        channels: Number of channels C of the feature.
 
     Raises:
         ValueError: If ``alpha`` is negative.
@@ -28,10 +32,10 @@ def decay_weights(alpha: float, channels: int) -> Tensor:
 
 
 def top_weights(top_k: int, channels: int) -> Tensor:
-    """Ones for the first ``top_k`` singular directions, zeros for the rest, float64 ``(channels,)``.
+    """Return ones for the first ``top_k`` singular directions and zeros for the rest, float64 ``(channels,)``.
 
     Raises:
-        ValueError: If there are not that many.
+        ValueError: If there are fewer directions than that.
     """
     if not 1 <= top_k <= channels:
         raise ValueError(f"top_k is {top_k}; give a number of components from 1 to {channels}, the feature's channels")
@@ -40,11 +44,11 @@ def top_weights(top_k: int, channels: int) -> Tensor:
 
 @dataclass(frozen=True)
 class PrincipalFeatures:
-    """Each sample of a batch with its singular directions weighted.
+    """The part of each sample that the weighted singular directions make up.
 
     Attributes:
-        emphasised: ``U diag(weights) S V^T``, ``(B, C, H, W)``, of the feature's dtype.
-        singular_values: Of each sample's channels x positions matrix, descending, ``(B, C)``, float64.
+        emphasised: ``Phi(X) = U diag(weights) S V^T``, ``(B, C, H, W)``, of the feature's dtype.
+        singular_values: Singular values S of each sample, descending, ``(B, C)``, float64.
     """
 
     emphasised: Tensor
@@ -52,42 +56,42 @@ class PrincipalFeatures:
 
     @property
     def gaps(self) -> Tensor:
-        """How far the second singular value lies below the first, relatively, ``(B,)``."""
+        """Relative gap ``1 - s_1 / s_0`` of the two largest singular values, ``(B,)``."""
         return 1 - self.singular_values[:, 1] / self.singular_values[:, 0]
 
     def spectrum(self, sample: int) -> dict[str, float | list[float]]:
-        """What to write down of one sample, without the digits that are rounding."""
+        """Return the singular values and the gap of one sample, rounded for a record."""
         values = [round(value, 6) for value in self.singular_values[sample].tolist()]
         return {"singular_values": values, "gap": round(float(self.gaps[sample]), 6)}
 
 
 def principal_features(feature: Tensor, weights: Tensor) -> PrincipalFeatures:
-    """Weight the singular directions of each sample.
+    """Compute ``Phi(X)``, which weights the singular directions of each sample (Eq. 5).
 
-    With ``U`` from the C x C Gram matrix this is ``(U diag(weights) U^T) X``: no decomposition of the long side. The
-    Gram matrix squares the condition number, so it is formed and decomposed in float64, on the CPU, where every
-    machine gives the same answer.
+    U also diagonalises the C x C Gram matrix ``X X^T``, and ``Phi(X) = (U diag(weights) U^T) X``, so the long side need
+    not be decomposed. The Gram matrix squares the condition number: it is formed and decomposed in float64, and on the
+    CPU, where every machine gives the same answer.
 
     Args:
-        feature: ``(B, C, H, W)``; positions are not centred.
-        weights: ``(C,)``, dominant direction first.
+        feature: Running sums of the samples, ``(B, C, H, W)``; the mean over positions is not subtracted.
+        weights: Weights of the directions, the dominant one first, ``(C,)``.
     """
-    exact = feature.detach().flatten(2).cpu().double()
-    squares, ascending = torch.linalg.eigh(exact @ exact.mT)
+    exact = feature.detach().flatten(2).cpu().double()  # X, (B, C, H W)
+    squares, ascending = torch.linalg.eigh(exact @ exact.mT)  # S^2 (B, C) and U (B, C, C), smallest first
     basis = ascending.flip(-1)
-    projection = (basis * weights.to(basis)) @ basis.mT
+    projection = (basis * weights.to(basis)) @ basis.mT  # (B, C, C)
     flat = feature.float().flatten(2)
     emphasised = (projection.to(flat) @ flat).view_as(feature).to(feature.dtype)
     return PrincipalFeatures(emphasised, squares.flip(-1).clamp_min(0).sqrt())
 
 
 def joined(parts: Sequence[PrincipalFeatures]) -> PrincipalFeatures:
-    """The samples of several batches as one."""
+    """Concatenate the samples of several batches."""
     return PrincipalFeatures(
         torch.cat([part.emphasised for part in parts]), torch.cat([part.singular_values for part in parts])
     )
 
 
 def blended_features(generated: Tensor, own: PrincipalFeatures, style: PrincipalFeatures) -> Tensor:
-    """``Phi(style) + generated - Phi(generated)``, ``(B, C, H, W)``; ``own`` are those of ``generated``."""
+    """Compute ``Phi(F_sty) + F_gen - Phi(F_gen)`` (Eq. 6), ``(B, C, H, W)``; ``own`` holds ``Phi(F_gen)``."""
     return style.emphasised.to(generated) + generated - own.emphasised

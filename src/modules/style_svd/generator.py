@@ -17,7 +17,7 @@ from src.modules.style_svd.features import PrincipalFeatures, decay_weights, joi
 
 NOISES = ("shared", "independent")
 SPECTRA = "spectra"
-"""What an image that was drawn in a style calls, in its ``info``, the singular values that were blended."""
+"""Key in the ``info`` of an image that was drawn in a style: the singular values that were blended."""
 
 
 class StyleGenerator(BatchedGenerator[Request]):
@@ -27,16 +27,16 @@ class StyleGenerator(BatchedGenerator[Request]):
 
     Args:
         backbone: An ``InfinityPipeline`` or a ``SwittiPipeline``; it stays as it is.
-        blend: Whether principal features are blended; False leaves them alone.
+        blend: Whether principal features are blended.
         alpha: Decay of the weights over the singular directions: 0 replaces the feature, infinity swaps only the
             dominant component.
-        top_k: Weigh the first ``top_k`` components with one instead, the others with nothing.
-        correct: Whether structural attention correction keeps the content's structure.
+        top_k: Number of components that get weight 1 while all others get 0; None for the decay of ``alpha``.
+        correct: Whether structural attention correction keeps the structure of the content.
         blend_after: Number of scales after which features are blended.
-        correct_from: First pass, counted from 0, that is corrected; None for the first after blending.
-        noise: ``shared`` draws the paths of an image with the same noise, ``independent`` does not.
-        sampling: What else the pipeline is called with, such as ``guidance_scale``; None is the model's own.
-        batch_size: Prompts at a time; with correction a prompt with one style is two paths.
+        correct_from: First corrected pass, counted from 0; None for the first after blending.
+        noise: ``shared`` draws all paths of an image with the same noise, ``independent`` with different noise.
+        sampling: Further arguments of the pipeline, such as ``guidance_scale``; None stands for the model's own value.
+        batch_size: Number of prompts drawn at a time; with correction a prompt with one style takes two paths.
 
     Raises:
         ValueError: If an option is impossible on this backbone.
@@ -74,7 +74,7 @@ class StyleGenerator(BatchedGenerator[Request]):
         self._features: dict[str, PrincipalFeatures] = {}
 
     def identity(self, prompt: str | None = None) -> Identity:
-        """What an image depends on beside text, seed and style; what only a style changes is told apart."""
+        """Return what an image depends on beside text, seed and style; ``reference.`` marks what only styles need."""
         weights = [float(f"{weight:.6g}") for weight in self.weights] if self.weights.any() else None
         return {
             "backbone": f"{self.fingerprint} {self.backbone.transformer.dtype}",
@@ -83,7 +83,7 @@ class StyleGenerator(BatchedGenerator[Request]):
         }
 
     def prepare(self, request: Request) -> Request:
-        """The request itself.
+        """Check a request, and return it.
 
         Raises:
             ValueError: If the prompt, or the words of the style, are too long for the text encoder and not to be cut.
@@ -104,7 +104,7 @@ class StyleGenerator(BatchedGenerator[Request]):
         return [drawn[request] for request in requests]
 
     def batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Requests of one kind, those that share a content path beside each other."""
+        """Yield batches of requests of one kind; those that share a content path stand beside each other."""
         sharing: dict[tuple, list[int]] = {}
         for at, request in enumerate(requests):
             sharing.setdefault(self._place(request), []).append(at)
@@ -118,19 +118,22 @@ class StyleGenerator(BatchedGenerator[Request]):
                 yield [place for job in jobs[part] for place in job]
 
     def _place(self, request: Request) -> tuple[str, int, str, bool, Style | None]:
-        """Equal for requests that share a content path: words have a path of their own beside it, images do not."""
+        """Return a key that is equal for requests that share a content path.
+
+        A style of words is itself drawn, in the batch's second half, so each request of that kind has its own place.
+        """
         alone = self.noise == "independent" or _kind(request) == "text"
         return request.prompt, request.seed, _kind(request), request.truncate, request.style if alone else None
 
     def draw(self, batch: Sequence[Request]) -> list[Image.Image]:
-        """Draw one batch of ``batches``; ``info`` of an image that was drawn in a style tells its spectra."""
+        """Draw one batch of ``batches``; the ``info`` of an image that was drawn in a style holds its spectra."""
         places = list(dict.fromkeys(self._place(request) for request in batch))
         prompts, seeds = [prompt for prompt, *_ in places], [seed for _, seed, *_ in places]
         styles = [request.style for request in batch]
         shown = [self.style_features(style.path) for style in styles if isinstance(style, ImageStyle)]
         words = [style.words for style in styles if isinstance(style, TextStyle)]
         if words:
-            # Text styles are drawn along in the batch's second half.
+            # Text styles are drawn in the second half of the batch.
             prompts, seeds = prompts + words, seeds + seeds
         style = joined(shown) if shown else None
         hook = StyleBlending(style, self.weights, self.blend_after, self.correct_from, self.noise == "shared")
@@ -147,7 +150,7 @@ class StyleGenerator(BatchedGenerator[Request]):
         return images
 
     def style_features(self, path: str) -> PrincipalFeatures:
-        """Of the running sum of a style image's codes after ``blend_after`` scales, one row; made once.
+        """Return the principal features of a style image after ``blend_after`` scales, ``B = 1``; computed once.
 
         Raises:
             ValueError: If there is no such image.

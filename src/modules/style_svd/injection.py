@@ -1,4 +1,4 @@
-"""Another prompt in one pass of a scale-wise generation: the stepwise study of arXiv 2507.04482, Fig. 2."""
+"""Inject another prompt in one pass of a scale-wise generation: the stepwise study of arXiv 2507.04482, Fig. 2."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +17,12 @@ BASE, INJECTED = "base", "injected"
 
 
 class PromptInjection:
-    """A hook: one pass is told the text of the batch's other half, all others that of their own.
+    """Hook that gives one pass the text of the batch's other half; all other passes keep their own text.
 
     Args:
-        at: The pass, counted from 0. For the first pass the first half of the batch must be the injected prompts and
-            the second half the base prompts, for any other the other way round; the second half is dropped.
-        routes: Names of the condition's tensors that change, ``mask`` with the keys; None for all.
+        at: The pass, counted from 0. The batch holds base prompts, then as many injected ones; for pass 0, injected
+            prompts come first. The second half is dropped after the first pass.
+        routes: Names of the condition's tensors that change, ``mask`` together with ``keys``; None for all.
 
     Raises:
         ValueError: When the pass begins, if the condition has no such tensor.
@@ -42,25 +42,25 @@ class PromptInjection:
         generation.condition = self._mixed() if scale_index + 1 == self.at else self.base
 
     def paths(self, images: int) -> Paths:
-        """Half of a batch is dropped."""
+        """Return the paths of a batch: half of its images are dropped."""
         return Paths(images // 2)
 
     def _mixed(self) -> Condition:
         check_names("method.routes", self.routes or (), self.injected)
-        # Which keys are padding is known with the keys.
+        # The mask says which keys are padding, so it changes with the keys.
         routes = {*(self.routes or self.injected)} | ({"mask"} if "keys" in (self.routes or ()) else set())
         return Condition(self.base | {name: self.injected[name] for name in routes & self.injected.keys()})
 
 
 class InjectionGenerator(BatchedGenerator[Request]):
-    """Draws base prompts, with the words of each request's style in one pass.
+    """Draws base prompts, and in one pass gives the model the words of each request's style instead.
 
     Args:
         backbone: An ``InfinityPipeline`` or a ``SwittiPipeline``; it stays as it is.
-        inject_at: The pass, counted from 0; ``base`` for none, ``injected`` for all.
-        routes: See ``PromptInjection``. The first pass is told everything.
-        sampling: What else the pipeline is called with; None is the model's own.
-        batch_size: Images at a time.
+        inject_at: The pass, counted from 0; ``base`` for no pass, ``injected`` for all.
+        routes: Names of the tensors that change, see ``PromptInjection``; in pass 0 all of them do.
+        sampling: Further arguments of the pipeline; None stands for the model's own value.
+        batch_size: Number of images drawn at a time.
 
     Raises:
         ValueError: If there is no such pass, or an option is impossible.
@@ -86,7 +86,7 @@ class InjectionGenerator(BatchedGenerator[Request]):
         backbone.set_progress_bar_config(disable=True)
 
     def identity(self, prompt: str | None = None) -> Identity:
-        """What an image depends on beside text, seed and style; what only a style changes is told apart."""
+        """Return what an image depends on beside text, seed and style; ``reference.`` marks what only styles need."""
         return {
             "backbone": f"{self.fingerprint} {self.backbone.transformer.dtype}",
             "sampling": str(self.settings),
@@ -94,7 +94,7 @@ class InjectionGenerator(BatchedGenerator[Request]):
         }
 
     def prepare(self, request: Request) -> Request:
-        """The request itself.
+        """Check a request, and return it.
 
         Raises:
             ValueError: If it names no words to inject, or a prompt is too long for the text encoder.

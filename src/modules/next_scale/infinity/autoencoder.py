@@ -1,4 +1,7 @@
-"""Convolutional encoder and decoder around bitwise codes: Infinity's image tokenizer."""
+"""Infinity's image tokenizer: a convolutional encoder and decoder around bitwise codes.
+
+Shapes: B images, C channels, d bits of a cell, H x W cells, a cell is s x s pixels.
+"""
 
 from collections.abc import Sequence
 
@@ -17,7 +20,7 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions around a shortcut, ``(B, in, H, W) -> (B, out, H, W)``."""
+    """Two 3 x 3 convolutions beside a shortcut, ``(B, in, H, W) -> (B, out, H, W)``."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
@@ -26,13 +29,13 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Norm, SiLU, convolution, twice."""
+        """Apply norm, SiLU and convolution twice, and add the shortcut."""
         change = self.conv1(silu(self.norm1(hidden)))
         return self.nin_shortcut(hidden) + self.conv2(silu(self.norm2(change)))
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, and the convolution that leads to the next, if any."""
+    """The residual blocks of one resolution, and the convolution that leads to the next resolution, if any."""
 
     def __init__(self, channels: Sequence[int], groups: int, downsample: bool = False, upsample: bool = False) -> None:
         super().__init__()
@@ -42,7 +45,7 @@ class Level(nn.Module):
         self.upsample = nn.Conv2d(channels[-1], channels[-1], 3, padding=1) if upsample else None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Blocks, then half or twice the size."""
+        """Apply the blocks, then halve or double the size."""
         for block in self.block:
             hidden = block(hidden)
         if self.downsample is not None:
@@ -53,7 +56,7 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """Two blocks at the lowest resolution."""
+    """Two residual blocks at the lowest resolution."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -61,12 +64,12 @@ class Middle(nn.Module):
         self.block_2 = ResidualBlock(channels, channels, groups)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """One after the other."""
+        """Apply one after the other, ``(B, C, H, W) -> (B, C, H, W)``."""
         return self.block_2(self.block_1(hidden))
 
 
 class Encoder(nn.Module):
-    """``(B, 3, H s, W s) -> (B, d, H, W)`` with stride ``s = 2 ** halvings``."""
+    """Images to features, ``(B, 3, H s, W s) -> (B, d, H, W)`` with ``s = 2 ** halvings``."""
 
     def __init__(self, latent_channels: int, widths: Sequence[int], blocks: int, groups: int, halvings: int) -> None:
         super().__init__()
@@ -80,7 +83,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], latent_channels, 3, padding=1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Features, not quantised."""
+        """Return features that are not yet quantised."""
         hidden = self.conv_in(pixel_values)
         for level in self.down:
             hidden = level(hidden)
@@ -88,7 +91,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """``(B, d, H, W) -> (B, 3, H s, W s)``; ``up[0]`` is the highest resolution."""
+    """Sums of codes to images, ``(B, d, H, W) -> (B, 3, H s, W s)``; ``up[0]`` is the highest resolution."""
 
     def __init__(self, latent_channels: int, widths: Sequence[int], blocks: int, groups: int, halvings: int) -> None:
         super().__init__()
@@ -102,7 +105,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Pixel values, not clamped."""
+        """Return pixel values that are not yet clamped."""
         hidden = self.mid(self.conv_in(feature))
         for level in reversed(self.up):
             hidden = level(hidden)
@@ -110,18 +113,18 @@ class Decoder(nn.Module):
 
 
 class BSQTokenizer(TiledDecoding, PartlyExact, ModelMixin, ConfigMixin):
-    """Images to features that ``bsq.quantise`` turns into bits, and sums of codes back to images.
+    """Encodes images to features, which ``bits.quantise`` turns into bits, and decodes sums of codes to images.
 
-    The encoder stays in float32 when the tokenizer is loaded in half precision: bits are signs, and rounding would
-    flip those near zero.
+    The encoder stays in float32 when the tokenizer is loaded in half precision: a bit is the sign of a feature, and
+    rounding would flip some that are near zero.
 
     Args:
-        latent_channels: Bits of a cell.
+        latent_channels: Bits d of a cell.
         base_channels: Width at full resolution.
-        channel_multipliers: Of the width, from full resolution down.
+        channel_multipliers: Factors of the width, from full resolution down.
         layers_per_block: Residual blocks of a resolution in the encoder; the decoder has one more.
-        patch_size: Pixels of a cell's side, a power of 2.
-        norm_num_groups: Of the group norms; widths that it does not divide, but 24 does, have 24.
+        patch_size: Side s of a cell in pixels, a power of 2.
+        norm_num_groups: Groups of the group norms; 24 for widths that 24 divides but this does not.
 
     Raises:
         ValueError: If there are fewer resolutions than halvings.
@@ -152,11 +155,11 @@ class BSQTokenizer(TiledDecoding, PartlyExact, ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Images ``(B, 3, H s, W s)`` in [-1, 1] to float32 features ``(B, d, H, W)``."""
+        """Encode images ``(B, 3, H s, W s)`` in [-1, 1] to float32 features ``(B, d, H, W)``."""
         return self.encoder(pixel_values.to(self.encoder.conv_in.weight)).float()
 
     @apply_forward_hook
     def decode(self, feature: Tensor) -> Tensor:
-        """Sums of codes ``(B, d, H, W)`` to float32 images in [-1, 1]."""
+        """Decode sums of codes ``(B, d, H, W)`` to float32 images ``(B, 3, H s, W s)`` in [-1, 1]."""
         feature = feature.to(self.decoder.conv_in.weight)
         return self.decoded(self.decoder, feature, self.config.patch_size).float().clamp(-1, 1)

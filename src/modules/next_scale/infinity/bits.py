@@ -1,6 +1,6 @@
 """Binary spherical quantisation on a pyramid of grids: features to bits and back (Infinity, arXiv 2412.04431).
 
-Shapes: B images, d bits of a cell, h x w cells of one scale, H x W cells of the last.
+Shapes: B images, d bits of a cell, h x w cells of one scale, H x W cells of the last scale.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from src.modules.next_scale.schedule import Grid
 
 
 def bit_codes(bits: Tensor) -> Tensor:
-    """Corners of the hypercube inscribed in the unit sphere, ``(2 bits - 1) / sqrt(d)``: ``(B, d, h, w)``, float32."""
+    """Map bits to corners of the unit sphere's hypercube, ``(2 bits - 1) / sqrt(d)``: ``(B, d, h, w)``, float32."""
     return (2 * bits.float() - 1) / bits.shape[1] ** 0.5
 
 
 class _NearestCode(torch.autograd.Function):
-    """The nearest corner of the hypercube; its gradient is handed straight through."""
+    """Rounds to the nearest corner of the hypercube; the gradient passes straight through."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
@@ -32,14 +32,14 @@ class _NearestCode(torch.autograd.Function):
 
 
 def resized(codes: Tensor, grid: Sequence[int]) -> Tensor:
-    """Bilinear, corners not aligned, no antialiasing; untouched where the size is right."""
+    """Resize bilinearly, without aligned corners or antialiasing; the right size is left alone."""
     if codes.shape[-2:] == tuple(grid):
         return codes
     return interpolate(codes, size=tuple(grid), mode="bilinear", align_corners=False)
 
 
 def pooled(features: Tensor, grid: Sequence[int]) -> Tensor:
-    """Mean over the area of each cell of a coarser grid; untouched where the size is right."""
+    """Average over the area of each cell of a coarser grid; the right size is left alone."""
     return features if features.shape[-2:] == tuple(grid) else interpolate(features, size=tuple(grid), mode="area")
 
 
@@ -48,9 +48,9 @@ class Quantised:
     """An image in bits.
 
     Attributes:
-        bits: For each scale, ``(B, d, h, w)``, boolean.
-        features: For each scale, the sum of all upsampled codes so far, ``(B, d, H, W)``; differentiable, the
-            quantiser's gradient is the identity.
+        bits: Bits of each scale, ``(B, d, h, w)``, boolean.
+        features: Sum ``F_s`` of all upsampled codes up to each scale, ``(B, d, H, W)``; the gradient of quantisation is
+            the identity.
     """
 
     bits: list[Tensor]
@@ -58,18 +58,19 @@ class Quantised:
 
 
 def quantise(features: Tensor, grids: Sequence[Grid], flips: Sequence[Tensor] = ()) -> Quantised:
-    """Describe features scale by scale: each says in bits what is left of them on its grid.
+    """Quantise features scale by scale: the bits of each scale describe the residual that earlier scales left.
 
     Args:
-        features: Of the encoder, ``(B, d, H, W)``; a residual of exactly zero is bit 0.
-        grids: Coarse to fine; a prefix of the schedule will do, nothing depends on later scales.
-        flips: For the first scales, bits that are handed on inverted, boolean ``(B, d, h, w)``. What is returned as
-            ``bits`` stays what it should have been, so later scales tell how to mend it (bitwise self-correction).
+        features: Features of the encoder, ``(B, d, H, W)``; a residual of exactly zero becomes bit 0.
+        grids: Grids of the scales, coarse to fine; a prefix of the schedule is enough, since nothing depends on later
+            scales.
+        flips: For each of the first scales, which bits enter the running sum inverted, boolean ``(B, d, h, w)``. The
+            returned ``bits`` are not inverted, and those of later scales make up for the errors (self-correction).
     """
     residual, running = features, torch.zeros_like(features)
     found = Quantised([], [])
     for index, grid in enumerate(grids):
-        target = pooled(residual, grid)
+        target = pooled(residual, grid)  # (B, d, h, w)
         codes = _NearestCode.apply(target)
         found.bits.append(target > 0)
         if index < len(flips):

@@ -16,30 +16,30 @@ from src.modules.next_scale.loop import Condition, Streams
 MAX_LOG_TEMPERATURE = math.log(100)
 EPS = 1e-6
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of the tokens at hand, ``(L, D / 2)`` each."""
+"""Rotary cosines and sines of the tokens of this pass, ``(L, D / 2)`` each."""
 
 
 class Attention(Protocol):
-    """Where keys and values of earlier scales come from."""
+    """What a block attends with: a ``KeyValueCache`` when drawing, a ``MaskedAttention`` in training."""
 
     def attend(
         self, block: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float, first_stream: int = 0
     ) -> Tensor:
-        """See ``KeyValueCache.attend``."""
+        """Attend to the new tokens and to earlier scales, see ``KeyValueCache.attend``."""
 
 
 def normed(hidden: Tensor) -> Tensor:
-    """Layer norm without gain and bias, float32."""
+    """Layer norm without gain and bias, in float32."""
     return layer_norm(hidden.float(), hidden.shape[-1:], eps=EPS)
 
 
 def split_heads(states: Tensor, num_heads: int) -> Tensor:
-    """``(R, L, C) -> (R, H, L, D)``."""
+    """Split the width into heads, ``(R, L, C) -> (R, H, L, D)``."""
     return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):
-    """Unit queries and keys, rotated to their place, with a learnt temperature of each head."""
+    """Cosine attention: queries and keys of norm 1, rotated to their position, and a learnt temperature per head."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class SelfAttention(nn.Module):
         streams: Streams,
         kept: Tensor | None = None,
     ) -> Tensor:
-        """``(R, L, C) -> (R, L, C)``; with ``kept`` only these rows have values and a result."""
+        """Attend, ``(R, L, C) -> (R, L, C)``; if ``kept`` is given, only these rows have values and a result."""
         hidden = hidden.to(self.to_v.weight.dtype)
-        values = split_heads(self.to_v(hidden if kept is None else hidden[kept]), self.num_heads)
+        values = split_heads(self.to_v(hidden if kept is None else hidden[kept]), self.num_heads)  # (R, H, L, D)
         queries, keys = linear(streams.owners(hidden), self.to_qk.weight).chunk(2, dim=-1)
         queries, keys = (split_heads(states, self.num_heads) for states in (queries + self.q_bias, keys))
         temperature = self.log_temperature.float().clamp(max=MAX_LOG_TEMPERATURE).exp()
@@ -71,7 +71,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries of image tokens to keys and values of text, which are the same at every scale."""
+    """Image tokens attend to the text, whose keys and values are the same at every scale."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -80,23 +80,26 @@ class CrossAttention(nn.Module):
         self.to_v, self.proj = nn.Linear(width, width), nn.Linear(width, width)
 
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the text ``(R, T, C)``: ``(R, H, T, D)`` each."""
+        """Project the text ``(R, T, C)`` to keys and values, ``(R, H, T, D)`` each."""
         context = context.to(self.to_k.weight.dtype)
         return split_heads(self.to_k(context), self.num_heads), split_heads(self.to_v(context), self.num_heads)
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """``(R, L, C) -> (R, L, C)``; ``mask`` ``(R, 1, 1, T)`` is false on padding."""
+        """Attend to the text, ``(R, L, C) -> (R, L, C)``; ``mask`` ``(R, 1, 1, T)`` is false on padding."""
         queries = split_heads(self.to_q(hidden.to(self.to_q.weight.dtype)), self.num_heads)
         out = attention(queries, keys, values, queries.shape[-1] ** -0.5, mask)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
 class InfinityBlock(nn.Module):
-    """Hidden states stay in float32 from block to block; matrices work in the precision of their weights."""
+    """Self-attention, cross-attention and feed-forward layer with shared adaptive layer norms.
+
+    Hidden states stay in float32 from block to block; matrices work in the precision of their weights.
+    """
 
     def __init__(self, width: int, num_heads: int, hidden_width: int) -> None:
         super().__init__()
-        # Rows: two gates, two scales, two shifts; the first of each belongs to self-attention.
+        # Rows: two gates, two scales, two shifts; of each pair the first is for self-attention, the other for fc1, fc2.
         self.ada = nn.Parameter(torch.zeros(6, width))
         self.self_attention = SelfAttention(width, num_heads)
         self.cross_norm = nn.LayerNorm(width, eps=EPS)
@@ -105,7 +108,7 @@ class InfinityBlock(nn.Module):
 
     @torch.no_grad()
     def start_close_to_identity(self, depth: int) -> None:
-        """Shrink what this block, one of ``depth``, adds to the hidden states before training."""
+        """Initialise so that this block, one of ``depth``, adds little to the hidden states."""
         nn.init.normal_(self.ada, std=self.ada.shape[-1] ** -0.5)
         self.ada[:2].mul_(5e-6)
         self.ada[2:].mul_(1e-3)
@@ -122,18 +125,18 @@ class InfinityBlock(nn.Module):
         streams: Streams,
         kept: Tensor | None = None,
     ) -> Tensor:
-        """One block.
+        """Pass tokens through the block.
 
         Args:
-            index: Of the block.
-            hidden: ``(R, L, C)``.
+            index: Number of the block, from 0.
+            hidden: Hidden states, ``(R, L, C)``.
             condition: ``ada (R, 6, C)``, ``keys`` and ``values (R, H, T, D)``, and if text is padded ``mask``.
-            rotation: Of the tokens.
-            memory: Of earlier scales.
-            streams: How rows belong together.
-            kept: Rows that go on beyond queries and keys, None for all.
+            rotation: Rotary cosines and sines of the tokens.
+            memory: Keys and values of earlier scales.
+            streams: Which rows are paths of one image.
+            kept: Rows that go on beyond queries and keys; None for all.
         """
-        _, _, scale, _, shift, _ = condition["ada"].unsqueeze(2).unbind(1)
+        _, _, scale, _, shift, _ = condition["ada"].unsqueeze(2).unbind(1)  # (R, 1, C) each
         modulated = normed(hidden) * (1 + scale) + shift
         change = self.self_attention(index, modulated, rotation, memory, streams, kept)
         if kept is not None:

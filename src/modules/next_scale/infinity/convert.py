@@ -1,4 +1,4 @@
-"""Infinity's published files to our classes: names, layouts, and what the shapes tell of the architecture."""
+"""Load Infinity's published files into our classes: translate names and layouts, read the architecture from shapes."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -34,12 +34,12 @@ RENAMED = (
     (r"\.mat_q\.", ".to_q."),
     (r"\.v_bias$", ".to_v.bias"),
 )
-"""Published names of the transformer's tensors, and ours, one rule after the other."""
+"""Rules that turn published names of the transformer's tensors into ours, applied in this order."""
 DERIVED = r"(^|\.)(zero_k_bias|lvl_1L|attn_bias_for_masking|Infinity_visible_kvlen|Infinity_invisible_qlen)$"
-"""Stored, but zero, or derived from the schedule."""
+"""Tensors that published files hold but the model does not need: they are zero or follow from the schedule."""
 UNUSED = r"^quantizer?\.lfq\.mask$"
 WRAPPER = r"(\.(conv|norm))+\.(weight|bias)$"
-"""Convolutions and norms of the tokenizer are wrapped once, twice or, in other spellings, not at all."""
+"""Published names of the tokenizer wrap convolutions and norms once, twice or not at all (``conv.conv.weight``)."""
 
 
 def load_pipeline(
@@ -54,13 +54,13 @@ def load_pipeline(
     """Load the published parts; ``save_pretrained`` of the result writes a folder in diffusers' layout.
 
     Args:
-        transformer: File or sharded folder, local or as ``OWNER/REPOSITORY/NAME`` on the hub.
-        vae: The same of the image tokenizer.
+        transformer: File or sharded folder of the transformer, local or as ``OWNER/REPOSITORY/NAME`` on the hub.
+        vae: File or folder of the image tokenizer, given alike.
         text_encoder: Hub id or local folder of the T5 encoder, with its tokenizer.
-        dtype: Working precision; what chooses bits stays in float32.
-        ema: Of a trainer's checkpoint, whether to take the averaged weights.
-        sampling: What this model's calls leave open, see ``InfinityPipeline``.
-        placement: Where it works; by default on the CPU.
+        dtype: Working precision; the parts that choose bits stay in float32.
+        ema: Whether to take the averaged weights of a trainer's checkpoint.
+        sampling: The model's own values of arguments that a call leaves out, see ``InfinityPipeline``.
+        placement: Where the parts work; by default on the CPU.
 
     Raises:
         ValueError: If a file is missing, incomplete or damaged, the parts do not match, or ``dtype`` is unknown.
@@ -78,13 +78,13 @@ def load_pipeline(
 def load_transformer(
     path: Path, latent_channels: int, dtype: torch.dtype = torch.float32, ema: bool = False
 ) -> InfinityTransformer:
-    """Read a published file, a sharded folder or a trainer's checkpoint; its architecture shows in the shapes.
+    """Read a published file, a sharded folder or a trainer's checkpoint; the shapes tell the architecture.
 
     Args:
-        path: Of the file or folder.
+        path: The file or folder.
         latent_channels: Bits of a cell of the image tokenizer: they tell whether a token is one cell or 2 x 2.
-        dtype: Of all but the exact parts.
-        ema: Of a trainer's checkpoint, whether to take the averaged weights.
+        dtype: Precision of all but the exact parts.
+        ema: Whether to take the averaged weights of a trainer's checkpoint.
 
     Raises:
         ValueError: If it is incomplete, damaged, or was trained with another image tokenizer.
@@ -103,7 +103,7 @@ def load_transformer(
 
 
 def _of_trainer(stored: Mapping[str, Any], ema: bool, source: object) -> Mapping[str, Tensor]:
-    """The transformer's tensors, which a trainer's checkpoint holds twice beside other things."""
+    """Pick the transformer's tensors; a trainer's checkpoint holds them twice, beside other things."""
     if "trainer" not in stored:
         return stored
     name = "gpt_ema_fsdp" if ema else "gpt_fsdp"
@@ -113,7 +113,7 @@ def _of_trainer(stored: Mapping[str, Any], ema: bool, source: object) -> Mapping
 
 
 def load_tokenizer(path: Path, dtype: torch.dtype = torch.float32) -> BSQTokenizer:
-    """Read a published image tokenizer; its architecture shows in the shapes.
+    """Read a published image tokenizer; the shapes tell the architecture.
 
     Raises:
         ValueError: If it is incomplete, damaged, or of another architecture.
@@ -127,13 +127,13 @@ def load_tokenizer(path: Path, dtype: torch.dtype = torch.float32) -> BSQTokeniz
 
 
 def transformer_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of ``InfinityTransformer`` from those of a published state dict, which share memory with them."""
+    """Rename a published state dict for ``InfinityTransformer``; the tensors share memory with the published ones."""
     flat = _without_chunks({name: tensor for name, tensor in published.items() if not re.search(DERIVED, name)})
     return {name: tensor for old, stored in flat.items() for name, tensor in _ours(_renamed(old), stored)}
 
 
 def tokenizer_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of ``BSQTokenizer`` from those of a published state dict."""
+    """Rename a published state dict for ``BSQTokenizer``."""
     return {re.sub(WRAPPER, r".\3", name): tensor for name, tensor in published.items() if not re.search(UNUSED, name)}
 
 
@@ -144,7 +144,7 @@ def _renamed(name: str) -> str:
 
 
 def _without_chunks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Number all blocks in one row: ``block_chunks.i.module.j`` is block ``i * chunk + j``."""
+    """Number all blocks through: ``block_chunks.i.module.j`` becomes block ``i * chunk + j``."""
     pattern = re.compile(r"^block_chunks\.(\d+)\.module\.(\d+)\.")
     places = [(int(found[1]), int(found[2])) for name in tensors if (found := pattern.match(name))]
     chunk = 1 + max((place for _, place in places), default=0)
@@ -155,7 +155,7 @@ def _without_chunks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _ours(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """A tensor in our layout, or the two that it is split into."""
+    """Yield a tensor in our layout: queries and keys are one matrix, values another."""
     stem = name.removesuffix("mat_qkv.weight").removesuffix("mat_kv.weight")
     if stem == name:
         yield name, _shaped(name, tensor)
@@ -175,7 +175,7 @@ def _shaped(name: str, tensor: Tensor) -> Tensor:
 
 
 def transformer_config(state: Mapping[str, Tensor], source: object) -> dict[str, Any]:
-    """Arguments of ``InfinityTransformer`` that the shapes of its tensors tell.
+    """Read the arguments of ``InfinityTransformer`` from the shapes of its tensors.
 
     Raises:
         ValueError: If one of these tensors is missing.
@@ -194,7 +194,7 @@ def transformer_config(state: Mapping[str, Tensor], source: object) -> dict[str,
 
 
 def tokenizer_config(state: Mapping[str, Tensor], source: object) -> dict[str, Any]:
-    """Arguments of ``BSQTokenizer`` that the shapes of its tensors tell.
+    """Read the arguments of ``BSQTokenizer`` from the shapes of its tensors.
 
     Raises:
         ValueError: If one of these tensors is missing.
@@ -220,7 +220,7 @@ def _shape(state: Mapping[str, Tensor], name: str, source: object) -> torch.Size
 
 
 def _local(path: str) -> Path:
-    """A local path as it is; the third and later parts of a hub path, fetched."""
+    """Return a local path as it is; fetch ``NAME`` of the hub path ``OWNER/REPOSITORY/NAME``."""
     found = Path(path).expanduser()
     if found.exists() or path.startswith((".", "/", "~")):
         return found

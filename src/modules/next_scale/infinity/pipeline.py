@@ -1,4 +1,7 @@
-"""Prompts to images with Infinity, like any diffusers pipeline."""
+"""Infinity as a diffusers pipeline: prompts to images.
+
+Shapes: B images, T tokens of text, E width of text, d bits of a cell, H x W cells, a cell is s x s pixels.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,23 +27,23 @@ from src.modules.next_scale.schedule import INFINITY_PREFIXES, ScaleSchedule, Sc
 
 Texts = str | Sequence[str]
 SAMPLING = {"guidance_scale": 3.0, "temperature": 0.5, "top_k": 0, "top_p": 0.97, "cfg_insertion_layer": (0,)}
-"""What a call leaves open, unless a model has settings of its own."""
+"""Values of the arguments that a call leaves out, unless the model has settings of its own."""
 
 
 class InfinityPipeline(NextScalePipeline):
-    """Text to images of any size that the schedules have.
+    """Draws images from text, in any size that the schedules have.
 
     Args:
         transformer: Predicts the next scale's bits.
         vae: Turns sums of codes into images.
-        text_encoder: T5.
-        tokenizer: Of the text encoder.
+        text_encoder: Encodes prompts, a T5 encoder.
+        tokenizer: Tokenizer of the text encoder.
         scale_grids: Height / width as text to rows and columns of its grids, coarse to fine; None for Infinity's own.
         scale_prefixes: Name of a pixel budget to how many of the grids it takes; None for Infinity's own.
-        sampling: Arguments that this model's calls have where they say nothing, if they are not those of ``SAMPLING``.
+        sampling: The model's own values of arguments that a call leaves out, where they differ from ``SAMPLING``.
 
     Raises:
-        ValueError: If the parts are not of one model, or calls have no such argument.
+        ValueError: If the parts do not belong to one model, or ``sampling`` names an unknown argument.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -80,16 +83,16 @@ class InfinityPipeline(NextScalePipeline):
 
     @property
     def cell(self) -> int:
-        """Pixels of a token's side."""
+        """Side of a token in pixels."""
         return self.vae.config.patch_size * (2 if self.transformer.config.patchify else 1)
 
     @property
     def num_scales(self) -> int:
-        """Passes of one image of the default size."""
+        """Number of scales of an image of the default size."""
         return len(self.schedule().grids)
 
     def schedule(self, height: int | None = None, width: int | None = None) -> ScaleSchedule:
-        """Grids of an image of this size; by default of the largest square.
+        """Return the grids of an image of this size; by default of the largest square.
 
         Raises:
             ValueError: If only one of the sizes is given, or one is not positive.
@@ -105,13 +108,13 @@ class InfinityPipeline(NextScalePipeline):
     def encode_image(
         self, images: Sequence[Image.Image], num_scales: int, height: int | None = None, width: int | None = None
     ) -> Tensor:
-        """Running sum of each image's codes after its first scales, ``(B, d, H, W)``.
+        """Encode images to the running sum of their codes after the first scales, ``F_s``: ``(B, d, H, W)``.
 
         Args:
-            images: Of any size; resized to cover and cropped in the centre.
-            num_scales: How many scales.
-            height: Of the image that is to be drawn; see ``schedule``.
-            width: The same.
+            images: Images of any size; they are resized to cover the drawn size and cropped in the centre.
+            num_scales: Number of scales s to add up.
+            height: Height of the image that is to be drawn, see ``schedule``.
+            width: Width of the image that is to be drawn.
         """
         grids = cell_grids(self.schedule(height, width), self.transformer.config.patchify)
         rows, columns = (side * self.vae.config.patch_size for side in grids[-1])
@@ -120,11 +123,11 @@ class InfinityPipeline(NextScalePipeline):
 
     @property
     def max_tokens(self) -> int:
-        """Of a prompt."""
+        """Largest number of tokens of a prompt."""
         return min(self.tokenizer.model_max_length, self.transformer.config.max_text_length)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Refuse prompts that would have to be cut.
+        """Refuse prompts that would have to be truncated.
 
         Raises:
             ValueError: If one is too long for the transformer.
@@ -133,7 +136,7 @@ class InfinityPipeline(NextScalePipeline):
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], truncate: bool = False) -> tuple[Tensor, Tensor]:
-        """States of the text encoder ``(B, T, E)``, and which of them are no padding, boolean ``(B, T)``.
+        """Return states of the text encoder ``(B, T, E)``, and which of them are not padding, boolean ``(B, T)``.
 
         Raises:
             ValueError: If a prompt is too long for the transformer and is not to be truncated.
@@ -148,7 +151,7 @@ class InfinityPipeline(NextScalePipeline):
 
     @torch.no_grad()
     def decode(self, feature: Tensor) -> Tensor:
-        """Running sums ``(B, d, H, W)`` to images ``(B, 3, H s, W s)`` in [-1, 1], one at a time to save memory."""
+        """Decode running sums ``(B, d, H, W)`` one at a time, for memory, to images ``(B, 3, H s, W s)`` in [-1, 1]."""
         return torch.cat([self.vae.decode(each) for each in feature.split(1)])
 
     @torch.no_grad()
@@ -170,26 +173,27 @@ class InfinityPipeline(NextScalePipeline):
         truncate: bool = False,
         callback_on_scale_end: Sequence[OnScale] = (),
     ) -> ImagePipelineOutput | tuple[list[Image.Image] | Tensor]:
-        """Draw images, RGB; 8-bit ones are rounded to the nearest value (the published code cuts off).
+        """Draw RGB images; 8-bit ones are rounded to the nearest value (the published code rounds down).
 
-        Settings of sampling that are None are the model's own, see ``sampling``.
+        Arguments of sampling that are None take the model's own values, see ``sampling``.
 
         Args:
-            prompt: One, or several different ones.
+            prompt: One prompt, or several different ones.
             negative_prompt: What guidance leads away from: one for all prompts, or one for each; by default no text.
-            height: In pixels; the schedules' nearest shape and size is drawn. By default the largest square.
-            width: The same.
-            guidance_scale: ``g l_c + (1 - g) l_u``, for all scales or for each; 1 is no guidance.
-            temperature: Of the bits, for all scales or for each.
-            top_k: Of the two values of a bit: 1 takes the likelier, others change nothing.
-            top_p: Values less likely than ``1 - top_p`` are not drawn; 0 for all.
+            height: Wanted height in pixels; the nearest shape and size is drawn. By default the largest square.
+            width: Wanted width in pixels, given together with ``height``.
+            guidance_scale: Factor g in ``g l_c + (1 - g) l_u``, for all scales or for each; 1 is no guidance.
+            temperature: Divisor of the logits, for all scales or for each.
+            top_k: Number of values that a bit may take: 1 always takes the likelier, others change nothing.
+            top_p: Values that are less likely than ``1 - top_p`` are not drawn; 0 allows all.
             cfg_insertion_layer: Where guidance acts: 0 on the logits, -k on the output of the k-th block from the end.
-            num_images_per_prompt: Images of each prompt, beside each other.
-            generator: One, or one for each image: then an image does not depend on the others in the batch.
+            num_images_per_prompt: Number of images of each prompt; they are adjacent in the result.
+            generator: One generator, or one for each image: then an image does not depend on the rest of the batch.
             output_type: ``pil``, ``np``, ``pt`` (both in [0, 1]), or ``latent`` for the last running sum.
             return_dict: Whether to wrap the images like other pipelines.
             truncate: Whether to cut prompts that are too long instead of refusing them.
-            callback_on_scale_end: Called after each scale with its index and the ``Generation``, which they may change.
+            callback_on_scale_end: Hooks, called after each scale with its index and the ``Generation``, which they may
+                change.
 
         Raises:
             ValueError: If an argument is impossible.

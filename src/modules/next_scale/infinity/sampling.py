@@ -1,6 +1,7 @@
-"""Infinity in the loop of next-scale prediction: bits drawn from logits, added up, and read again on the next grid.
+"""Infinity in the loop of next-scale prediction: draws bits, adds up their codes, resizes the sum to the next grid.
 
-Shapes: P paths, R rows, L tokens of a scale, d bits of a cell, D bits of a token (d, or 4 d with patches of 2 x 2).
+Shapes: P paths, R rows of a pass, L tokens of a scale, h x w cells of a scale, d bits of a cell, D bits of a token (d,
+or 4 d if a token is 2 x 2 cells).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,34 +22,34 @@ from src.modules.next_scale.schedule import Grid, ScaleSchedule
 
 
 def cell_grids(schedule: ScaleSchedule, patchify: bool) -> list[Grid]:
-    """The tokenizer's grids: with ``patchify`` twice as fine as the tokens'."""
+    """Return the image tokenizer's grids: those of the tokens, or with ``patchify`` twice as many rows and columns."""
     factor = 2 if patchify else 1
     return [(factor * rows, factor * columns) for rows, columns in schedule.grids]
 
 
 def token_sequence(cells: Tensor, patchify: bool) -> Tensor:
-    """Cells of one scale in the order of tokens, row by row: ``(B, d, h, w) -> (B, L, D)``."""
+    """Lay out the cells of one scale as a sequence of tokens, row by row: ``(B, d, h, w) -> (B, L, D)``."""
     return (pixel_unshuffle(cells, 2) if patchify else cells).flatten(2).mT
 
 
 def cells_of(sequence: Tensor, grid: Grid, patchify: bool) -> Tensor:
-    """The way back: ``(B, L, D)`` on a grid of tokens to ``(B, d, h, w)``."""
+    """Invert ``token_sequence``: ``(B, L, D)`` on a grid of tokens to ``(B, d, h, w)``."""
     cells = sequence.mT.unflatten(-1, grid)
     return pixel_shuffle(cells, 2) if patchify else cells
 
 
 @dataclass
 class InfinityDraw:
-    """One call's model for ``generation.generate``; see ``NextScaleModel``.
+    """Infinity as ``loop.generate`` sees it for one call, a ``NextScaleModel``.
 
     Attributes:
-        transformer: Whose logits.
+        transformer: Predicts the logits.
         schedule: Grids of the tokens.
-        guidance: On the logits, for each scale; 1 is none.
-        temperature: For each scale.
-        top_k: Of the two values of a bit; 1 takes the likelier.
-        top_p: Values less likely than ``1 - top_p`` are not drawn.
-        block_guidance: For each scale, index of a block to the guidance on its output.
+        guidance: Guidance scale on the logits of each scale; 1 is no guidance.
+        temperature: Temperature of each scale.
+        top_k: Number of values that a bit may take: 1 always takes the likelier, 0 and 2 allow both.
+        top_p: Values that are less likely than ``1 - top_p`` are not drawn.
+        block_guidance: For each scale, index of a block to the guidance scale on its output.
     """
 
     transformer: InfinityTransformer
@@ -70,7 +71,7 @@ class InfinityDraw:
         top_p: float,
         cfg_insertion_layer: Sequence[int],
     ) -> "InfinityDraw":
-        """From a pipeline's arguments; see ``InfinityPipeline.__call__``.
+        """Build from the arguments of a call, see ``InfinityPipeline.__call__``.
 
         Raises:
             ValueError: If one of them is impossible.
@@ -94,7 +95,7 @@ class InfinityDraw:
         return cls(transformer, schedule, on_logits, temperatures, top_k, top_p, on_blocks)
 
     def __post_init__(self) -> None:
-        """Lay out grids."""
+        """Derive the grids of cells and the sizes that the loop asks for."""
         config = self.transformer.config
         self.num_scales, self.num_blocks = len(self.schedule.grids), config.depth
         self.cache_capacity: int | None = self.schedule.starts[-1]
@@ -105,22 +106,22 @@ class InfinityDraw:
 
     @cached_property
     def rotation(self) -> Rotation:
-        """Of all tokens; made when it is asked for, where the transformer then is."""
+        """Rotary cosines and sines of all tokens, made on first use on the device that the transformer then is on."""
         return self.transformer.rotation(self.schedule)
 
     def empty_feature(self, images: int) -> Tensor:
-        """Zeros on the finest grid of cells, float32."""
+        """Return zeros on the finest grid of cells, ``(images, d, H, W)``, float32."""
         return torch.zeros(images, self.channels, *self.cells[-1], device=self.rotation[0].device)
 
     def paired(self, scale_index: int) -> bool:
-        """Whether this or a later scale is guided."""
+        """Tell whether this or a later scale is guided."""
         on_logits = any(scale != 1 for scale in self.guidance[scale_index:])
         return on_logits or any(self.block_guidance[scale_index:])
 
     def logits(
         self, tokens: Tensor | None, scale_index: int, condition: Condition, cache: KeyValueCache, streams: Streams
     ) -> Tensor:
-        """Two for every bit, divided by the temperature: ``(R, L D, 2)``."""
+        """Predict the logits of 0 and of 1 for every bit, divided by the temperature: ``(R, L D, 2)``."""
         here = slice(*self.schedule.starts[scale_index : scale_index + 2])
         rotation = self.rotation[0][here], self.rotation[1][here]
         logits = self.transformer.scale_logits(
@@ -129,17 +130,17 @@ class InfinityDraw:
         return logits.div(self.temperature[scale_index]).flatten(1).unflatten(-1, (-1, 2))
 
     def residual(self, logits: Tensor, noise: Tensor, scale_index: int) -> Tensor:
-        """Draw bits; their codes on the grid of cells, ``(P, d, h, w)``."""
-        bits = draw(truncated(logits, self.top_k, self.top_p), noise)
+        """Draw bits, and return their codes on the grid of cells, ``(P, d, h, w)``."""
+        bits = draw(truncated(logits, self.top_k, self.top_p), noise)  # (P, L D)
         grid = self.schedule.grids[scale_index]
         return bit_codes(cells_of(bits.unflatten(1, (grid[0] * grid[1], -1)), grid, self.patchify))
 
     def accumulate(self, feature: Tensor, residual: Tensor, scale_index: int) -> Tensor:
-        """Add the codes, upsampled bilinearly."""
+        """Add the bilinearly upsampled codes to the running sum, ``(P, d, H, W)``."""
         return feature + resized(residual, self.cells[-1])
 
     def next_tokens(self, feature: Tensor, scale_index: int) -> Tensor:
-        """The running sum on the grid of the scale, bilinearly and without antialiasing, ``(P, L, D)``."""
+        """Resize the running sum bilinearly, without antialiasing, to the grid of the scale: ``(P, L, D)``."""
         return token_sequence(resized(feature, self.cells[scale_index]), self.patchify)
 
 

@@ -1,4 +1,4 @@
-"""What Infinity learns from: bits with errors as input, what mends them as target (arXiv 2412.04431, section 3.4).
+"""Bitwise self-correction: Infinity learns to mend bits that were flipped in its input (arXiv 2412.04431, section 3.4).
 
 Shapes: B images, N tokens of all scales, d bits of a cell, D bits of a token, H x W cells of the last scale.
 """
@@ -17,11 +17,11 @@ from src.modules.next_scale.schedule import ScaleSchedule
 
 @dataclass(frozen=True)
 class BitLesson:
-    """One batch for teacher forcing.
+    """Inputs and targets of one batch, for teacher forcing.
 
     Attributes:
-        tokens: Running sums of earlier scales on the grid of each scale but the first, ``(B, N - 1, D)``.
-        bits: Targets of all scales, ``(B, N, D)``, boolean.
+        tokens: Input of each scale but the first: the running sum of earlier scales on its grid, ``(B, N - 1, D)``.
+        bits: Target bits of all scales, ``(B, N, D)``, boolean.
     """
 
     tokens: Tensor
@@ -31,13 +31,13 @@ class BitLesson:
 def bit_lesson(
     features: Tensor, schedule: ScaleSchedule, patchify: bool = False, flips: Sequence[Tensor] = ()
 ) -> BitLesson:
-    """Quantise features with some bits flipped; targets are the right bits after the flipped history.
+    """Quantise features with some bits flipped; the targets are the bits that are right after this flipped history.
 
     Args:
-        features: Of the tokenizer's encoder, ``(B, d, H, W)``.
+        features: Features of the tokenizer's encoder, ``(B, d, H, W)``.
         schedule: Grids of the tokens.
         patchify: Whether a token is 2 x 2 cells.
-        flips: See ``random_flips``; none gives the plain bits.
+        flips: Which bits to flip, from ``random_flips``; empty to flip none.
     """
     grids = cell_grids(schedule, patchify)
     found = quantise(features, grids, flips)
@@ -51,14 +51,14 @@ def bit_lesson(
 def random_flips(
     features: Tensor, schedule: ScaleSchedule, patchify: bool, strength: float, generator: torch.Generator
 ) -> list[Tensor]:
-    """Which bits to flip, ``(B, d, h, w)`` of each scale; the probability, in whole percents, is drawn too.
+    """Draw which bits to flip, ``(B, d, h, w)`` for each scale, with a probability that is drawn in whole percents.
 
     Args:
-        features: Of the tokenizer's encoder, ``(B, d, H, W)``.
+        features: Features of the tokenizer's encoder, ``(B, d, H, W)``.
         schedule: Grids of the tokens.
         patchify: Whether a token is 2 x 2 cells.
         strength: Largest probability of a flip.
-        generator: Of all draws.
+        generator: Generator of all draws.
 
     Raises:
         ValueError: If ``strength`` is not a probability.
@@ -74,13 +74,13 @@ def random_flips(
 
 
 def bit_losses(logits: Tensor, bits: Tensor) -> Tensor:
-    """Cross-entropy of each token, mean over its bits: logits ``(B, N, 2 D)`` and bits ``(B, N, D)`` to ``(B, N)``."""
-    pairs = logits.float().unflatten(-1, (-1, 2))
+    """Cross-entropy of each token, averaged over its bits: logits ``(B, N, 2 D)``, bits ``(B, N, D)`` to ``(B, N)``."""
+    pairs = logits.float().unflatten(-1, (-1, 2))  # (B, N, D, 2): logits of 0 and of 1
     return cross_entropy(pairs.flatten(0, 2), bits.long().flatten(), reduction="none").view(bits.shape).mean(-1)
 
 
 def token_weights(schedule: ScaleSchedule, by_scale: bool) -> Tensor:
-    """Weights of all tokens' losses, ``(N,)``, of sum 1: all alike, or by scale as 1 / sqrt(its number of tokens)."""
+    """Weights of all tokens' losses, ``(N,)``, of sum 1: equal, or by ``1 / sqrt(h w)`` of the scale's h x w tokens."""
     lengths = torch.tensor(schedule.lengths, dtype=torch.float32)
     weights = (lengths**-0.5 if by_scale else torch.ones_like(lengths)).repeat_interleave(lengths.long())
     return weights / weights.sum()

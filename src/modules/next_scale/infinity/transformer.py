@@ -1,6 +1,6 @@
 """Infinity: next-scale prediction of bits from T5 text (arXiv 2412.04431).
 
-Shapes: R rows of a pass, L tokens of a scale, N of all scales, C width, H heads, D head width, T tokens of text,
+Shapes: R rows of a pass, L tokens of a scale, N tokens of all scales, C width, H heads, D head width, T tokens of text,
 E width of text, d bits of a token.
 """
 
@@ -26,7 +26,7 @@ NO_GUIDANCE: Mapping[int, float] = {}
 
 
 class TextPooling(nn.Module):
-    """A learnt query of each head sums a text up: ``(R, T, E) -> (R, C)``."""
+    """Attention pooling: one learnt query per head sums up a text, ``(R, T, E) -> (R, C)``."""
 
     def __init__(self, text_channels: int, width: int, num_heads: int) -> None:
         super().__init__()
@@ -35,28 +35,28 @@ class TextPooling(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
-        """``mask`` ``(R, 1, 1, T)`` is false on padding."""
+        """Pool the text; ``mask`` ``(R, 1, 1, T)`` is false on padding."""
         heads = len(self.query)
         keys, values = (to(text).unflatten(-1, (heads, -1)).transpose(1, 2) for to in (self.to_k, self.to_v))
         queries = self.query.expand(len(text), -1, -1, -1)
-        pooled = scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        pooled = scaled_dot_product_attention(queries, keys, values, attn_mask=mask)  # (R, H, 1, D)
         return self.proj(pooled.transpose(1, 2).flatten(1))
 
 
 class InfinityTransformer(PartlyExact, ModelMixin, ConfigMixin):
-    """Two logits for every bit of a scale from the running sum of the scales before.
+    """Predicts two logits for every bit of a scale from the running sum of earlier scales.
 
-    In half precision the blocks' matrices are so; everything else, and the hidden states, stay in float32.
+    Half precision applies to the matrices of the blocks; everything else and the hidden states stay in float32.
 
     Args:
         depth: Number of blocks.
-        width: Of a token.
-        num_heads: Of self- and cross-attention.
-        token_bits: Bits of a token: the tokenizer's, or four times as many with ``patchify``.
+        width: Width C of a token.
+        num_heads: Heads of self- and cross-attention.
+        token_bits: Bits d of a token: those of a tokenizer's cell, or four times as many with ``patchify``.
         patchify: Whether a token is 2 x 2 cells of the tokenizer.
-        text_channels: Width of the text encoder.
-        max_text_length: Rows of the table that stands for no text.
-        max_scales: Rows of the table of scales.
+        text_channels: Width E of the text encoder.
+        max_text_length: Rows of the learnt table that stands for the missing text of unconditional rows.
+        max_scales: Rows of the table of scale embeddings.
 
     Raises:
         ValueError: If the width does not split into heads, or the bits into cells.
@@ -98,10 +98,10 @@ class InfinityTransformer(PartlyExact, ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def condition(self, text: Tensor, mask: Tensor | None = None) -> Condition:
-        """Everything that does not change from scale to scale.
+        """Compute everything that depends on the text only, once for all scales.
 
         Args:
-            text: States of the text encoder, ``(R, T, E)``, padding on the right.
+            text: States of the text encoder, ``(R, T, E)``, padded on the right.
             mask: Which tokens are not padding, boolean ``(R, T)``; None if all of them.
 
         Returns:
@@ -125,11 +125,11 @@ class InfinityTransformer(PartlyExact, ModelMixin, ConfigMixin):
         return found if spread is None else Condition(found, mask=spread)
 
     def rotation(self, schedule: ScaleSchedule) -> Rotation:
-        """Rotary cosines and sines of all tokens, ``(N, D / 2)`` each, float32: rows first, then columns."""
+        """Return rotary cosines and sines of all tokens, ``(N, D / 2)`` each, float32: for rows, then columns."""
         device = self.word_embed.weight.device
         frequencies = rotary_frequencies(self.config.width // self.config.num_heads, device)
         places = torch.cat([positions(grid, schedule.position_grid, device) for grid in schedule.grids])
-        angles = (places[..., None] * frequencies).flatten(1)
+        angles = (places[..., None] * frequencies).flatten(1)  # (N, D / 2)
         return angles.cos(), angles.sin()
 
     def scale_logits(
@@ -142,36 +142,38 @@ class InfinityTransformer(PartlyExact, ModelMixin, ConfigMixin):
         streams: Streams,
         block_guidance: Mapping[int, float] = NO_GUIDANCE,
     ) -> Tensor:
-        """Logits of one scale, ``(R, L, 2 d)``, float32: for every bit those of 0 and of 1.
+        """Predict the logits of one scale, ``(R, L, 2 d)``, float32: for every bit the logit of 0, then that of 1.
 
         Args:
-            tokens: Running sum on the grid of the scale, ``(R, L, d)``; None at the first.
-            scale_index: Of the scale.
-            condition: See there.
-            rotation: Of the scale's tokens.
-            memory: Of earlier scales.
-            streams: How rows belong together; where it drops first paths, their rows are gone from the result.
-            block_guidance: Index of a block to the guidance on its output; rows are then half unconditional.
+            tokens: Running sum on the grid of the scale, ``(R, L, d)``; None at the first scale.
+            scale_index: Number of the scale, from 0.
+            condition: The result of ``condition``.
+            rotation: Rotary cosines and sines of the scale's tokens.
+            memory: Keys and values of earlier scales.
+            streams: Which rows are paths of one image; if it drops first paths, the result lacks their rows.
+            block_guidance: Index of a block to the guidance scale on its output; half of the rows are unconditional.
         """
         start = condition["start"] if tokens is None else self.word_embed(tokens.to(self.word_embed.weight))
         hidden = start + self.scale_embed.weight[scale_index]
         return self._logits(hidden, condition, rotation, memory, streams, block_guidance)
 
     def forward(self, tokens: Tensor, condition: Condition, schedule: ScaleSchedule) -> Tensor:
-        """Logits of all scales at once, each token seeing its own and all earlier scales (teacher forcing).
+        """Predict the logits of all scales at once; a token sees its own and all earlier scales (teacher forcing).
 
         Args:
             tokens: Running sums of earlier scales on the grid of each scale but the first, ``(R, N - 1, d)``.
-            condition: See there.
-            schedule: Of the tokens.
+            condition: The result of ``condition``.
+            schedule: Grids of the tokens.
 
         Returns:
-            ``(R, N, 2 d)``, float32.
+                Logits of 0 and of 1 for every bit, ``(R, N, 2 d)``, float32.
         """
-        lengths = torch.tensor(schedule.lengths, device=tokens.device)
+        lengths = torch.tensor(schedule.lengths, device=tokens.device)  # (scales,)
         scale_of = torch.repeat_interleave(torch.arange(len(lengths), device=tokens.device), lengths)
-        embedded = torch.cat([condition["start"], self.word_embed(tokens.to(self.word_embed.weight))], dim=1)
-        hidden = embedded + self.scale_embed(scale_of)
+        embedded = torch.cat(
+            [condition["start"], self.word_embed(tokens.to(self.word_embed.weight))], dim=1
+        )  # (R, N, C)
+        hidden = embedded + self.scale_embed(scale_of)  # (R, N, C)
         memory = MaskedAttention(scale_of[:, None] >= scale_of)
         return self._logits(hidden, condition, self.rotation(schedule), memory, Streams(), NO_GUIDANCE)
 
@@ -204,7 +206,7 @@ class InfinityTransformer(PartlyExact, ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Blocks start close to the identity and logits close to zero, as in the authors' training."""
+        """Initialise as the authors do: blocks start close to the identity, logits close to zero."""
         deviation = math.sqrt(1 / self.config.width / 3)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -222,13 +224,13 @@ class InfinityTransformer(PartlyExact, ModelMixin, ConfigMixin):
 
 
 def rotary_frequencies(head_width: int, device: torch.device) -> Tensor:
-    """Of one axis, half of the head's pairs: ``(D / 4,)``."""
+    """Return the rotary frequencies of one axis, which turns half of the head's pairs: ``(D / 4,)``."""
     half = head_width // 2
     return 10000.0 ** -(torch.arange(0, half, 2, device=device) / half)
 
 
 def positions(grid: Grid, position_grid: Grid, device: torch.device) -> Tensor:
-    """Row and column of each cell of a grid, measured on the finest one and rounded half to even: ``(L, 2)``."""
+    """Return row and column of each cell, measured on the finest grid and rounded half to even: ``(L, 2)``."""
     rows, columns = (
         torch.round(torch.arange(number, device=device) * (finest / number))
         for number, finest in zip(grid, position_grid, strict=True)

@@ -1,4 +1,7 @@
-"""The image tokenizer of VAR and Switti: convolutions around a residual codebook on a pyramid of square grids."""
+"""The image tokenizer of VAR and Switti: convolutions around a residual codebook on a pyramid of square grids.
+
+Shapes: B images, d channels of a code, V codes, n x n cells of a scale, N x N of the last, s x s pixels to a cell.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +22,11 @@ from src.modules.next_scale.tiles import TiledDecoding
 
 @dataclass(frozen=True)
 class Quantised:
-    """An image in indices of a codebook.
+    """Images as indices of a codebook.
 
     Attributes:
-        indices: For each scale, ``(B, n * n)``, row by row.
-        features: For each scale, the sum of everything so far, ``(B, d, N, N)``.
+        indices: Indices of each scale, row by row, ``(B, n * n)``.
+        features: Sum ``F_s`` of the contributions of all scales up to each, ``(B, d, N, N)``.
     """
 
     indices: list[Tensor]
@@ -31,14 +34,14 @@ class Quantised:
 
 
 class ResidualCodebook(nn.Module):
-    """One table of codes for all scales, and four convolutions (phi) that scales of similar size share.
+    """One table of codes for all scales, and four convolutions (phi) that neighbouring scales share.
 
-    Everything is computed in float32, whatever the weights: running sums add up many small corrections. And it is
-    computed where the codes are: the table is asked for at every scale, when a tokenizer may wait in main memory.
+    Everything is computed in float32 whatever the weights, because running sums add up many small corrections, and on
+    the device of the codes, because the table is needed at every scale while the tokenizer may be offloaded.
 
     Args:
-        num_codes: Rows of the table.
-        channels: Of a code.
+        num_codes: Number of codes V.
+        channels: Channels d of a code.
         smoothing: Share of the convolution in phi; the rest is the code itself.
     """
 
@@ -49,18 +52,19 @@ class ResidualCodebook(nn.Module):
         self.smoothing = smoothing
 
     def codes(self, weights: Tensor) -> Tensor:
-        """Rows of the table, ``(B, n * n) -> (B, d, n, n)``; or, of probabilities ``(B, n * n, V)``, their mean."""
+        """Look up indices ``(B, n * n)``, or average codes with weights ``(B, n * n, V)``: ``(B, d, n, n)``."""
         table = self.embedding.weight.to(weights.device, torch.float32)
         rows = weights @ table if weights.is_floating_point() else table[weights]
         return rows.mT.unflatten(-1, (round(rows.shape[1] ** 0.5), -1))
 
     def nearest(self, features: Tensor) -> Tensor:
-        """Index of the nearest code for every cell, ``(B, d, n, n) -> (B, n * n)``."""
+        """Find the index of the nearest code for every cell, ``(B, d, n, n) -> (B, n * n)``."""
         cells, table = features.flatten(2).mT, self.embedding.weight.float()
+        # Squared distance without the square of the cell, which is the same for all codes.
         return (table.square().sum(-1) - 2 * cells @ table.mT).argmin(-1)
 
     def contribution(self, codes: Tensor, scale_index: int, num_scales: int, side: int) -> Tensor:
-        """What a scale adds to the running sum: ``phi(bicubic(codes))``, ``(B, d, n, n) -> (B, d, side, side)``."""
+        """Compute what a scale adds to the running sum, ``phi(bicubic(codes))``: ``(B, d, side, side)``."""
         if codes.shape[-1] != side:
             codes = interpolate(codes, size=(side, side), mode="bicubic", align_corners=False)
         weight, bias = self.phi[phi_index(scale_index, num_scales, len(self.phi))].parameters()
@@ -68,12 +72,12 @@ class ResidualCodebook(nn.Module):
         return torch.lerp(codes, smoothed, self.smoothing)
 
     def forward(self, features: Tensor, sides: Sequence[int], num_scales: int | None = None) -> Quantised:
-        """Describe features scale by scale: each names the codes nearest to what is left of them on its grid.
+        """Quantise features scale by scale: the codes of each scale are nearest to the residual that earlier ones left.
 
         Args:
-            features: Of the encoder, ``(B, d, N, N)``.
-            sides: The whole schedule; which phi a scale has depends on its length.
-            num_scales: Stop after so many; None for all.
+            features: Features of the encoder, ``(B, d, N, N)``.
+            sides: Sides of all grids of the schedule; its length decides which phi a scale has.
+            num_scales: Number of scales to stop after; None for all.
         """
         residual, running = features.float(), torch.zeros_like(features, dtype=torch.float32)
         found = Quantised([], [])
@@ -87,7 +91,7 @@ class ResidualCodebook(nn.Module):
 
 
 def phi_index(scale_index: int, num_scales: int, count: int) -> int:
-    """Which phi a scale has: the nearest of ``count`` ticks on the way from the first scale to the last."""
+    """Return which phi a scale has: the nearest of ``count`` ticks between the first scale and the last."""
     ticks = np.linspace(1 / (3 * count), 1 - 1 / (3 * count), count)
     return int(np.abs(ticks - scale_index / (num_scales - 1)).argmin())
 
@@ -102,14 +106,14 @@ class PixelAttention(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Added to what came in."""
+        """Add to each position what it attends to."""
         queries, keys, values = self.qkv(self.norm(hidden)).flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)
-        attended = scaled_dot_product_attention(queries, keys, values).squeeze(1)
+        attended = scaled_dot_product_attention(queries, keys, values).squeeze(1)  # (B, H W, C)
         return hidden + self.proj_out(attended.mT.unflatten(-1, hidden.shape[-2:]))
 
 
 class Level(nn.Module):
-    """Blocks of one resolution, each with attention behind it at the lowest, and the way to the next resolution."""
+    """The residual blocks of one resolution, each followed by attention at the lowest, then the change of size."""
 
     def __init__(self, channels: Sequence[int], groups: int, attends: bool, resampling: nn.Module | None) -> None:
         super().__init__()
@@ -119,36 +123,36 @@ class Level(nn.Module):
         self.resampling = resampling or nn.Identity()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Blocks, then half or twice the size."""
+        """Apply the blocks, then halve or double the size."""
         for block, attn in zip(self.block, self.attn, strict=True):
             hidden = attn(block(hidden))
         return self.resampling(hidden)
 
 
 class Halving(nn.Conv2d):
-    """A 3 x 3 convolution of stride 2 that pads on the right and below only."""
+    """Halves the size: a 3 x 3 convolution of stride 2 that pads on the right and below only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, stride=2)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(B, C, H, W) -> (B, C, H / 2, W / 2)``."""
+        """Halve the size, ``(B, C, H, W) -> (B, C, H / 2, W / 2)``."""
         return super().forward(pad(hidden, (0, 1, 0, 1)))
 
 
 class Doubling(nn.Conv2d):
-    """Each pixel becomes four, then a 3 x 3 convolution."""
+    """Doubles the size: each pixel becomes four, then a 3 x 3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(B, C, H, W) -> (B, C, 2 H, 2 W)``."""
+        """Double the size, ``(B, C, H, W) -> (B, C, 2 H, 2 W)``."""
         return super().forward(interpolate(hidden, scale_factor=2.0, mode="nearest"))
 
 
 class Middle(nn.Module):
-    """Attention between two blocks, at the lowest resolution."""
+    """Two residual blocks with attention between them, at the lowest resolution."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -157,12 +161,12 @@ class Middle(nn.Module):
         self.block_2 = ResidualBlock(channels, channels, groups)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """One after the other."""
+        """Apply one after the other, ``(B, C, H, W) -> (B, C, H, W)``."""
         return self.block_2(self.attn_1(self.block_1(hidden)))
 
 
 class Encoder(nn.Module):
-    """``(B, 3, N s, N s) -> (B, d, N, N)``; ``down[0]`` is the highest resolution, every level but the last halves."""
+    """Images to features, ``(B, 3, N s, N s) -> (B, d, N, N)``; every level of ``down`` but the last halves."""
 
     def __init__(self, latent_channels: int, widths: Sequence[int], blocks: int, groups: int) -> None:
         super().__init__()
@@ -177,7 +181,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], latent_channels, 3, padding=1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Features, not quantised."""
+        """Return features that are not yet quantised."""
         hidden = self.conv_in(pixel_values)
         for level in self.down:
             hidden = level(hidden)
@@ -185,7 +189,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """``(B, d, N, N) -> (B, 3, N s, N s)``; ``up[0]`` is the highest resolution, every other level doubles."""
+    """Sums of codes to images, ``(B, d, N, N) -> (B, 3, N s, N s)``; every level of ``up`` but the first doubles."""
 
     def __init__(self, latent_channels: int, widths: Sequence[int], blocks: int, groups: int) -> None:
         super().__init__()
@@ -200,7 +204,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Pixel values, not clamped."""
+        """Return pixel values that are not yet clamped."""
         hidden = self.mid(self.conv_in(feature))
         for level in reversed(self.up):
             hidden = level(hidden)
@@ -208,19 +212,19 @@ class Decoder(nn.Module):
 
 
 class VQVAE(TiledDecoding, PartlyExact, ModelMixin, ConfigMixin):
-    """Images to indices of a codebook on a pyramid of grids, and sums of codes back to images.
+    """Encodes images to indices of a codebook on a pyramid of grids, and decodes sums of codes to images.
 
-    What chooses codes stays in float32 when the model is loaded in half precision: rounded, it would choose others.
-    The decoder attends to all cells of its lowest resolution; with tiling to those of one square.
+    The parts that choose codes stay in float32 when the model is loaded in half precision, because rounding would
+    change the choice. The decoder attends to all cells of its lowest resolution; with tiling, to those of one square.
 
     Args:
-        latent_channels: Of a code.
-        num_codes: In the codebook.
+        latent_channels: Channels d of a code.
+        num_codes: Number of codes V.
         base_channels: Width at full resolution.
-        channel_multipliers: Of the width, from full resolution down; each one after the first halves the size.
+        channel_multipliers: Factors of the width, from full resolution down; each one after the first halves the size.
         layers_per_block: Residual blocks of a resolution in the encoder; the decoder has one more.
-        smoothing: See ``ResidualCodebook``.
-        norm_num_groups: Of the group norms.
+        smoothing: Share of the convolution in phi, see ``ResidualCodebook``.
+        norm_num_groups: Groups of the group norms.
     """
 
     exact = ("encoder", "quant_conv", "quantize")
@@ -246,16 +250,16 @@ class VQVAE(TiledDecoding, PartlyExact, ModelMixin, ConfigMixin):
 
     @property
     def patch_size(self) -> int:
-        """Pixels of a cell's side."""
+        """Side s of a cell in pixels."""
         return 2 ** (len(self.config.channel_multipliers) - 1)
 
     @apply_forward_hook
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Images ``(B, 3, N s, N s)`` in [-1, 1] to float32 features ``(B, d, N, N)``, not quantised."""
+        """Encode images ``(B, 3, N s, N s)`` in [-1, 1] to float32 features ``(B, d, N, N)``, not yet quantised."""
         return self.quant_conv(self.encoder(pixel_values.to(self.quant_conv.weight))).float()
 
     def encode_scales(self, pixel_values: Tensor, sides: Sequence[int], num_scales: int | None = None) -> Quantised:
-        """Images in indices and running sums, see ``ResidualCodebook``.
+        """Encode and quantise images, see ``ResidualCodebook``.
 
         Raises:
             ValueError: If the images have another size than the schedule ends in.
@@ -268,6 +272,6 @@ class VQVAE(TiledDecoding, PartlyExact, ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def decode(self, feature: Tensor) -> Tensor:
-        """Sums of codes ``(B, d, N, N)`` to float32 images in [-1, 1]."""
+        """Decode sums of codes ``(B, d, N, N)`` to float32 images ``(B, 3, N s, N s)`` in [-1, 1]."""
         hidden = self.post_quant_conv(feature.to(self.post_quant_conv.weight))
         return self.decoded(self.decoder, hidden, self.patch_size).float().clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""Switti's published folders, each a config.json and one file of weights, to our classes."""
+"""Load Switti's published folders, each with a config.json and one file of weights, into our classes."""
 
 import json
 from collections.abc import Mapping
@@ -24,9 +24,9 @@ RENAMED = {
     "head_nm.ada_lin.1.": "head_ada_lin.",
     "ada_lin.1.": "ada_lin.",
 }
-"""Parts of the published names, and ours; everything else is called alike."""
+"""Parts of published names that we call otherwise, and our names."""
 DERIVED = {"lvl_1L", "attn_bias_for_masking", "quantize.ema_vocab_hit_SV"}
-"""Tensors that are stored but follow from the schedule, or only counted something in training."""
+"""Tensors that published files hold but the model does not need: they follow from the schedule or count codes."""
 
 
 def load_pipeline(
@@ -41,13 +41,13 @@ def load_pipeline(
     """Load the four published parts; ``save_pretrained`` of the result writes a folder in diffusers' layout.
 
     Args:
-        transformer: Hub id or local folder, such as ``yresearch/Switti``.
-        vae: The same of the VQ-VAE.
-        text_encoder: The same of CLIP ViT-L/14, with its tokenizer.
-        text_encoder_2: The same of OpenCLIP ViT-bigG/14, with its tokenizer.
-        dtype: Working precision; what chooses codes and what tells crops apart stay in float32.
-        sampling: What this model's calls leave open, see ``SwittiPipeline``.
-        placement: Where it works; by default on the CPU.
+        transformer: Hub id or local folder of the transformer, such as ``yresearch/Switti``.
+        vae: Hub id or local folder of the VQ-VAE.
+        text_encoder: Hub id or local folder of CLIP ViT-L/14, with its tokenizer.
+        text_encoder_2: Hub id or local folder of OpenCLIP ViT-bigG/14, with its tokenizer.
+        dtype: Working precision; the parts that choose codes and that embed crops stay in float32.
+        sampling: The model's own values of arguments that a call leaves out, see ``SwittiPipeline``.
+        placement: Where the parts work; by default on the CPU.
 
     Raises:
         ValueError: If a folder is missing, incomplete or damaged, the parts do not match, or ``dtype`` is unknown.
@@ -83,7 +83,7 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> Switti
 
 
 def load_vqvae(folder: Path, dtype: torch.dtype = torch.float32) -> VQVAE:
-    """Read a folder such as ``yresearch/VQVAE-Switti``; its architecture shows in the shapes.
+    """Read a folder such as ``yresearch/VQVAE-Switti``; the shapes tell the architecture.
 
     Raises:
         ValueError: If it is incomplete or damaged.
@@ -96,7 +96,7 @@ def load_vqvae(folder: Path, dtype: torch.dtype = torch.float32) -> VQVAE:
 
 
 def transformer_config(published: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path) -> dict[str, Any]:
-    """Arguments of ``SwittiTransformer``.
+    """Read the arguments of ``SwittiTransformer`` from its published configuration and the shapes of its tensors.
 
     Raises:
         ValueError: If ``config.json`` says too little, or describes what is not implemented.
@@ -129,7 +129,7 @@ def transformer_config(published: Mapping[str, Any], tensors: Mapping[str, Tenso
 
 
 def vqvae_config(tensors: Mapping[str, Tensor], source: Path) -> dict[str, Any]:
-    """Arguments of ``VQVAE``.
+    """Read the arguments of ``VQVAE`` from the shapes of its tensors.
 
     Raises:
         ValueError: If a tensor that tells them is missing.
@@ -149,14 +149,14 @@ def vqvae_config(tensors: Mapping[str, Tensor], source: Path) -> dict[str, Any]:
 
 
 def renamed(name: str) -> str:
-    """Our name of a published tensor."""
+    """Translate the published name of a tensor into ours."""
     for theirs, ours in RENAMED.items():
         name = name.replace(theirs, ours)
     return name
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Everything stored that a model needs, under our names.
+    """Read the tensors of a folder that a model needs, under our names.
 
     Raises:
         ValueError: If there is no file of weights, or it cannot be read without running code.

@@ -1,4 +1,7 @@
-"""Prompts to images with Switti, like any diffusers pipeline."""
+"""Switti as a diffusers pipeline: prompts to images.
+
+Shapes: B images, d channels of a code, N x N cells of the last scale, H x W pixels.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,19 +26,19 @@ from src.modules.next_scale.switti.transformer import SwittiTransformer
 
 
 class SwittiPipeline(NextScalePipeline):
-    """Text to square images of the transformer's size.
+    """Draws square images of the transformer's size from text.
 
     Args:
         transformer: Predicts the next scale's indices.
-        vae: Turns them into images.
-        text_encoder: CLIP ViT-L/14.
-        text_encoder_2: OpenCLIP ViT-bigG/14.
-        tokenizer: Of the first text encoder.
-        tokenizer_2: Of the second.
-        sampling: Arguments that this model's calls have where they say nothing, if they are not ``SwittiSampling``'s.
+        vae: Turns indices into images.
+        text_encoder: The first text encoder, CLIP ViT-L/14.
+        text_encoder_2: The second text encoder, OpenCLIP ViT-bigG/14.
+        tokenizer: Tokenizer of the first text encoder.
+        tokenizer_2: Tokenizer of the second text encoder.
+        sampling: The model's own values of arguments that a call leaves out, where they are not ``SwittiSampling``'s.
 
     Raises:
-        ValueError: If the parts are not of one model, or calls have no such argument.
+            ValueError: If the parts do not belong to one model, or ``sampling`` names an unknown argument.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
@@ -79,22 +82,22 @@ class SwittiPipeline(NextScalePipeline):
 
     @property
     def resolution(self) -> int:
-        """Image side in pixels."""
+        """Side of an image in pixels."""
         return self.transformer.sides[-1] * self.vae.patch_size
 
     @property
     def num_scales(self) -> int:
-        """Passes of one image."""
+        """Number of scales of an image."""
         return len(self.transformer.sides)
 
     @torch.no_grad()
     def encode_image(self, images: Sequence[Image.Image], num_scales: int) -> Tensor:
-        """Running sum of each image's codes after its first scales, ``(B, d, N, N)``."""
+        """Encode images to the running sum of their codes after the first scales, ``F_s``: ``(B, d, N, N)``."""
         pixel_values = fitted(images, self.resolution, self.resolution).to(self.vae.device)
         return self.vae.encode_scales(pixel_values, self.transformer.sides, num_scales).features[-1]
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Refuse prompts that would have to be cut.
+        """Refuse prompts that would have to be truncated.
 
         Raises:
             ValueError: If one is too long for a text encoder.
@@ -104,7 +107,7 @@ class SwittiPipeline(NextScalePipeline):
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], truncate: bool = False) -> Condition:
-        """Text as the transformer takes it, a row for each prompt.
+        """Encode prompts to what the transformer needs of them, one row for each prompt.
 
         Raises:
             ValueError: If a prompt is too long for the text encoders and is not to be truncated.
@@ -115,12 +118,12 @@ class SwittiPipeline(NextScalePipeline):
         encoders = ((self.text_encoder, first), (self.text_encoder_2, second))
         states = [encoder(tokens.input_ids.to(encoder.device)).last_hidden_state for encoder, tokens in encoders]
         mask = second.attention_mask.bool().to(states[1].device)
-        pooled = states[1][torch.arange(len(mask)), mask.sum(-1) - 1]
+        pooled = states[1][torch.arange(len(mask)), mask.sum(-1) - 1]  # (B, pooled_dim), at the end token
         return self.transformer.condition(torch.cat(states, dim=-1), mask, pooled)
 
     @torch.no_grad()
     def decode(self, feature: Tensor) -> Tensor:
-        """Running sums ``(B, d, N, N)`` to images ``(B, 3, H, W)`` in [-1, 1], one at a time to save memory."""
+        """Decode running sums ``(B, d, N, N)`` one at a time, for memory, to images ``(B, 3, H, W)`` in [-1, 1]."""
         return torch.cat([self.vae.decode(each) for each in feature.split(1)])
 
     @torch.no_grad()
@@ -143,25 +146,26 @@ class SwittiPipeline(NextScalePipeline):
         truncate: bool = False,
         callback_on_scale_end: Sequence[OnScale] = (),
     ) -> ImagePipelineOutput | tuple[list[Image.Image] | Tensor]:
-        """Draw images. Settings of sampling that are None are the model's own, see ``sampling``.
+        """Draw images. Arguments of sampling that are None take the model's own values, see ``sampling``.
 
         Args:
-            prompt: One, or several different ones.
+            prompt: One prompt, or several different ones.
             negative_prompt: What guidance leads away from: one for all prompts, or one for each; None is the empty one.
-            guidance_scale: Of the last scale, with a linear ramp from 0 at the first; or of each scale.
-            turn_on: First guided scale.
-            turn_off: First scale that is not guided any more; the number of scales guides all.
-            last_scale_temp: Temperature from ``turn_off`` on.
+            guidance_scale: Guidance t of the last scale, with a linear ramp from 0 at the first; or that of each scale.
+            turn_on: The first guided scale.
+            turn_off: The first scale after ``turn_on`` that is not guided; the number of scales guides all.
+            last_scale_temp: Temperature of the scales from ``turn_off`` on.
             more_smooth: Whether codes are mixed instead of chosen, at scales before ``turn_off``.
-            smooth_start: First scale at which they are.
-            top_k: Choose among so many codes; 0 for all.
-            top_p: Choose among the likeliest codes with so much probability; 0 for all.
-            num_images_per_prompt: Images of each prompt, beside each other.
-            generator: One, or one for each image: then an image does not depend on the others in the batch.
+            smooth_start: The first scale at which codes are mixed.
+            top_k: Number of likeliest codes to choose among; 0 for all.
+            top_p: Probability of the likeliest codes to choose among; 0 for all.
+            num_images_per_prompt: Number of images of each prompt; they are adjacent in the result.
+            generator: One generator, or one for each image: then an image does not depend on the rest of the batch.
             output_type: ``pil``, ``np``, ``pt`` (both in [0, 1]), or ``latent`` for the last running sum.
             return_dict: Whether to wrap the images like other pipelines.
             truncate: Whether to cut prompts that are too long instead of refusing them.
-            callback_on_scale_end: Called after each scale with its index and the ``Generation``, which they may change.
+            callback_on_scale_end: Hooks, called after each scale with its index and the ``Generation``, which they may
+                change.
 
         Raises:
             ValueError: If an argument is impossible.

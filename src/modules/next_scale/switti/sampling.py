@@ -1,4 +1,7 @@
-"""How Switti's codes are drawn, scale by scale."""
+"""Switti in the loop of next-scale prediction: draws codes, adds them up, pools the sum to the next grid.
+
+Shapes: P paths, R rows of a pass, d channels of a code, V codes, n x n cells of a scale, N x N cells of the last.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,18 +19,18 @@ from src.modules.next_scale.switti.transformer import SwittiTransformer
 
 @dataclass(frozen=True)
 class SwittiSampling:
-    """Guidance and choice of codes.
+    """How logits are guided and codes are chosen.
 
     Attributes:
-        guidance_scale: Logits are ``(1 + t) l_c - t l_u``, where t grows linearly from 0 at the first scale to this at
-            the last; or t of each scale.
-        turn_on: The first scale that is guided.
-        turn_off: The first that is not any more; None guides all.
+        guidance_scale: The t of the last scale in ``(1 + t) l_c - t l_u``, which grows linearly from 0 at the first; or
+            the t of each scale.
+        turn_on: The first guided scale.
+        turn_off: The first scale after ``turn_on`` that is not guided; None guides all.
         last_scale_temp: Temperature of the scales from ``turn_off`` on.
         more_smooth: Whether codes are mixed instead of chosen, at scales before ``turn_off``.
-        smooth_start: The first scale at which they are.
-        top_k: Choose among so many codes; 0 for all.
-        top_p: Choose among the likeliest codes with so much probability; 0 for all.
+        smooth_start: The first scale at which codes are mixed.
+        top_k: Number of likeliest codes to choose among; 0 for all.
+        top_p: Probability of the likeliest codes to choose among; 0 for all.
 
     Raises:
         ValueError: If one of them is impossible.
@@ -43,7 +46,7 @@ class SwittiSampling:
     top_p: float = 0.95
 
     def __post_init__(self) -> None:
-        """Refuse what no scale could follow."""
+        """Refuse impossible settings."""
         for name in ("turn_on", "turn_off", "smooth_start", "top_k"):
             value = getattr(self, name)
             if value is not None and value < 0:
@@ -57,7 +60,7 @@ class SwittiSampling:
             )
 
     def guidance(self, num_scales: int) -> list[float]:
-        """``1 + t`` of each scale; 1 is none.
+        """Return the guidance ``1 + t`` of each scale; 1 is no guidance.
 
         Raises:
             ValueError: If a list has another length than the schedule, or a scale is negative.
@@ -71,7 +74,7 @@ class SwittiSampling:
 
 
 class SwittiDraw:
-    """Switti as the loop of next-scale prediction sees it, see ``NextScaleModel``."""
+    """Switti as ``loop.generate`` sees it for one call, a ``NextScaleModel``."""
 
     def __init__(self, transformer: SwittiTransformer, vae: VQVAE, sampling: SwittiSampling) -> None:
         self.transformer, self.vae, self.sampling = transformer, vae, sampling
@@ -82,44 +85,45 @@ class SwittiDraw:
         self.stop = self.num_scales if sampling.turn_off is None else sampling.turn_off
 
     def empty_feature(self, images: int) -> Tensor:
-        """``(images, d, N, N)`` zeros, float32."""
+        """Return zeros, ``(images, d, N, N)``, float32."""
         side, weight = self.sides[-1], self.transformer.word_embed.weight
         return torch.zeros(images, weight.shape[1], side, side, device=weight.device)
 
     def paired(self, scale_index: int) -> bool:
-        """Whether this scale is guided or, where later scales will look back at it, one of those."""
+        """Tell whether this scale is guided, or a later one that will attend to it."""
         stop = self.num_scales if self.cache_capacity else scale_index + 1
         return any(scale != 1 for scale in self.guidance[scale_index:stop])
 
     def logits(
         self, tokens: Tensor | None, scale_index: int, condition: Condition, cache: KeyValueCache, streams: Streams
     ) -> Tensor:
-        """``(R, n * n, V)``."""
+        """Predict logits, divided by the temperature, ``(R, n * n, V)``."""
         logits = self.transformer.scale_logits(tokens, scale_index, condition, cache, streams)
         temperature = self.sampling.last_scale_temp
         return logits if temperature is None or scale_index < self.stop else logits / temperature
 
     def residual(self, logits: Tensor, noise: Tensor, scale_index: int) -> Tensor:
-        """Codes ``(P, d, n, n)``, chosen or mixed."""
+        """Choose or mix codes, ``(P, d, n, n)``."""
         smooth = self.sampling.more_smooth and self.sampling.smooth_start <= scale_index < self.stop
         found = self.mixture(logits, noise, scale_index) if smooth else self.chosen(logits, noise)
         return self.vae.quantize.codes(found)
 
     def chosen(self, logits: Tensor, noise: Tensor) -> Tensor:
-        """Indices ``(P, n * n)``."""
+        """Draw indices of codes, ``(P, n * n)``."""
         return draw(truncated(logits, self.sampling.top_k, self.sampling.top_p), noise)
 
     def mixture(self, logits: Tensor, noise: Tensor, scale_index: int) -> Tensor:
-        """Weights of all codes ``(P, n * n, V)``: Gumbel-softmax, sharper from scale to scale."""
+        """Draw weights of all codes ``(P, n * n, V)`` by Gumbel-softmax, which gets sharper from scale to scale."""
         progress = scale_index / (self.num_scales - 1)
         temperature = max(0.27 * (1 - 0.95 * progress), 0.005)
+        # Noise is Exp(1), so -log(noise) has the Gumbel distribution.
         return ((logits * (1 + progress) - noise.log()) / temperature).softmax(-1)
 
     def accumulate(self, feature: Tensor, residual: Tensor, scale_index: int) -> Tensor:
-        """``(P, d, N, N)``."""
+        """Add the codes, upsampled and smoothed by phi, to the running sum ``(P, d, N, N)``."""
         return feature + self.vae.quantize.contribution(residual, scale_index, self.num_scales, self.sides[-1])
 
     def next_tokens(self, feature: Tensor, scale_index: int) -> Tensor:
-        """``(P, n * n, d)``."""
+        """Pool the running sum to the grid of the scale, ``(P, n * n, d)``."""
         side = self.sides[scale_index]
         return pooled(feature, (side, side)).flatten(2).mT

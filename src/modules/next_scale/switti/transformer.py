@@ -1,10 +1,7 @@
 """Switti: next-scale prediction of codebook indices from two CLIP encoders' text (arXiv 2412.01819).
 
-Shapes: R rows of a pass, L tokens of a scale, N of all scales, C width, H heads, D head width, T tokens of text.
-
-A block of Switti's transformer.
-
-Shapes: R rows of a pass, L tokens, C width, H heads, D head width, T tokens of text.
+Shapes: R rows of a pass, L tokens of a scale, N tokens of all scales, C width, H heads, D head width, T tokens of text,
+d channels of a code, V codes.
 """
 
 import math
@@ -25,20 +22,20 @@ from src.modules.next_scale.loop import Condition, Streams
 EPS = 1e-6
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines ``(L, D / 2)`` of the rotary embedding."""
+"""Rotary cosines and sines of the tokens of this pass, ``(L, D / 2)`` each."""
 
 
 class Attention(Protocol):
-    """What a block's queries, keys and values go to: a ``KeyValueCache``, or all scales at once in training."""
+    """What a block attends with: a ``KeyValueCache`` when drawing, a ``MaskedAttention`` in training."""
 
     def attend(
         self, block: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float, first_stream: int = 0
     ) -> Tensor:
-        """See ``KeyValueCache.attend``."""
+        """Attend to the new tokens and to earlier scales, see ``KeyValueCache.attend``."""
 
 
 def normed(states: Tensor) -> Tensor:
-    """Layer norm without learnt gain."""
+    """Layer norm without gain and bias."""
     return layer_norm(states, states.shape[-1:], eps=EPS)
 
 
@@ -51,7 +48,7 @@ def _joined(heads: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Queries and keys normed over all heads together, then rotated."""
+    """Self-attention whose queries and keys are layer-normed over all heads together, then rotated."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -59,20 +56,20 @@ class SelfAttention(nn.Module):
         self.to_qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def queries_and_keys(self, hidden: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """``(R, L, C) -> (R, H, L, D)`` twice."""
+        """Project to queries and keys, ``(R, L, C) -> (R, H, L, D)`` each."""
         rows = slice(2 * hidden.shape[-1])
         queries, keys = linear(hidden, self.to_qkv.weight[rows], self.to_qkv.bias[rows]).chunk(2, dim=-1)
         turned = [rotate(_in_heads(normed(states), self.heads), *rotation) for states in (queries, keys)]
         return turned[0], turned[1]
 
     def values(self, hidden: Tensor) -> Tensor:
-        """``(R, L, C) -> (R, H, L, D)``."""
+        """Project to values, ``(R, L, C) -> (R, H, L, D)``."""
         rows = slice(2 * hidden.shape[-1], None)
         return _in_heads(linear(hidden, self.to_qkv.weight[rows], self.to_qkv.bias[rows]), self.heads)
 
 
 class CrossAttention(nn.Module):
-    """Attention to text, whose keys and values are made once for all scales."""
+    """Image tokens attend to the text, whose keys and values are the same at every scale."""
 
     def __init__(self, width: int, heads: int, text_dim: int) -> None:
         super().__init__()
@@ -81,18 +78,18 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def keys_and_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """``(R, T, text_dim) -> (R, H, T, D)`` twice."""
+        """Project the text ``(R, T, text_dim)`` to keys and values, ``(R, H, T, D)`` each."""
         keys, values = self.to_kv(text).chunk(2, dim=-1)
         return _in_heads(normed(keys), self.heads), _in_heads(values, self.heads)
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """``(R, L, C) -> (R, L, C)``."""
+        """Attend to the text, ``(R, L, C) -> (R, L, C)``; ``mask`` ``(R, 1, 1, T)`` is false on padding."""
         queries = _in_heads(normed(self.to_q(hidden)), self.heads)
         return self.proj(_joined(scaled_dot_product_attention(queries, keys, values, attn_mask=mask)))
 
 
 class FeedForward(nn.Module):
-    """Gated linear units with SiLU."""
+    """A gated feed-forward layer with SiLU (SwiGLU)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -102,20 +99,20 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(hidden_width, width, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(R, L, C) -> (R, L, C)``."""
+        """Apply the layer, ``(R, L, C) -> (R, L, C)``."""
         return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
 class CropEmbedding(nn.Module):
-    """Sizes and offsets in pixels as waves of learnt frequencies, ``(..., 4) -> (..., C)``, in float32."""
+    """Embeds sizes and offsets in pixels as waves of learnt frequencies, in float32."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(width // 8))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Sines and cosines of each number beside each other."""
-        phases = 2 * math.pi * pixels.float()[..., None] * self.weight.float()
+        """Concatenate sines and cosines of each number, ``(..., 4) -> (..., C)``."""
+        phases = 2 * math.pi * pixels.float()[..., None] * self.weight.float()  # (..., 4, C / 8)
         return torch.cat([phases.sin(), phases.cos()], dim=-1).flatten(-2)
 
 
@@ -134,7 +131,7 @@ class Block(nn.Module):
         self.crop_cond_scales = nn.Parameter(torch.zeros(1, width)) if use_crop_cond else None
 
     def condition(self, text: Tensor, pooled: Tensor, crop: Tensor | None) -> Condition:
-        """What the block needs of the text at every scale: ``ada (R, 6, C)``, ``keys`` and ``values (R, H, T, D)``."""
+        """Compute what the block needs of the text: ``ada (R, 6, C)``, ``keys`` and ``values (R, H, T, D)``."""
         if crop is not None and self.crop_cond_scales is not None:
             pooled = pooled + self.crop_cond_scales * crop
         keys, values = self.cross_attn.keys_and_values(self.attention_y_norm(text))
@@ -150,8 +147,9 @@ class Block(nn.Module):
         streams: Streams,
         kept: Tensor | None,
     ) -> Tensor:
-        """``(R, L, C) -> (R, L, C)``; if ``kept`` is given, only these rows go on beyond queries and keys."""
-        ada = condition["ada"].unsqueeze(2)
+        """Pass tokens on, ``(R, L, C) -> (R, L, C)``; with ``kept``, only these rows go beyond queries and keys."""
+        # Two gates, two scales, two shifts; of each pair the first is for self-attention, the other for the last layer.
+        ada = condition["ada"].unsqueeze(2)  # (R, 6, 1, C)
         modulated = self.self_attention_norm1(hidden) * (1 + ada[:, 2]) + ada[:, 4]
         queries, keys = self.attn.queries_and_keys(streams.owners(modulated), rotation)
         if kept is not None:
@@ -170,22 +168,22 @@ SCHEDULES = {
     512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
     1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
 }
-"""Sides of the grids that the released models draw on, by the image's side in pixels."""
+"""Side of the image in pixels to the sides of the grids that the released model draws on."""
 
 
 class SwittiTransformer(PartlyExact, ModelMixin, ConfigMixin):
-    """Logits of one scale's indices from the running sum of the scales before.
+    """Predicts the logits of one scale's indices from the running sum of earlier scales.
 
     Args:
         depth: Number of blocks.
-        width: Of a token.
-        num_heads: Of all attention.
-        sides: Of the square grids, from 1 to that of the image.
+        width: Width C of a token.
+        num_heads: Heads of self- and cross-attention.
+        sides: Sides of the square grids, from 1 to that of the whole image.
         text_dim: Width of both text encoders together.
         pooled_dim: Width of the second text encoder.
-        latent_channels: Of the tokenizer's codes.
-        num_codes: In the tokenizer's codebook.
-        use_ar: Whether tokens see earlier scales as well; otherwise only their own.
+        latent_channels: Channels d of the tokenizer's codes.
+        num_codes: Number of codes V in the tokenizer's codebook.
+        use_ar: Whether tokens see earlier scales and their own; otherwise they see only their own.
         use_crop_cond: Whether the model is told how its training images were cropped.
         rope_theta: Base of the rotary frequencies.
         rope_size: Rotary position of the last cell of every grid.
@@ -224,12 +222,12 @@ class SwittiTransformer(PartlyExact, ModelMixin, ConfigMixin):
 
     @property
     def sides(self) -> Sequence[int]:
-        """Of the grids."""
+        """Sides of the grids."""
         return self.config.sides
 
     @property
     def num_tokens(self) -> int:
-        """Of all scales."""
+        """Number of tokens N of all scales."""
         return sum(side**2 for side in self.sides)
 
     @apply_forward_hook
@@ -240,7 +238,7 @@ class SwittiTransformer(PartlyExact, ModelMixin, ConfigMixin):
         pooled: Tensor,
         size_and_crop: Sequence[float] | Tensor = (512.0, 512.0, 0.0, 0.0),
     ) -> Condition:
-        """Everything that does not change from scale to scale.
+        """Compute everything that depends on the text only, once for all scales.
 
         Args:
             text: States of both encoders side by side, ``(R, T, text_dim)``.
@@ -270,14 +268,14 @@ class SwittiTransformer(PartlyExact, ModelMixin, ConfigMixin):
         return self.crop_proj(self.crop_embed(pixels).to(self.crop_proj.weight))
 
     def forward(self, tokens: Tensor, condition: Condition) -> Tensor:
-        """Logits of all scales at once, from the inputs that the true codes lead to (teacher forcing).
+        """Predict the logits of all scales at once, from inputs that the true codes lead to (teacher forcing).
 
         Args:
             tokens: Running sums of earlier scales on the grid of each scale but the first, ``(R, N - 1, d)``.
-            condition: See there.
+            condition: The result of ``condition``.
 
         Returns:
-            ``(R, N, V)``, float32.
+                Logits of all codes, ``(R, N, V)``, float32.
         """
         areas = torch.tensor([side**2 for side in self.sides], device=tokens.device)
         scale_of = torch.repeat_interleave(torch.arange(len(areas), device=tokens.device), areas)
@@ -285,20 +283,20 @@ class SwittiTransformer(PartlyExact, ModelMixin, ConfigMixin):
         embedded = torch.cat([condition["start"], self.word_embed(tokens.to(self.word_embed.weight))], dim=1)
         cosines, sines = zip(*(self._rotation(side) for side in self.sides), strict=True)
         rotation = torch.cat(cosines), torch.cat(sines)
-        hidden = embedded + self.lvl_embed(scale_of)
+        hidden = embedded + self.lvl_embed(scale_of)  # (R, N, C)
         return self._logits(hidden, condition, rotation, MaskedAttention(visible), Streams())
 
     def scale_logits(
         self, tokens: Tensor | None, scale_index: int, condition: Condition, attention: Attention, streams: Streams
     ) -> Tensor:
-        """Logits of one scale, ``(R, L, V)``, float32.
+        """Predict the logits of one scale, ``(R, L, V)``, float32.
 
         Args:
-            tokens: Running sum on the grid of the scale, ``(R, L, d)``; None at the first.
-            scale_index: Of the scale.
-            condition: See there.
-            attention: Memory of earlier scales.
-            streams: How rows belong together; where it drops first paths, their rows are gone from the result.
+            tokens: Running sum on the grid of the scale, ``(R, L, d)``; None at the first scale.
+            scale_index: Number of the scale, from 0.
+            condition: The result of ``condition``.
+            attention: Keys and values of earlier scales.
+            streams: Which rows are paths of one image; if it drops first paths, the result lacks their rows.
         """
         start = condition["start"] if tokens is None else self.word_embed(tokens.to(self.word_embed.weight))
         hidden = start + self.lvl_embed.weight[scale_index]
@@ -322,7 +320,7 @@ class SwittiTransformer(PartlyExact, ModelMixin, ConfigMixin):
         exponents = torch.arange(width // heads // 4, device=device) * (4 * heads / width)
         frequencies = self.config.rope_theta**-exponents
         steps = torch.arange(side, device=device) * (self.config.rope_size / max(side - 1, 1))
-        columns, rows = steps.repeat(side), steps.repeat_interleave(side)
+        columns, rows = steps.repeat(side), steps.repeat_interleave(side)  # (L,) each, row by row
         angles = torch.cat([torch.outer(columns, frequencies), torch.outer(rows, frequencies)], dim=1)
         return angles.cos(), angles.sin()
 
