@@ -21,8 +21,7 @@ from src.modules.next_scale.infinity.sampling import InfinityDraw
 from src.modules.next_scale.infinity.transformer import InfinityTransformer
 from src.modules.next_scale.loop import Condition, Generation, OnScale, generate
 from src.modules.next_scale.schedule import INFINITY_PREFIXES, ScaleSchedules, infinity_grids
-from src.modules.style_svd.blending import StyleBlending
-from src.modules.style_svd.features import decay_weights, principal_features
+from src.modules.style_svd.blending import StyleBlending, decay_weights, principal_features
 
 BITS, TEXT_TOKENS, GUIDANCE = 32, 16, 3.0
 PRODUCT = {"cpu": 1024, "cuda": 8192}

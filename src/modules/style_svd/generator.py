@@ -12,8 +12,15 @@ from src.data.images import content_hash, load_image
 from src.data.request import Identity, ImageStyle, Request, Style, TextStyle
 from src.modules.generator import BatchedGenerator
 from src.modules.next_scale.pipeline import CallSettings, NextScalePipeline
-from src.modules.style_svd.blending import StyleBlending, check_steps
-from src.modules.style_svd.features import PrincipalFeatures, decay_weights, joined, principal_features, top_weights
+from src.modules.style_svd.blending import (
+    PrincipalFeatures,
+    StyleBlending,
+    check_steps,
+    decay_weights,
+    joined,
+    principal_features,
+    top_weights,
+)
 
 NOISES = ("shared", "independent")
 SPECTRA = "spectra"

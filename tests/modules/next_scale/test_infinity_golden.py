@@ -10,8 +10,7 @@ from src.modules.next_scale.infinity.bits import resized
 from src.modules.next_scale.infinity.sampling import InfinityDraw
 from src.modules.next_scale.infinity.training import bit_lesson, bit_losses, token_weights
 from src.modules.next_scale.loop import Generation, generate
-from src.modules.style_svd.blending import StyleBlending
-from src.modules.style_svd.features import decay_weights, principal_features
+from src.modules.style_svd.blending import StyleBlending, decay_weights, principal_features
 from tests.modules.next_scale.golden import golden
 from tests.modules.next_scale.tiny_infinity import (
     golden_condition,

@@ -14,8 +14,7 @@ from src.modules.next_scale.sampling import guided
 from src.modules.next_scale.switti.autoencoder import VQVAE
 from src.modules.next_scale.switti.sampling import SwittiDraw, SwittiSampling
 from src.modules.next_scale.switti.transformer import SwittiTransformer
-from src.modules.style_svd.blending import StyleBlending
-from src.modules.style_svd.features import decay_weights, principal_features
+from src.modules.style_svd.blending import StyleBlending, decay_weights, principal_features
 from tests.modules.next_scale.golden import golden
 from tests.modules.next_scale.tiny_switti import GOLDEN_SIDES, SIDES, golden_models, tiny_transformer, tiny_vqvae
 

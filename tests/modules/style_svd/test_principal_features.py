@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from src.modules.style_svd.features import (
+from src.modules.style_svd.blending import (
     blended_features,
     decay_weights,
     joined,

@@ -14,8 +14,7 @@ from PIL import Image
 
 from src.data.request import ImageStyle, Request, TextStyle
 from src.eval.draw import draw_missing
-from src.modules.style_svd.blending import StyleBlending
-from src.modules.style_svd.features import decay_weights, principal_features
+from src.modules.style_svd.blending import StyleBlending, decay_weights, principal_features
 from src.modules.style_svd.generator import SPECTRA, StyleGenerator
 from tests.modules.next_scale import tiny_infinity, tiny_switti
 
