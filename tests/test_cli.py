@@ -15,6 +15,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from src.run import cli
 from src.run.cli import respelled, sweep_dir
 from src.run.errors import explain
+from src.run.types import refuse_unknown
 
 
 def run(root, *arguments, **environment):
@@ -79,7 +80,7 @@ def test_what_no_constructor_takes_is_refused_before_a_job(root, override, sente
 
 
 def test_experiments_and_banks_need_no_plus(monkeypatch):
-    monkeypatch.setattr(cli, "typed", [])
+    monkeypatch.setattr(cli, "typed", {})
     monkeypatch.setattr(sys, "argv", ["eval.py", "experiment=x", "bank.rex=a", "references.rex=b", "seed=1"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     cli.friendly(lambda: None)()
@@ -178,9 +179,9 @@ def test_the_larger_recipe_of_the_self_supervised_encoder_sets_what_the_smaller_
 def test_old_keys_of_pretrainings_reach_the_configuration(root, name, old):
     typed = respelled([f"method.{key}={value}" for key, value in old.items()], "train.py")
     with initialize_config_dir(str(root / "conf"), version_base="1.3"):
-        # Hydra refuses a key that is not there.
         cfg = compose("train", [f"+experiment=world/{name}", *typed])
-    assert [OmegaConf.select(cfg, argument.partition("=")[0]) for argument in typed] == list(old.values())
+    refuse_unknown(cfg)
+    assert [OmegaConf.select(cfg, argument.partition("=")[0].lstrip("+")) for argument in typed] == list(old.values())
 
 
 def test_banks_reach_the_configuration(root):

@@ -1,4 +1,4 @@
-"""What every generator shares: requests are prepared once and drawn in batches, with one set of settings."""
+"""The base of all generators: they prepare each request once and draw in batches, with one set of settings."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -10,16 +10,16 @@ from PIL import Image
 from src.data.request import Identity, Request
 
 AUTO = "auto"
-"""The GPU where there is one, else the CPU."""
+"""Name of a device: the GPU if there is one, else the CPU."""
 Prepared = TypeVar("Prepared")
-"""A request as a generator draws it, such as a plain prompt, the places of its concepts and a seed."""
+"""A request in the form that a generator draws, such as a plain prompt, the positions of its concepts and a seed."""
 
 
 class BatchedGenerator(ABC, Generic[Prepared]):
-    """Draws requests a batch at a time; subclasses say what a request needs and draw one batch.
+    """Draws requests in batches; a subclass prepares a request and draws one batch.
 
     Args:
-        batch_size: Images at a time; does not change an image beyond rounding.
+        batch_size: Number of images drawn at a time; it does not change an image beyond rounding.
 
     Raises:
         ValueError: If it is not positive.
@@ -32,25 +32,25 @@ class BatchedGenerator(ABC, Generic[Prepared]):
 
     @abstractmethod
     def identity(self, prompt: str | None = None) -> Identity:
-        """What an image depends on beside prompt and seed; see ``src.data.request.Generator``."""
+        """Return what an image depends on beside prompt and seed; see ``src.data.request.Generator``."""
 
     @abstractmethod
     def prepare(self, request: Request) -> Prepared:
-        """What ``draw`` takes.
+        """Turn a request into what ``draw`` takes.
 
         Raises:
-            ValueError: If the request could not be drawn.
+            ValueError: If the request cannot be drawn.
         """
 
     @abstractmethod
     def draw(self, batch: Sequence[Prepared]) -> Sequence[Image.Image]:
-        """One image for each member of a batch."""
+        """Draw one image for each member of a batch."""
 
     def check(self, requests: Sequence[Request]) -> None:
-        """Refuse what could not be drawn.
+        """Refuse requests that cannot be drawn.
 
         Raises:
-            ValueError: As ``prepare``.
+            ValueError: As in ``prepare``.
         """
         for request in requests:
             self.prepare(request)
@@ -60,7 +60,7 @@ class BatchedGenerator(ABC, Generic[Prepared]):
         """Draw each request with its own seed; the result does not depend on what else is in the batch.
 
         Raises:
-            ValueError: As ``prepare``; nothing was drawn then.
+            ValueError: As in ``prepare``, before anything is drawn.
         """
         prepared = [self.prepare(request) for request in requests]
         drawn: dict[int, Image.Image] = {}
@@ -69,16 +69,16 @@ class BatchedGenerator(ABC, Generic[Prepared]):
         return [drawn[at] for at in range(len(requests))]
 
     def batches(self, requests: Sequence[Request]) -> Iterable[Sequence[int]]:
-        """Which requests are drawn together, by their places; as they come unless a subclass knows better."""
+        """Return the indices of requests that are drawn together; here they keep their order."""
         return (range(len(requests))[at] for at in self.slices(len(requests)))
 
     def slices(self, number: int) -> Iterator[slice]:
-        """``number`` things cut into batches."""
+        """Cut a sequence of ``number`` things into batches."""
         return (slice(start, start + self.batch_size) for start in range(0, number, self.batch_size))
 
 
 def own_sampling(known: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a model's calls leave open: what holds for its kind, and what it has of its own.
+    """Complete a model's own settings of drawing with those of its kind.
 
     Raises:
         ValueError: If there is no such argument.
@@ -88,7 +88,7 @@ def own_sampling(known: Mapping[str, Any], changes: Mapping[str, Any] | None) ->
 
 
 def settled(own: Mapping[str, Any], given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A call's settings: what is given, and the model's own where nothing or None is.
+    """Complete the settings of a call: the model's own stand for missing ones and None.
 
     Raises:
         ValueError: If there is no such setting.
@@ -109,11 +109,11 @@ def check_names(what: str, given: Iterable[str], known: Collection[str]) -> None
 
 
 def usable_device(name: str, key: str) -> torch.device:
-    """The device of this name.
+    """Return the device of this name.
 
     Args:
-        name: As torch names it, such as ``cuda:1``, or ``auto``.
-        key: The setting that named it, for the error.
+        name: Name of a torch device, such as ``cuda:1``, or ``auto``.
+        key: Setting that named it, for the error.
 
     Raises:
         ValueError: If torch cannot use it on this machine.

@@ -1,4 +1,4 @@
-"""What a method asks of a diffusion model: the frozen parts of one checkpoint, and the few questions about them.
+"""The interface between methods and diffusion models: the frozen parts of a checkpoint, and what methods ask of them.
 
 ``Backbone`` is the contract; ``unet.py`` and ``pixart.py`` implement it, and the tests in
 ``tests/modules/backbones/test_contract.py`` hold every implementation to it.
@@ -24,12 +24,12 @@ from src.modules.training.diffusion import diffusion_target, draw_noise
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SAMPLING: dict[str, Any] = {"num_inference_steps": 30, "guidance_scale": 5.0, "keep_context": False}
-"""How concepts are drawn where neither the backbone nor the call says it."""
+"""Settings of drawing, unless the backbone has its own or the call gives others."""
 
 
 @dataclass
 class Text:
-    """Prompts as a denoiser takes them.
+    """Encoded prompts, as a denoiser takes them.
 
     Attributes:
         prompt_embeds: States of the text encoders, ``(B, L, D)``.
@@ -42,13 +42,13 @@ class Text:
     mask: Tensor | None = None
 
     def rows(self, indices: Sequence[int]) -> "Text":
-        """The chosen prompts, in the given order."""
+        """Choose prompts, in the given order."""
         at = list(indices)
         pooled, mask = (None if part is None else part[at] for part in (self.pooled_prompt_embeds, self.mask))
         return replace(self, prompt_embeds=self.prompt_embeds[at], pooled_prompt_embeds=pooled, mask=mask)
 
     def joined(self, other: "Text") -> "Text":
-        """These prompts, then the others."""
+        """Concatenate these prompts and the others."""
 
         def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
             return None if first is None or second is None else torch.cat([first, second])
@@ -62,12 +62,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Noised:
-    """Latents with noise on them, and what the denoiser must make of them.
+    """Noisy latents, and what the denoiser must predict from them.
 
     Attributes:
-        noisy_latents: ``x_t``, ``(B, C, h, w)``.
-        timesteps: ``t`` of each image, ``(B,)``.
-        target: The noise or the velocity, as the noise schedule says, ``(B, C, h, w)``.
+        noisy_latents: Latents ``x_t``, ``(B, C, h, w)``.
+        timesteps: Timestep t of each image, ``(B,)``.
+        target: Noise or velocity, as the noise schedule says, ``(B, C, h, w)``.
     """
 
     noisy_latents: Tensor
@@ -76,17 +76,17 @@ class Noised:
 
 
 class Backbone(ABC):
-    """A stock pipeline and the questions that methods ask it; its weights are frozen and never changed.
+    """A stock pipeline behind the interface that methods use; its weights are frozen and never change.
 
     Args:
-        pipeline: One of ``pipelines``.
-        name: What it is called in banks and reports.
-        sampling: What suits this model where a call leaves it open, if it is not that of ``SAMPLING``.
+        pipeline: A pipeline of one of the classes in ``pipelines``.
+        name: Name of the model in banks and reports.
+        sampling: The model's own settings of drawing, where they differ from ``SAMPLING``.
 
     Attributes:
         denoiser: The UNet or transformer.
-        fingerprint: Hash of the weights that read text, 16 hexadecimal digits: a bank fits the model it was made for.
-        noise_scheduler: The training noise schedule.
+        fingerprint: Hash of the weights that read text, 16 hexadecimal digits; a bank fits only the same fingerprint.
+        noise_scheduler: Noise schedule of training.
 
     Raises:
         ValueError: If ``sampling`` has another key, or the pipeline is of another kind.
@@ -95,9 +95,9 @@ class Backbone(ABC):
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
     """Stock pipelines that this backbone takes."""
     incidental: ClassVar[tuple[str, ...]] = ("sampling",)
-    """Settings that change nothing of what is learnt from this model."""
+    """Settings that do not change what is learnt with this model."""
     option: ClassVar[str] = ""
-    """What a command adds to choose this kind of backbone, if the default one is of another kind."""
+    """Override that chooses this kind of backbone in a command; empty for the default kind."""
 
     def __init__(self, pipeline: DiffusionPipeline, name: str, sampling: Mapping[str, Any] | None = None) -> None:
         if not isinstance(pipeline, self.pipelines):
@@ -145,11 +145,11 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def denoiser(self) -> Any:
-        """What predicts noise or velocity; its cross-attention layers are called ``attn2``, as in all of diffusers."""
+        """The network that predicts noise or velocity; diffusers calls its cross-attention layers ``attn2``."""
 
     @abstractmethod
     def encoders(self) -> list[tuple[Any, nn.Module]]:
-        """Tokenizer and text encoder, one or several pairs; concepts are placed by the first."""
+        """Return one or several pairs of tokenizer and text encoder; the first tokenizer locates concepts."""
 
     @abstractmethod
     def encode_ids(self, ids: Sequence[Tensor]) -> Text:
@@ -161,36 +161,36 @@ class Backbone(ABC):
 
         Args:
             noised: Noisy latents and timesteps.
-            text: One row per image.
-            size_ids: SDXL's six numbers of each image's size and cut, ``(B, 6)``; None for whole images of this size.
+            text: Encoded prompts, one row per image.
+            size_ids: SDXL's time ids, the size and crop of each image, ``(B, 6)``; None for whole images of this size.
         """
 
     def as_read(self, prompt: str) -> str:
-        """What the stock pipeline makes of a prompt before it is tokenised; the length stays."""
+        """Change a prompt as the stock pipeline does before it tokenises it; its length stays."""
         return prompt
 
     def read_text(self, prompt_embeds: Tensor) -> Tensor:
-        """What the projections of ``text_layers`` read of text states ``(..., D)``: here the states themselves."""
+        """Turn text states ``(..., D)`` into the input of the projections of ``text_layers``: here the same."""
         return prompt_embeds
 
     def text_layers(self) -> dict[str, nn.Linear]:
-        """The projections from text to keys and values: ``k.<layer>`` and ``v.<layer>``, in module order."""
+        """Return the projections from text to keys and values: ``k.<layer>`` and ``v.<layer>``, in module order."""
         return cross_attention_projections(self.denoiser)
 
     @property
     def call(self) -> dict[str, Any]:
-        """Arguments that every call of the stock pipeline takes, so that prompts and sizes are taken as they are."""
+        """Arguments of every call of the stock pipeline, which keep it from changing prompts or sizes."""
         return {}
 
     @property
     def overrides(self) -> str:
-        """What names it on the command line; whatever configuration it came from, backbones differ in this alone."""
+        """Overrides that choose this backbone on the command line, whatever configuration it came from."""
         path = f"backbone.path={self.pipeline.name_or_path} backbone.dtype={str(self.dtype).removeprefix('torch.')}"
         return f"{self.option} {path}".lstrip()
 
     @property
     def identity(self) -> str:
-        """Name, weights that read text, and precision: what of it an image depends on."""
+        """Name, fingerprint and precision, which is what an image depends on."""
         return f"{self.name} {self.fingerprint} {self.dtype}"
 
     @property
@@ -205,7 +205,7 @@ class Backbone(ABC):
 
     @property
     def resolution(self) -> int:
-        """Native image side in pixels."""
+        """Native side of an image in pixels."""
         return int(self.denoiser.config.sample_size * self.pipeline.vae_scale_factor)
 
     def to(self, device: torch.device | str) -> "Backbone":
@@ -214,7 +214,7 @@ class Backbone(ABC):
         return self
 
     def settled(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Settings of a call of the stock pipeline: those given, and the model's own where none or None is given.
+        """Complete the settings of a call of the stock pipeline: the model's own stand for missing ones and None.
 
         Raises:
             ValueError: If there is no such setting.
@@ -234,11 +234,11 @@ class Backbone(ABC):
 
     @contextlib.contextmanager
     def modifier_embedded(self, vectors: Sequence[Tensor], positions: Tensor) -> Iterator[None]:
-        """While active, token ``positions[b]`` of prompt b is embedded as V* in every text encoder.
+        """While active, embed token ``positions[b]`` of prompt b as V* in every text encoder.
 
         Args:
-            vectors: One ``(D,)`` vector per text encoder; gradients flow into them.
-            positions: Shape ``(B,)``.
+            vectors: V* of each text encoder, ``(D,)``; gradients flow into them.
+            positions: Position of V* in each prompt, ``(B,)``.
         """
 
         def embed(vector: Tensor):
@@ -258,29 +258,29 @@ class Backbone(ABC):
                 handle.remove()
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Images ``(B, 3, H, W)`` in [-1, 1] to scaled latents ``(B, C, H/8, W/8)``: the mean of the posterior."""
+        """Encode images ``(B, 3, H, W)`` in [-1, 1] to scaled latents ``(B, C, H/8, W/8)``, the posterior's mean."""
         with torch.no_grad():
             latents = self.vae.encode(pixel_values.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
         return (latents * self.vae.config.scaling_factor).float()
 
     def corrupt(self, latents: Tensor, generators: list[torch.Generator]) -> Noised:
-        """Add noise at random timesteps; a sample's draw depends on its own generator, on the CPU, alone."""
+        """Add noise at random timesteps; the draw of a sample depends only on its own CPU generator."""
         noise, timesteps = draw_noise(latents, self.noise_scheduler.config.num_train_timesteps, generators)
         return self.noised(latents, noise, timesteps)
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Noised:
-        """``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise``, of noise ``(B, C, h, w)`` and timesteps ``(B,)``."""
+        """Compute ``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise``, with noise ``(B, C, h, w)`` and timesteps ``(B,)``."""
         target = diffusion_target(self.noise_scheduler, latents, noise, timesteps)
         return Noised(self.noise_scheduler.add_noise(latents, noise, timesteps), timesteps, target)
 
 
 def looks_local(path: str) -> bool:
-    """Whether a path means a folder here rather than a hub id: it starts like one, or its first folder exists."""
+    """Tell whether a path means a local folder and not a hub id: it starts like one, or its first folder exists."""
     return path.startswith((".", "/", "~")) or Path(*Path(path).parts[:1]).exists()
 
 
 def cross_attention_projections(denoiser: nn.Module) -> dict[str, nn.Linear]:
-    """The text projections of every cross-attention layer: ``k.<layer>`` and ``v.<layer>``, in module order.
+    """Find the text projections of every cross-attention layer: ``k.<layer>`` and ``v.<layer>``, in module order.
 
     Raises:
         ValueError: If keys and values were fused, which leaves nothing to hook.

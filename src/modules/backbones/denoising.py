@@ -1,4 +1,4 @@
-"""How well a model denoises given images under given texts: a loss whose noise comes from seeds alone."""
+"""Measure how well a model denoises given images under given texts, with noise that depends only on seeds."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,29 +11,29 @@ from src.modules.backbones.base import Backbone, Text
 from src.modules.training.diffusion import per_sample_mse
 
 LEVELS = (0.125, 0.375, 0.625, 0.875)
-"""Shares of the noise schedule: the middle of each quarter."""
+"""Timesteps at which errors are measured, as shares of the noise schedule: the middle of each quarter."""
 
 
 @torch.no_grad()
 def denoising_errors(
     backbone: Backbone, images: Sequence[Image.Image], text: Text, seeds: Sequence[int], resolution: int
 ) -> list[float]:
-    """Mean squared error of what the denoiser predicts, noise or velocity, averaged over ``LEVELS``, in float32.
+    """Compute the mean squared error of the predicted noise or velocity, averaged over ``LEVELS``, in float32.
 
-    The noise of an image is its seed's, so that the errors of two texts, or of two models of one backbone, can be
-    paired. What a method puts into the denoiser has to be there already.
+    An image gets the same noise for the same seed, so that the errors of two texts, or of two models of one backbone,
+    can be paired. A method must be installed in the denoiser beforehand.
 
     Args:
         backbone: Gives autoencoder, denoiser and noise schedule.
-        images: Any sizes.
-        text: One row per image.
-        seeds: One per image.
+        images: Images of any size.
+        text: Encoded prompts, one row per image.
+        seeds: Seed of each image's noise.
         resolution: Side of the square that images are fitted to.
 
     Returns:
-        One error per image; it does not depend on the rest of the batch beyond rounding.
+        The error of each image, which does not depend on the rest of the batch beyond rounding.
     """
-    latents = backbone.encode_images(fitted(images, resolution, resolution)).to(backbone.device)
+    latents = backbone.encode_images(fitted(images, resolution, resolution)).to(backbone.device)  # (B, C, h, w)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     text = replace(text, prompt_embeds=text.prompt_embeds.to(backbone.device, backbone.dtype))
     num_timesteps = backbone.noise_scheduler.config.num_train_timesteps

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from src.modules.backbones.base import Backbone, Noised, Text
 
 MAX_TOKENS = {PixArtAlphaPipeline: 120, PixArtSigmaPipeline: 300}
-"""Tokens of text that the stock pipelines take."""
+"""Number of text tokens that each stock pipeline takes."""
 
 
 class PixArtBackbone(Backbone):
     """A PixArt pipeline of any size.
 
-    Between T5 and the cross-attention stands a small projection of the text (``caption_projection``): a concept's rows
-    are what keys and values become behind it. T5 is told where the padding is, and so is the transformer.
+    A small network (``caption_projection``) stands between T5 and the keys and values of cross-attention, which a
+    concept's rows are taken from. T5 and the transformer both mask padding.
     """
 
     pipelines = (PixArtAlphaPipeline, PixArtSigmaPipeline)
@@ -34,26 +34,26 @@ class PixArtBackbone(Backbone):
 
     @property
     def call(self) -> dict[str, Any]:
-        """No rewritten prompts, whose tokens would stand elsewhere, and no other size than asked for."""
+        """Arguments that keep the pipeline from rewriting prompts, which would move their tokens, and from resizing."""
         return {"clean_caption": False, "use_resolution_binning": False}
 
     def as_read(self, prompt: str) -> str:
-        """PixArt reads lower case."""
+        """Lower the prompt's case, as PixArt does."""
         return prompt.lower()
 
     def encode_ids(self, ids: Sequence[Tensor]) -> Text:
-        """Encode token ids ``(B, L)``: T5's last hidden state, and which tokens are no padding."""
+        """Encode token ids ``(B, L)`` to T5's last hidden state, and mark which tokens are not padding."""
         tokens = ids[0].to(self.text_encoders[0].device)
         mask = (tokens != self.tokenizers[0].pad_token_id).long()
         return Text(self.text_encoders[0](tokens, attention_mask=mask).last_hidden_state, mask=mask)
 
     def read_text(self, prompt_embeds: Tensor) -> Tensor:
-        """T5 states ``(..., D)`` behind the caption projection, ``(..., width of the transformer)``."""
+        """Project T5 states ``(..., D)`` with the caption projection, ``(..., width of the transformer)``."""
         projection = self.denoiser.caption_projection
         return prompt_embeds if projection is None else projection(prompt_embeds)
 
     def denoise(self, noised: Noised, text: Text, size_ids: Tensor | None = None) -> Tensor:
-        """Predict noise, ``(B, C, h, w)``; a learnt variance, the second half of the channels, is dropped."""
+        """Predict noise, ``(B, C, h, w)``; the learnt variance in the second half of the channels is dropped."""
         predicted = self.denoiser(
             noised.noisy_latents.to(self.dtype),
             encoder_hidden_states=text.prompt_embeds.to(self.dtype),

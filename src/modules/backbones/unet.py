@@ -31,15 +31,15 @@ class UNetBackbone(Backbone):
         return isinstance(self.pipeline, StableDiffusionXLPipeline)
 
     def encoders(self) -> list[tuple[Any, nn.Module]]:
-        """CLIP's tokenizer and text encoder; of SDXL both pairs."""
+        """Return CLIP's tokenizer and text encoder; for SDXL both pairs."""
         pairs = [(self.pipeline.tokenizer, self.pipeline.text_encoder)]
         return [*pairs, (self.pipeline.tokenizer_2, self.pipeline.text_encoder_2)] if self.is_sdxl else pairs
 
     def encode_ids(self, ids: Sequence[Tensor]) -> Text:
         """Encode token ids ``(B, L)``, one tensor per text encoder, as the stock pipelines do.
 
-        Stable Diffusion: last hidden state after the final norm. SDXL: the states before the last layer of both
-        encoders side by side, and the second encoder's projected pooled state.
+        Stable Diffusion takes the last hidden state after the final norm. SDXL takes the states before the last layer
+        of both encoders side by side, and the second encoder's projected pooled state.
         """
         outputs = [
             encoder(tokens.to(encoder.device), output_hidden_states=self.is_sdxl)
@@ -59,7 +59,7 @@ class UNetBackbone(Backbone):
     def added_conditions(
         self, text: Text, grid: Sequence[int], size_ids: Tensor | None = None
     ) -> dict[str, Tensor] | None:
-        """SDXL's ``added_cond_kwargs``: pooled text, and size-and-crop ids ``(B, 6)``; None for other models."""
+        """Return SDXL's ``added_cond_kwargs``, pooled text and time ids ``(B, 6)``; None for other models."""
         pooled = text.pooled_prompt_embeds
         if not self.is_sdxl or pooled is None:
             return None

@@ -14,11 +14,12 @@ FORMAT = "atelier-concept-bank-1"
 
 @dataclass(frozen=True)
 class ConceptBank:
-    """What LaTexBlend keeps of a subject (its h_c).
+    """What LaTexBlend keeps of a subject, the paper's ``h_c``.
 
     Attributes:
-        rows: ``k.<layer>`` and ``v.<layer>`` to ``(S, D)``; row 0 is V*, the others are the noun's tokens.
-        metadata: ``class_noun``, ``modifier_token``, ``backbone``, ``backbone_hash``, ``templates``, training settings.
+        rows: ``k.<layer>`` and ``v.<layer>`` to ``(S, D)``; row 0 belongs to V*, the others to the noun's tokens.
+        metadata: ``class_noun``, ``modifier_token``, ``backbone``, ``backbone_hash``, ``templates`` and how it was
+            trained.
     """
 
     rows: Mapping[str, Tensor]
@@ -31,11 +32,11 @@ class ConceptBank:
 
     @property
     def num_tokens(self) -> int:
-        """Rows per layer: V* and the noun's tokens."""
+        """Number of rows S in each layer: one for V*, one for each token of the noun."""
         return next(iter(self.rows.values())).shape[0]
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
-        """Write atomically; ``S * sum(D) * 2`` numbers and a header."""
+        """Write the file atomically; all layers' ``(S, D)`` rows and a header."""
         rows = {name: row.to(dtype) for name, row in self.rows.items()}
         return write_tensors(path, rows, {**self.metadata, "format": FORMAT})
 
@@ -53,15 +54,15 @@ class ConceptBank:
         return cls(rows, metadata)
 
     def check(self, backbone_hash: str, widths: Mapping[str, int], name: str) -> None:
-        """Make sure that the bank belongs to a backbone.
+        """Make sure that the bank was made for a backbone.
 
         Args:
-            backbone_hash: Of the backbone's cross-attention projections.
-            widths: Output width of each of them.
-            name: What the backbone is called.
+            backbone_hash: Fingerprint of the backbone's cross-attention projections.
+            widths: Name of a projection to its output width D.
+            name: Name of the backbone, for messages.
 
         Raises:
-            ValueError: If it was made for another one.
+            ValueError: If it was made for another backbone.
         """
         if self.metadata.get("backbone_hash") != backbone_hash:
             made_for = f"{self.metadata.get('backbone')} ({self.metadata.get('backbone_hash')})"
@@ -78,5 +79,5 @@ class ConceptBank:
             )
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "ConceptBank":
-        """Rows on a device, in a precision."""
+        """Move the rows to a device and a precision."""
         return ConceptBank({name: row.to(device, dtype) for name, row in self.rows.items()}, self.metadata)

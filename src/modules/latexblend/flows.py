@@ -1,4 +1,7 @@
-"""The two flows of LaTexBlend's training: what is learnt in them, changes to the text projections and V*, and how."""
+"""The two flows of LaTexBlend's training, and what is learnt in them: V* and changes of the text projections.
+
+Shapes: B samples, L tokens of a prompt, S tokens of "V* noun", C width of text, D width of one projection.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +17,12 @@ from src.modules.backbones.base import Backbone, Text
 
 @dataclass(frozen=True)
 class Subject:
-    """What is learnt.
+    """The subject that is learnt.
 
     Attributes:
         class_noun: What the subject is, such as ``dog``.
         concept: What prompts call it, as ``<name>``.
-        references: Folder of its photos, noted in the bank for scoring.
+        references: Folder of its photos; the bank records it for scoring.
     """
 
     incidental: ClassVar[tuple[str, ...]] = ("references",)
@@ -31,17 +34,18 @@ class Subject:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: the flows, their prompts, and how their losses are added.
+    """The loss that is minimised: which flows there are, their prompts, and how their losses are added.
 
     Attributes:
-        base_flow: False for the ablation: the whole prompt with V* goes through the trained projections.
-        templates: ``pool``, drawn independently for the two flows, or ``fixed``.
+        base_flow: Whether a generic prompt goes through the original projections. False is the ablation in which the
+            whole prompt with V* goes through the trained ones.
+        templates: ``pool`` draws a template for each flow independently, ``fixed`` always uses the same.
         prior_loss_weight: Weight of the class images; 0 switches them off.
-        faithful: The reference code's scalings instead of ours: the instance loss is summed over latent channels, and
+        faithful: Whether to scale as the reference code does: the instance loss is summed over latent channels, and
             SDXL's pooled text comes from the prompt with V*.
 
     Raises:
-        ValueError: If there are no such templates.
+        ValueError: If ``templates`` is neither.
     """
 
     base_flow: bool = True
@@ -50,13 +54,13 @@ class Objective:
     faithful: bool = False
 
     def __post_init__(self) -> None:
-        """Check."""
+        """Check ``templates``."""
         if self.templates not in ("pool", "fixed"):
             raise ValueError(f"method.learner.objective.templates is {self.templates!r}; choose pool or fixed")
 
 
 class LowRank(nn.Module):
-    """A change of rank r to a ``(D, C)`` weight; zero at the start."""
+    """A change of rank r to a ``(D, C)`` weight, ``up down``; zero at the start."""
 
     def __init__(self, out_features: int, in_features: int, rank: int) -> None:
         super().__init__()
@@ -64,7 +68,7 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(out_features, rank))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(..., C)`` to ``(..., D)``."""
+        """Project ``(..., C)`` to ``(..., D)``."""
         return F.linear(F.linear(hidden, self.down), self.up)
 
 
@@ -76,17 +80,17 @@ class Full(nn.Module):
         self.weight = nn.Parameter(torch.zeros(out_features, in_features))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(..., C)`` to ``(..., D)``."""
+        """Project ``(..., C)`` to ``(..., D)``."""
         return F.linear(hidden, self.weight)
 
 
 class ConceptDelta(nn.Module):
-    """Float32 changes to every key and value projection, and one V* per text encoder.
+    """The trained parameters: float32 changes of every key and value projection, and one V* per text encoder.
 
     Args:
-        projections: ``k.<layer>`` and ``v.<layer>``, as ``cross_attention_projections`` returns them.
-        modifier: Initial V* of each text encoder, ``(D,)`` each.
-        rank: None for full changes.
+        projections: ``k.<layer>`` and ``v.<layer>`` to the projection, as ``cross_attention_projections`` returns.
+        modifier: Initial V* of each text encoder, a vector of the width of its embeddings.
+        rank: Rank of the changes; None for full ones.
 
     Raises:
         ValueError: If ``rank`` is not positive.
@@ -105,7 +109,7 @@ class ConceptDelta(nn.Module):
         self.modifier = nn.ParameterList([nn.Parameter(vector.clone().float()) for vector in modifier])
 
     def forward(self, name: str, hidden: Tensor) -> Tensor:
-        """What the change adds to one projection of ``hidden`` ``(..., C)``, in float32."""
+        """Compute what the change adds to one projection of ``hidden`` ``(..., C)``: ``(..., D)``, in float32."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.changes[_key(name)](hidden.float())
 
@@ -119,20 +123,23 @@ def _key(name: str) -> str:
 
 
 class DualFlow:
-    """What cross-attention sees while a concept is learnt, and what it is extracted from.
+    """The keys and values that cross-attention sees while a concept is learnt, and those that a bank keeps of it.
+
+    The concept flow encodes a prompt with "V* noun" and projects it with the trained ``W'``. The base flow encodes one
+    with "a noun" and projects it with the original ``W_0``. ``F(h_c) = Blend(h_b, h_c)`` (Eq. 8) joins them.
 
     Args:
-        backbone: Frozen.
-        class_noun: What the subject is.
-        templates: With a place for "a noun"; both flows draw from them.
+        backbone: The frozen model.
+        class_noun: What the subject is, such as ``dog``.
+        templates: Prompts with a place for "a noun"; both flows draw from them.
         initializer: Word whose embedding V* starts from; None for the class noun.
-        rank: Of the changes; None for full.
-        base_flow: False for the ablation: the whole prompt with V* goes through the trained projections.
+        rank: Rank of the changes; None for full ones.
+        base_flow: Whether there is a base flow, see ``Objective``.
 
     Attributes:
-        delta: All that is trained.
-        prompts: The templates with "a noun".
-        spans: Positions of "a noun" in each, which are those of "V* noun".
+        delta: All trained parameters.
+        prompts: The templates, filled with "a noun".
+        spans: Token positions of "a noun" in each prompt; "V* noun" takes the same.
 
     Raises:
         ValueError: If the noun has no tokens or the rank is not positive.
@@ -161,9 +168,9 @@ class DualFlow:
         self.delta = ConceptDelta(self.projections, vectors, rank)
 
     def concept_text(self, template_indices: Sequence[int]) -> Text:
-        """Prompts with V* in the article's place, through the text encoders.
+        """Encode prompts with V* in the place of the article, one row for each index.
 
-        Each template is encoded once. Text encoders are causal, so the tokens after the span do not matter to it.
+        Each template is encoded once. Text encoders are causal, so tokens after the span do not change it.
         """
         unique = sorted(set(template_indices))
         prompts = [self.backbone.as_read(self.prompts[index]) for index in unique]
@@ -176,25 +183,26 @@ class DualFlow:
     def transform(
         self, concept: Text, concept_at: Sequence[int], base_at: Sequence[int]
     ) -> Callable[[str, Tensor, Tensor], Tensor]:
-        """How a layer's keys or values change: concept rows for the first B samples, the trained projection after them.
+        """Make the transform of keys and values: ``Blend`` for the first B samples, trained projections for the rest.
 
         Args:
             concept: Text of the concept flow, one row for each of the first B samples.
-            concept_at: Its templates.
-            base_at: The templates of the base flow.
+            concept_at: Index of each sample's template in the concept flow.
+            base_at: Index of each sample's template in the base flow.
 
         Returns:
-            For ``transformed_projections``.
+            A transform for ``transformed_projections``.
         """
         number = len(concept_at)
         rows = torch.stack([concept.prompt_embeds[b, self.spans[at]] for b, at in enumerate(concept_at)])
         rows = self.backbone.read_text(rows)  # (B, S, C)
-        samples = torch.arange(number, device=rows.device)[:, None].expand(-1, rows.shape[1])
+        samples = torch.arange(number, device=rows.device)[:, None].expand(-1, rows.shape[1])  # (B, S)
         positions = torch.tensor([list(range(self.spans[at].start, self.spans[at].stop)) for at in base_at])
-        positions = positions.to(rows.device)
+        positions = positions.to(rows.device)  # (B, S)
         first = number if self.base_flow else 0
 
         def changed(name: str, hidden: Tensor, projected: Tensor) -> Tensor:
+            # W' e = W_0 e + (W' - W_0) e, for the prior images only unless there is no base flow.
             trained = projected[first:] + self.delta(name, hidden[first:]).to(projected)
             projected = torch.cat([projected[:first], trained])
             if not self.base_flow:
@@ -204,12 +212,12 @@ class DualFlow:
         return changed
 
     def project(self, name: str, hidden: Tensor) -> Tensor:
-        """Text rows ``(..., C)`` through one trained projection, ``(..., D)``."""
-        # Not the layer itself, which has a hook while a flow is transformed.
+        """Project text rows ``(..., C)`` with one trained projection ``W'``: ``(..., D)``."""
+        # The layer itself is not called, because it has a hook while a flow is transformed.
         linear = self.projections[name]
         return F.linear(hidden, linear.weight, linear.bias) + self.delta(name, hidden).to(hidden)
 
     def concept_rows(self) -> dict[str, Tensor]:
-        """Keys and values of "V* noun" in "photo of V* noun", Eq. 3, float32."""
+        """Compute ``h_c``, the keys and values of "V* noun" in "photo of V* noun" (Eq. 3), ``(S, D)`` each, float32."""
         rows = self.backbone.read_text(self.concept_text([self.fixed]).prompt_embeds[0, self.spans[self.fixed]])
         return {name: self.project(name, rows).float() for name in self.projections}

@@ -1,4 +1,7 @@
-"""Any number of concepts in one image: LaTexBlend's inference (Eq. 10) on a stock pipeline."""
+"""LaTexBlend's inference: blend any number of concepts into one image (Eq. 10) with a stock pipeline.
+
+Shapes: L tokens of a prompt, S tokens of a concept, D width of one layer's keys.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +21,11 @@ from src.modules.latexblend.guidance import BlendingGuidance
 from src.modules.latexblend.rows import ProjectionCache, cached_projections, replace_rows
 
 Placement = tuple[ConceptBank, list[int]]
-"""A bank and the token positions of one mention."""
+"""A bank and the S token positions of one mention of its concept."""
 
 
 class Placed(NamedTuple):
-    """A request, ready to be drawn: the prompt with class nouns for concepts, where the concepts go, the seed."""
+    """A request that is ready to be drawn: its prompt with class nouns for concepts, their positions, and the seed."""
 
     plain: str
     concepts: list[Placement]
@@ -30,12 +33,12 @@ class Placed(NamedTuple):
 
 
 class BlendedText:
-    """The transform that writes concepts into the conditional rows of a batch.
+    """A ``Transform`` that writes concepts into the conditional rows of a batch, ``Blend(h_b, h_c1, ..., h_cN)``.
 
     Args:
-        placements: For every prompt of the batch, in the pipeline's order, the concepts that it mentions.
-        bind: Give V*'s key the noun's, as the reference code does: both tokens attend alike.
-        keep_context: The banks hold ``concept_offsets``; they are added to the prompt's own rows.
+        placements: The concepts that each prompt of the batch mentions, in the pipeline's order.
+        bind: Whether V* gets the key of the noun, as in the reference code, so that both are attended to alike.
+        keep_context: Whether the banks hold ``concept_offsets``, which are added to the prompt's own rows.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class BlendedText:
         self.placements, self.bind, self.keep_context = placements, bind, keep_context
 
     def __call__(self, name: str, hidden: Tensor, projected: Tensor) -> Tensor:
-        """Keys or values ``(rows, L, D)``; conditional rows are the last ones, as in every stock pipeline.
+        """Blend keys or values ``(rows, L, D)``; conditional rows are the last ones, as in every stock pipeline.
 
         Raises:
             ValueError: If the batch is neither the prompts alone nor, for guidance, twice as many.
@@ -70,16 +73,16 @@ def blended(
     bind: bool = False,
     keep_context: bool = False,
 ) -> Iterator[None]:
-    """While active, ``denoiser`` sees the concepts; afterwards it is bit for bit what it was.
+    """While active, blend concepts into the text that ``denoiser`` sees; afterwards it is bit for bit what it was.
 
-    Text keys and values do not depend on the timestep: each layer computes them once per call of the pipeline.
+    Keys and values of text do not depend on the timestep, so each layer computes them once per call of the pipeline.
 
     Args:
         denoiser: The UNet or transformer of any stock pipeline: text-to-image, img2img, inpainting, ControlNet.
         placements: Concepts and positions of every prompt in the batch.
-        blending_start: Concepts act at timesteps below this share of the noise schedule; 1 is always.
-        bind: See ``BlendedText``.
-        keep_context: See ``BlendedText``.
+        blending_start: Share of the noise schedule below which concepts act; 1 for all timesteps.
+        bind: Whether V* gets the key of the noun, see ``BlendedText``.
+        keep_context: Whether the banks hold offsets, see ``BlendedText``.
 
     Raises:
         ValueError: If ``blending_start`` is not in (0, 1].
@@ -94,7 +97,7 @@ def blended(
         early = float(torch.as_tensor(timestep).flatten()[0]) >= 1000 * blending_start
         current[0] = plain if early else concepts
 
-    # Reading the timestep waits for the device, so it is read only where it matters.
+    # Reading the timestep waits for the GPU, so it is read only if it matters.
     handle = denoiser.register_forward_pre_hook(before_denoiser, with_kwargs=True) if blending_start < 1 else None
     try:
         with cached_projections(denoiser, lambda: current[0]):
@@ -106,14 +109,14 @@ def blended(
 
 @torch.no_grad()
 def concept_offsets(backbone: Backbone, bank: ConceptBank) -> ConceptBank:
-    """What a concept changes in the rows of its noun: the bank's less those of "a noun" in the same template.
+    """Subtract from a bank's rows those of "a noun" in the same template: the change that makes a noun the concept.
 
-    A row of a bank says where its phrase stood when it was extracted: first, alone, in a photo. Added to the rows of
-    a prompt instead of put in their place, the offsets leave what those say of their own context.
+    A bank's rows also carry the context that they were extracted from: a phrase alone, at the start, in a photo.
+    Offsets are added to a prompt's own rows, which so keep their own context.
     """
     template = bank.metadata.get("extraction_template", FIXED_TEMPLATE)
     prompt, span = concept_span(backbone.tokenizers[0], template, bank.class_noun, backbone.as_read)
-    generic = backbone.read_text(backbone.encode_text([prompt]).prompt_embeds[0, span])
+    generic = backbone.read_text(backbone.encode_text([prompt]).prompt_embeds[0, span])  # (S, C)
     projections = backbone.text_layers()
     rows = {name: row - projections[name](generic).to(row) for name, row in bank.rows.items()}
     return ConceptBank(rows, bank.metadata)
@@ -124,17 +127,16 @@ class ConceptGenerator(BatchedGenerator[Placed]):
 
     Args:
         backbone: The stock model.
-        banks: Concept name to bank, or to the path of one.
+        banks: Name of a concept to its bank, or to the path of the bank.
         sampling: ``num_inference_steps``, ``guidance_scale``, ``negative_prompt`` and ``resolution`` (the image side);
-            what is missing or None is the backbone's own.
-        keep_context: Add each concept to what the prompt says at its place, instead of replacing it; an extension.
-            None for what suits the backbone.
-        blending_start: See ``blended``.
-        bind: See ``BlendedText``.
-        blending_guidance: For many or similar concepts in one image, or its settings such as ``num_steps``; None for
-            none.
-        batch_size: Images at a time; does not change an image beyond rounding.
-        device: Where to draw, as torch names it or ``auto``; None leaves the backbone where it is.
+            the backbone's own values stand for missing ones and None.
+        keep_context: Whether to add ``concept_offsets`` to the prompt's rows instead of replacing these, which is our
+            extension; None for what suits the backbone.
+        blending_start: Share of the noise schedule below which concepts act, see ``blended``.
+        bind: Whether V* gets the key of the noun, see ``BlendedText``.
+        blending_guidance: Guidance for many or similar concepts in one image, or its settings; None for no guidance.
+        batch_size: Number of images drawn at a time; it does not change an image beyond rounding.
+        device: Torch device to draw on, or ``auto``; None leaves the backbone where it is.
 
     Raises:
         ValueError: If a bank does not fit the backbone, or torch cannot use the device.
@@ -170,7 +172,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         self.blending_guidance = blending_guidance
 
     def place(self, prompt: str) -> tuple[str, list[Placement]]:
-        """The plain prompt, and which bank goes to which token positions.
+        """Replace the concepts of a prompt by their nouns, and find their token positions.
 
         Raises:
             ValueError: If a mention is unknown, the prompt too long, or the noun is tokenised unlike in training.
@@ -191,7 +193,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         return {name: bank.class_noun for name, bank in self.banks.items()}
 
     def readable(self, prompt: str) -> str:
-        """The prompt without the words at its end for which the text encoder has no room.
+        """Cut words off the end of a prompt until the text encoder has room for it.
 
         Raises:
             ValueError: If a mention is unknown.
@@ -206,7 +208,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         return next(start for start in starts if fits(start))
 
     def identity(self, prompt: str | None = None) -> Identity:
-        """What an image depends on beside text and seed; of the banks only those that ``prompt`` mentions, if given."""
+        """Return what an image depends on beside text and seed; with ``prompt``, only the banks that it mentions."""
         of_call, guidance = self.sampling, self.blending_guidance
         drawn_with = (of_call["num_inference_steps"], of_call["guidance_scale"], self.blending_start, self.bind)
         banks = {f"bank.{name}": bank.metadata.get("sha256", "") for name, bank in self.banks.items()}
@@ -222,7 +224,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         }
 
     def prepare(self, request: Request) -> Placed:
-        """The plain prompt, which bank goes to which token positions, and the seed.
+        """Place the concepts of a request's prompt.
 
         Raises:
             ValueError: If the request asks for a style, for an unknown concept, or for more text than the text encoder
@@ -234,7 +236,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         return Placed(*self.place(prompt), request.seed)
 
     def draw(self, batch: Sequence[Placed]) -> list[Image.Image]:
-        """Draw one batch with a stock call of the pipeline, concepts installed."""
+        """Draw one batch with a stock call of the pipeline while concepts are blended in."""
         guidance: dict[str, Any] = {}
         if self.blending_guidance and self.blending_guidance.num_steps:
             phrases = [[positions for _, positions in one.concepts] for one in batch]
@@ -258,10 +260,10 @@ class ConceptGenerator(BatchedGenerator[Placed]):
     def denoising_errors(
         self, images: Sequence[Image.Image], captions: Sequence[str], seeds: Sequence[int]
     ) -> list[float]:
-        """How well each image is denoised under its caption, concepts included; see ``denoising_errors``.
+        """Measure how well each image is denoised under its caption, concepts included; see ``denoising_errors``.
 
         Raises:
-            ValueError: As of ``place``.
+            ValueError: As in ``place``.
         """
         placed = [self.place(caption) for caption in captions]
         errors: list[float] = []

@@ -1,4 +1,7 @@
-"""Blending guidance (LaTexBlend Eq. 15): while an image is young, each concept gathers and different ones part.
+"""Blending guidance (LaTexBlend Eq. 15): a loss on attention maps that holds concepts together and keeps them apart.
+
+In early denoising steps the latents move so that V* and its noun attend to the same place (g1) and different concepts
+attend to different places (g2).
 
 Shapes: B prompts, H heads, N cells of a feature map, L tokens, T tokens of one prompt's concepts.
 """
@@ -15,25 +18,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 Phrases = Sequence[Sequence[int]]
-"""Of one prompt, the token positions of each concept: V*'s slot first, then the noun's."""
+"""Token positions of each concept of one prompt: that of V*, then those of the noun."""
 MAX_CELLS = 32 * 32
-"""Larger feature maps are left out: they say little more and cost the most memory."""
+"""Most cells N of a feature map that counts: larger ones add little and cost the most memory."""
 MAX_SIDE = 8
-"""Maps are averaged down to this many cells a side, as the reference code's 32 x 32 ones are."""
+"""Side that maps are averaged down to, as the reference code does with its 32 x 32 maps."""
 SHARPNESS = 100.0
-"""Factor before the softmax over places; attention to one token is small everywhere."""
+"""Factor before the softmax over cells, needed because attention to any one token is small everywhere."""
 
 
 @dataclass(frozen=True)
 class BlendingGuidance:
     """Moves the latents down the gradient of ``separation_loss`` after each early step of a stock pipeline.
 
-    Where the reference code steps by the raw gradient of a sum over all layers, this takes their mean and a step of
-    fixed length, so that one setting suits any number of layers and concepts, any scheduler and any noise level.
+    The reference code steps by the raw gradient of a sum over all layers. This takes their mean and a step of fixed
+    length, so that one setting suits any number of layers and concepts, any scheduler and any noise level.
 
     Args:
-        num_steps: Early steps that are guided, beginning with the second; 0 for none.
-        step_size: Length of a move, as a share of the latents' own root mean square.
+        num_steps: Number of guided steps, from the second denoising step on; 0 for none.
+        step_size: Length of a step, as a share of the root mean square of the latents.
 
     Raises:
         ValueError: If either is out of range.
@@ -43,7 +46,7 @@ class BlendingGuidance:
     step_size: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check both."""
+        """Check the ranges."""
         if self.num_steps < 0 or not 0 < self.step_size <= 1:
             raise ValueError(
                 f"blending_guidance has num_steps {self.num_steps} and step_size {self.step_size}; "
@@ -51,11 +54,11 @@ class BlendingGuidance:
             )
 
     def arguments(self, pipeline: DiffusionPipeline, phrases: Sequence[Phrases]) -> dict[str, Any]:
-        """Keyword arguments of a pipeline's call that guide it; none where there is nothing to guide.
+        """Return the keyword arguments that make a pipeline's call guided; empty if there is nothing to guide.
 
         Args:
-            pipeline: Stable Diffusion or SDXL, with the concepts already installed; see ``blended``.
-            phrases: Of every prompt in the batch.
+            pipeline: Stable Diffusion or SDXL, with the concepts already installed by ``blended``.
+            phrases: Token positions of the concepts of every prompt in the batch.
         """
         if not self.num_steps or not any(phrases):
             return {}
@@ -73,22 +76,23 @@ class BlendingGuidance:
 
 
 def separation_loss(attention: Tensor, size: tuple[int, int], phrases: Phrases) -> Tensor:
-    """How far V* looks from its own noun, less how far concepts look from each other, in one layer.
+    """Compute g1 + g2 in one layer: distances inside each concept, minus distances between concepts.
 
-    The distance of two tokens is the symmetric KL divergence of where they are attended to. Per concept, the largest
-    between V* and a token of its noun is added; per ordered pair of concepts, the largest from the first to a token of
-    the second, averaged over those tokens, is subtracted.
+    The distance of two tokens is the symmetric KL divergence ``(KL(p||q) + KL(q||p)) / 2`` of their attention maps,
+    each a distribution over cells. g1 adds for each concept the largest distance between V* and a token of its noun. g2
+    subtracts for each ordered pair of concepts the largest distance from any token of the first to a token of the
+    second, averaged over the tokens of the second.
 
     Args:
-        attention: Share of its attention that each cell gives each token, shape ``(N, L)``, rows sum to 1.
+        attention: Attention of each cell to each token, shape ``(N, L)``; rows sum to 1.
         size: Rows and columns of the map, N cells in all.
-        phrases: At least one concept.
+        phrases: Token positions of at least one concept.
     """
-    columns = attention[:, [at for phrase in phrases for at in phrase]].float()
+    columns = attention[:, [at for phrase in phrases for at in phrase]].float()  # (N, T)
     maps = F.adaptive_avg_pool2d(columns.T.unflatten(1, size), (min(size[0], MAX_SIDE), min(size[1], MAX_SIDE)))
-    log_share = torch.log_softmax(SHARPNESS * maps.flatten(1), dim=1)
+    log_share = torch.log_softmax(SHARPNESS * maps.flatten(1), dim=1)  # (T, cells)
     share = log_share.exp()
-    distance = ((share[:, None] - share) * (log_share[:, None] - log_share)).sum(-1) / 2
+    distance = ((share[:, None] - share) * (log_share[:, None] - log_share)).sum(-1) / 2  # (T, T)
     stops = torch.tensor([len(phrase) for phrase in phrases]).cumsum(0).tolist()
     groups = [range(stop - len(phrase), stop) for stop, phrase in zip(stops, phrases, strict=True)]
     gathered = [distance[group[0], group[1:]].max() for group in groups]
@@ -98,9 +102,9 @@ def separation_loss(attention: Tensor, size: tuple[int, int], phrases: Phrases) 
 
 @contextlib.contextmanager
 def recorded_attention(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """While active, every forward pass leaves what each cross-attention layer attends to, ``(B, N, L)``, by layer.
+    """While active, record the attention map ``(B, N, L)`` of each cross-attention layer in every forward pass.
 
-    Probabilities are computed beside the layer's own kernel, averaged over heads, with gradient.
+    Maps are averaged over heads and carry a gradient; they are computed in addition to the layer's own attention.
     """
     queries: dict[str, Tensor] = {}
     maps: dict[str, Tensor] = {}
@@ -119,7 +123,7 @@ def recorded_attention(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
         return hook
 
     layers = {name: module for name, module in unet.named_modules() if name.endswith("attn2")}
-    # Stock attention asks for queries before keys.
+    # Stock attention computes queries before keys.
     handles = [layer.to_q.register_forward_hook(keep_query(name)) for name, layer in layers.items()]
     handles += [layer.to_k.register_forward_hook(keep_map(name, layer.heads)) for name, layer in layers.items()]
     try:
@@ -132,8 +136,9 @@ def recorded_attention(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
 def _gradient(
     pipeline: DiffusionPipeline, timestep: Tensor, state: Mapping[str, Tensor], phrases: Sequence[Phrases]
 ) -> Tensor:
-    """Of the mean loss over layers with respect to the latents; conditional rows are the last ones."""
+    """Return the gradient of the mean loss over layers with respect to the latents, ``(B, C, h, w)``."""
     number = len(phrases)
+    # The conditional rows of a guided batch are its last ones.
     added = None
     if "add_text_embeds" in state:
         added = {"text_embeds": state["add_text_embeds"][-number:], "time_ids": state["add_time_ids"][-number:]}
@@ -151,15 +156,15 @@ def _gradient(
 
 
 def _grid(cells: int, size: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a map of so many cells, from those of the latents."""
+    """Return rows and columns of a map of so many cells, from the size of the latents."""
     factor = round(math.sqrt(size[0] * size[1] / cells))
     return math.ceil(size[0] / factor), math.ceil(size[1] / factor)
 
 
 def _moved(latents: Tensor, gradient: Tensor, step_size: float) -> Tensor:
-    """Each image's latents, a step of the given share of their root mean square down its own gradient."""
+    """Step down each image's gradient, by the given share of the root mean square of its latents."""
     places = list(range(1, latents.ndim))
     length, own = (part.float().square().mean(places, keepdim=True).sqrt() for part in (gradient, latents))
-    # An image without concepts has no gradient and stays.
+    # The gradient of an image without concepts is zero, so its latents stay.
     direction = gradient.float() / length.clamp(min=torch.finfo(torch.float32).tiny)
     return (latents.float() - step_size * own * direction).to(latents.dtype)

@@ -1,4 +1,4 @@
-"""LaTexBlend (Jin et al., CVPR 2025, arXiv 2503.06956): one subject as rows of cross-attention keys and values."""
+"""LaTexBlend (Jin et al., CVPR 2025, arXiv 2503.06956): learn a subject as rows of cross-attention keys and values."""
 
 import hashlib
 from collections.abc import Sequence
@@ -26,28 +26,28 @@ from src.modules.training.diffusion import min_snr_weights, per_sample_mse, step
 from src.modules.training.learner import Learner, TrainingRecord
 
 CLASS_STEPS, CLASS_GUIDANCE, BATCH = 25, 5.0, 8
-"""How class images are drawn: denoising steps, guidance, images at a time."""
+"""How class images are drawn: denoising steps, guidance scale, images at a time."""
 BLENDING = ("keep_context", "blending_start", "bind")
-"""Settings of sample grids that say how concepts are blended; all others are those of the pipeline's call."""
+"""Settings of sample grids that say how concepts are blended; all others are arguments of the pipeline's call."""
 
 
 class LaTexBlend(Learner):
-    """Dual flow: a generic prompt through the original projections, V* and noun through the trained ones.
+    """Learns one subject with the dual flow: V* and noun go through trained projections, the rest through frozen ones.
 
-    The rows of "V* noun" replace those of "a noun" in every cross-attention layer (Eq. 8) and the diffusion loss
-    (Eq. 6) reaches only them. Prior images see the trained projections on their whole prompt.
+    In every cross-attention layer the rows of "V* noun" replace those of "a noun" in a generic prompt (Eq. 8), so the
+    diffusion loss (Eq. 6) trains only these rows. Prior images use the trained projections for their whole prompt.
 
     Args:
-        backbone: What is personalised; stays frozen and outside of checkpoints.
-        subject: What is learnt.
-        cache_dir: Where class images and latents are kept.
-        export_path: Where the bank goes.
-        objective: What is minimised; see ``Objective``.
+        backbone: The model that is personalised; it stays frozen and outside of checkpoints.
+        subject: The subject that is learnt.
+        cache_dir: Folder for class images and latents.
+        export_path: File that the bank is written to.
+        objective: The loss that is minimised.
         initializer: Word whose embedding V* starts from; None for the class noun.
-        rank: Rank of the projections' changes; None for full.
-        snr_gamma: Min-SNR weighting, or None.
+        rank: Rank of the projections' changes; None for full ones.
+        snr_gamma: Gamma of min-SNR weighting; None for no weighting.
         sampling: Options of ``ConceptGenerator`` for sample grids.
-        seed: Noise, timesteps and templates depend on it.
+        seed: Seed of noise, timesteps, templates and initial weights.
 
     Raises:
         ValueError: If the rank is out of range or the noun has no tokens.
@@ -74,7 +74,7 @@ class LaTexBlend(Learner):
         self.initializer, self.rank, self.snr_gamma, self.seed = initializer, rank, snr_gamma, seed
         torch.manual_seed(seed)
         pool = TEMPLATES if self.objective.templates == "pool" else (FIXED_TEMPLATE,)
-        # It is no module, so that torch sees none of the frozen weights: they stay out of checkpoints.
+        # DualFlow is no nn.Module, so the frozen weights in it stay out of checkpoints.
         self.flow = DualFlow(backbone, subject.class_noun, pool, initializer, rank, self.objective.base_flow)
         self.delta = self.flow.delta
 
@@ -86,7 +86,7 @@ class LaTexBlend(Learner):
     def prepare(
         self, data: ConceptData, device: torch.device, rank: int = 0, world_size: int = 1, num_steps: int = 0
     ) -> None:
-        """Draw class images, encode every view and the fixed prompts, once.
+        """Draw the class images, and encode every view and every prompt, once.
 
         Raises:
             ValueError: If the views are much smaller than what the backbone draws.
@@ -110,39 +110,41 @@ class LaTexBlend(Learner):
         self.class_text = self.backbone.encode_text([noun])
 
     def generators(self, batch: dict[str, Tensor], rank: int, world_size: int) -> list[Generator]:
-        """One for each sample; the position counts over processes."""
+        """Make one generator for each sample; its position counts over all processes."""
         step = int(batch["step"])
         return [step_generator(self.seed, step, 0, position) for position in batch["position"].tolist()]
 
     def validation_generators(self, batch: Tensor, batch_idx: int) -> list[Generator]:
-        """One for each draw, which no training step has."""
+        """Make one generator for each draw; no training step uses the same."""
         return [step_generator(self.seed, draw, rank=-1) for draw in batch.tolist()]
 
     def losses(self, batch: dict[str, Tensor], generators: list[Generator]) -> dict[str, Tensor]:
-        """Denoising errors of the instance images and of as many prior images, each ``(B,)``."""
+        """Compute denoising errors of the instance images and of as many prior images, each ``(B,)``."""
         instance, prior = self._losses(batch["index"], generators)
         return {"instance_loss": instance, "prior_loss": prior}
 
     def reduce(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Instance loss plus weighted prior loss."""
+        """Add the instance loss and the weighted prior loss."""
         instance = losses["instance_loss"].mean()
         loss = instance + self.objective.prior_loss_weight * losses["prior_loss"].mean()
         return loss, {"loss": loss, "instance_loss": instance}
 
     def validate(self, batch: Tensor, generators: list[Generator]) -> dict[str, Tensor]:
-        """The same losses on fixed views and templates; the batch holds the numbers of draws ``(B,)``."""
+        """Compute the same losses on fixed views and templates; the batch holds the numbers of draws ``(B,)``."""
         instance, prior = self._losses(batch, generators)
         return {"loss": instance + self.objective.prior_loss_weight * prior, "instance_loss": instance}
 
     def _losses(self, index: Tensor, generators: list[Generator]) -> tuple[Tensor, Tensor]:
-        """Per-sample losses of the instance images and of as many prior images, each shape ``(B,)``."""
+        """Compute per-sample losses of the instance images and of as many prior images, each shape ``(B,)``."""
         number = len(generators)
-        # The latents of all views stay on the CPU, and so must what picks from them.
+        # The latents of all views stay on the CPU, so their index must be there too.
         index = index.cpu()
         flows = [torch.randint(len(self.flow.prompts), (2,), generator=g).tolist() for g in generators]
         concept_at, base_at = [flow[0] for flow in flows], [flow[1] for flow in flows]
-        latents, mask = (part[index % len(part)].to(self.device) for part in self.instance)
-        text = self.base_text.rows(base_at)
+        latents, mask = (
+            part[index % len(part)].to(self.device) for part in self.instance
+        )  # (B, C, h, w), (B, 1, h, w)
+        text = self.base_text.rows(base_at)  # (B, L, C)
         if self.prior is not None:
             prior_latents, prior_mask = (part[index % len(part)].to(self.device) for part in self.prior)
             latents, mask = torch.cat([latents, prior_latents]), torch.cat([mask, prior_mask])
@@ -157,7 +159,7 @@ class LaTexBlend(Learner):
             text = replace(text, prompt_embeds=whole.prompt_embeds, mask=whole.mask)
         errors = self._denoising_errors(latents, mask, text, transform, generators)
         prior = errors[number:] if self.prior is not None else errors.new_zeros(number)
-        # The reference sums the masked error over channels but divides by one channel's cells.
+        # The reference code sums the masked error over channels but divides by the cells of one channel.
         scale = latents.shape[1] if self.objective.faithful else 1
         return errors[:number] * scale, prior
 
@@ -174,7 +176,7 @@ class LaTexBlend(Learner):
 
     @torch.no_grad()
     def extract_bank(self, record: TrainingRecord | None = None) -> ConceptBank:
-        """The concept as it stands; its file also says how it was trained."""
+        """Extract the concept in its present state; ``record`` adds how it was trained."""
         metadata = {
             "class_noun": self.subject.class_noun,
             "modifier_token": "<new1>",
@@ -191,7 +193,7 @@ class LaTexBlend(Learner):
         return ConceptBank(self.flow.concept_rows(), metadata)
 
     def _told(self, record: TrainingRecord) -> dict[str, Any]:
-        """What a bank's file says of its training; names and order are part of the format."""
+        """List what a bank's file records of its training; names and order are part of the file format."""
         return {
             "class_noun": self.subject.class_noun,
             "learning_rate": record.learning_rate,
@@ -211,7 +213,7 @@ class LaTexBlend(Learner):
         }
 
     def sample(self, requests: Sequence[Request], steps: int) -> list[Image.Image]:
-        """Draw prompts with the concept as it stands; before the first step, with the plain class noun."""
+        """Draw prompts with the concept in its present state; before the first step, with the plain class noun."""
         concept = self.subject.concept
         if steps == 0:
             noun = self.subject.class_noun
@@ -222,14 +224,14 @@ class LaTexBlend(Learner):
         return generator.sample(requests)
 
     def groups(self) -> list[dict[str, Any]]:
-        """Changes of the projections, and V*; weight decay would pull V* to zero, so it has none."""
+        """Group the parameters: changes of the projections, and V* without weight decay, which would shrink it."""
         return [
             {"name": "changes", "params": list(self.delta.changes.parameters())},
             {"name": "modifier", "params": list(self.delta.modifier.parameters()), "weight_decay": 0.0},
         ]
 
     def identity(self) -> dict[str, Any]:
-        """Subject, backbone and rank."""
+        """Return subject, backbone and rank."""
         return {
             "class_noun": self.subject.class_noun,
             "backbone_hash": self.backbone.fingerprint,
@@ -237,7 +239,7 @@ class LaTexBlend(Learner):
         }
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
-        """Write the bank; nothing else of the training is needed to generate."""
+        """Write the bank, which is all that generation needs of a training."""
         path, name = self.extract_bank(record).save(self.export_path), self.subject.concept
         given = {key: value for key, value in (self.sampling or {}).items() if value is not None}
         settings = {**self.backbone.sampling, **given}
@@ -252,7 +254,7 @@ class LaTexBlend(Learner):
 def class_images(
     backbone: Backbone, class_noun: str, number: int, resolution: int, cache_dir: str | Path
 ) -> list[Image.Image]:
-    """Draw "a photo of a <noun>" with seeds 0, 1, ...; images that are already there are read instead.
+    """Draw "a photo of a <noun>" with seeds 0, 1, ...; images that are already stored are read instead.
 
     Raises:
         ValueError: If ``number`` is not positive.
@@ -288,9 +290,9 @@ def _draw(backbone: Backbone, class_noun: str, seeds: list[int], resolution: int
 
 
 def encoded_views(backbone: Backbone, views: Sequence[View], cache_dir: str | Path) -> tuple[Tensor, Tensor]:
-    """Latents ``(N, C, h, w)`` and masks ``(N, 1, h, w)`` of views, on the CPU.
+    """Encode views to latents ``(N, C, h, w)`` and masks ``(N, 1, h, w)``, on the CPU.
 
-    The key covers pixels, autoencoder and precision, so nothing ever needs to be cleared by hand.
+    The key of the stored latents covers pixels, autoencoder and precision, so the cache never needs to be cleared.
     """
     masks = torch.from_numpy(np.stack([view.mask for view in views]))[:, None]
     key = autoencoder_hash(backbone.vae)
@@ -306,5 +308,5 @@ def _encode(backbone: Backbone, views: Sequence[View]) -> Tensor:
         pixels = np.stack([view.pixels for view in views[start : start + 8]])
         pixel_values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         chunks.append(backbone.encode_images(pixel_values).cpu())
-    # As they are read from a file: another order in memory is rounded otherwise in training.
+    # The memory layout must be that of latents read from a file: training rounds differently in another.
     return torch.cat(chunks).contiguous()

@@ -1,4 +1,4 @@
-"""Rows of cross-attention keys and values: read them, replace them, cache them. Stock models, hooks only.
+"""Read, replace and cache rows of cross-attention keys and values, with hooks on stock models.
 
 Shapes: B prompts, L tokens, C text width, D width of one layer's keys, S rows of one concept.
 """
@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from src.modules.backbones.base import cross_attention_projections
 
 Rows = Mapping[str, Tensor]
-"""One concept: ``k.<layer>`` and ``v.<layer>`` to ``(S, D)``."""
+"""Keys and values of one concept: ``k.<layer>`` and ``v.<layer>`` to ``(S, D)``."""
 Transform = Callable[[str, Tensor, Tensor], Tensor]
-"""``(name, encoder_hidden_states, projected) -> projected``, both of the whole batch."""
+"""Edits one projection: ``(name, encoder_hidden_states (B, L, C), projected (B, L, D)) -> (B, L, D)``."""
 
 
 def replace_rows(projected: Tensor, concept: Tensor, positions: Sequence[int]) -> Tensor:
     """Replace the token rows of one concept in a prompt's keys (or values), LaTexBlend Eq. 8.
 
     Args:
-        projected: Keys of the whole prompt, shape ``(..., L, D)``.
-        concept: Rows from a concept bank, shape ``(S, D)`` or one set per prompt, ``(..., S, D)``.
-        positions: Where each row goes; need not be adjacent.
+        projected: Keys of whole prompts ``h_b``, shape ``(..., L, D)``.
+        concept: Rows from a concept bank ``h_c``, shape ``(S, D)`` or one set per prompt, ``(..., S, D)``.
+        positions: Token position of each row; they need not be adjacent.
 
     Returns:
-        A new tensor; ``projected`` is untouched.
+            ``Blend(h_b, h_c)``, a new tensor of shape ``(..., L, D)``.
 
     Raises:
         ValueError: If there is not one row per position.
@@ -40,7 +40,7 @@ def replace_rows(projected: Tensor, concept: Tensor, positions: Sequence[int]) -
 
 @contextlib.contextmanager
 def transformed_projections(unet: nn.Module, transform: Transform) -> Iterator[None]:
-    """While active, every cross-attention key and value passes through ``transform``; hooks go on leaving."""
+    """While active, pass every cross-attention key and value through ``transform``; afterwards hooks are removed."""
 
     def hooked(name: str):
         return lambda module, inputs, output: transform(name, inputs[0], output)
@@ -55,13 +55,13 @@ def transformed_projections(unet: nn.Module, transform: Transform) -> Iterator[N
 
 
 class ProjectionCache:
-    """Keys and values of a text that stays the same from step to step, computed once.
+    """Computes the keys and values of a text once, as long as the text stays the same from step to step.
 
-    The cache holds, per layer, the input tensor object that it was computed from; another object, or one changed in
-    place, is computed anew. So the result is always that of the plain layer.
+    Each layer's entry remembers the tensor object that it was computed from. Another object, or the same one changed in
+    place, is computed anew, so the result is always that of the layer.
 
     Args:
-        transform: Applied to each projection when it is computed; None for the plain layer.
+        transform: Edits each projection when it is computed; None for the plain layer.
     """
 
     def __init__(self, transform: Transform | None = None) -> None:
@@ -69,14 +69,14 @@ class ProjectionCache:
         self._stored: dict[str, tuple[Tensor, int, Tensor]] = {}
 
     def __call__(self, name: str, linear: nn.Linear, hidden: Tensor) -> Tensor:
-        """Projection of ``hidden`` ``(B, L, C)``, shape ``(B, L, D)``."""
+        """Project ``hidden`` ``(B, L, C)`` to ``(B, L, D)``."""
         stored = self._stored.get(name)
         if stored is not None and stored[0] is hidden and stored[1] == hidden._version:
             return stored[2]
         projected = type(linear).forward(linear, hidden)
         if self.transform is not None:
             projected = self.transform(name, hidden, projected)
-        # A tensor made in inference mode has no version to check.
+        # A tensor that was made in inference mode has no version to compare.
         if not hidden.is_inference():
             self._stored[name] = (hidden, hidden._version, projected)
         return projected
@@ -84,7 +84,7 @@ class ProjectionCache:
 
 @contextlib.contextmanager
 def cached_projections(unet: nn.Module, choose: Callable[[], ProjectionCache]) -> Iterator[None]:
-    """While active, cross-attention keys and values come from the cache that ``choose`` returns at that moment.
+    """While active, take cross-attention keys and values from the cache that ``choose`` returns at each call.
 
     Raises:
         ValueError: If another such context is still open on this UNet.

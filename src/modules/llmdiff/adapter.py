@@ -1,6 +1,7 @@
-"""LLMDiff-Adapter (Dong et al., ACM MM 2024, arXiv 2502.04412): everything that is trained, and its place in a UNet.
+"""LLMDiff-Adapter (Dong et al., ACM MM 2024, arXiv 2502.04412): all trained weights, and their installation in a UNet.
 
-Shapes: B prompts, T terms per token, L tokens, D width of the language model, W width of the UNet's text.
+Shapes: B prompts, T terms per token, L tokens, D width of the language model, W width of the UNet's text, S tokens of
+the base model's empty prompt.
 """
 
 import contextlib
@@ -36,16 +37,16 @@ FORMAT = "atelier-llmdiff-adapter-1"
 class LLMDiffAdapter(nn.Module):
     """Aggregation of the language model's states, phi, and one additional cross-attention per layer of the UNet.
 
-    At the start the additional attention adds nothing and phi gives every prompt the base model's empty one
-    (``phi_bias=rows``): the UNet is then, up to rounding, the pretrained one with an empty prompt, for every prompt
-    that is not longer than the base model's.
+    At the start the additional attention adds nothing and phi gives the base model's empty prompt whatever the prompt
+    (``phi_bias=rows``). The UNet then behaves, up to rounding, like the pretrained one with an empty prompt, for every
+    prompt of at most S tokens.
 
     Args:
-        unet: Gives the layers; it is neither kept nor changed.
-        empty_prompt: The base model's text for the empty prompt, ``(1, S, W)``, and for SDXL the pooled one.
-        width: D.
-        num_terms: T.
-        options: See ``AdapterOptions``.
+        unet: UNet whose layers the new ones are made for; it is neither kept nor changed.
+        empty_prompt: The base model's text for the empty prompt, ``(1, S, W)``, and for SDXL its pooled text.
+        width: Width D of the language model.
+        num_terms: Number of terms T per token.
+        options: Choices that the paper leaves open.
 
     Raises:
         ValueError: If the options do not fit the features, or the UNet's projections are fused.
@@ -83,12 +84,12 @@ class LLMDiffAdapter(nn.Module):
     def for_backbone(
         cls, backbone: UNetBackbone, encoder: LLMEncoder, options: AdapterOptions | None = None
     ) -> "LLMDiffAdapter":
-        """A new adapter between a language model and a backbone."""
+        """Make a new adapter between a language model and a backbone."""
         adapter = cls(backbone.unet, backbone.encode_text([""]), encoder.width, encoder.num_terms, options)
         return adapter.to(backbone.device)
 
     def _context(self, width: int) -> tuple[nn.Module, int]:
-        """What narrows c before the additional keys and values, and the width that they see."""
+        """Return the projection of c before the additional keys and values, and its output width."""
         if self.options.key_value == "phi":
             return nn.Identity(), self.text_width
         if self.options.bottleneck is None:
@@ -96,23 +97,24 @@ class LLMDiffAdapter(nn.Module):
         return nn.Linear(width, self.options.bottleneck), self.options.bottleneck
 
     def forward(self, text: TextStates, generators: Generators = None) -> Text:
-        """Text as the UNet takes it while the adapter is installed, in float32.
+        """Turn states into the text that the UNet takes while the adapter is installed, in float32.
 
         The original attention sees ``max(L, S)`` positions, as a base model sees its padding; the additional one sees
-        the real tokens alone.
+        only the real tokens.
 
         Args:
-            text: Of ``LLMEncoder.encode``.
-            generators: See ``Aggregation.forward``.
+            text: States from ``LLMEncoder.encode``.
+            generators: Generators of the noise, see ``Aggregation.forward``.
 
         Returns:
-            ``prompt_embeds``, a packed text (see ``cross_attention``), and for SDXL ``pooled_prompt_embeds``.
+            ``prompt_embeds``, a packed text (see ``attention.pack``), and for SDXL ``pooled_prompt_embeds``.
         """
         text = text.to(self.phi_bias.device)
-        joined = self.aggregation(text.states, text.mask, generators)
+        joined = self.aggregation(text.states, text.mask, generators)  # c, (B, L, D)
         missing = max(self.phi_bias.shape[0] - joined.shape[1], 0)
         tokens, mask = F.pad(joined, (0, 0, 0, missing)), F.pad(text.mask, (0, missing))
         position = torch.arange(tokens.shape[1], device=tokens.device)
+        # phi(c), (B, max(L, S), W)
         projected = self.phi(tokens) + self.phi_bias[position.clamp(max=len(self.phi_bias) - 1)]
         context = tokens[..., :0] if self.options.key_value == "phi" else self.bottleneck(tokens)
         seen = mask | (position < len(self.phi_bias))
@@ -120,7 +122,7 @@ class LLMDiffAdapter(nn.Module):
         return Text(pack(projected, context, seen, mask), pooled)
 
     def _pool(self, joined: Tensor, mask: Tensor) -> Tensor:
-        """``(B, L, D)`` to ``(B, D)``; padding is zero."""
+        """Pool the tokens, ``(B, L, D) -> (B, D)``; padding is zero."""
         lengths = mask.sum(1)
         if self.options.pooling == "mean":
             return joined.sum(1) / lengths[:, None]
@@ -128,14 +130,14 @@ class LLMDiffAdapter(nn.Module):
 
     @contextlib.contextmanager
     def installed(self, unet: nn.Module, controlnet: nn.Module | None = None, strength: float = 1.0) -> Iterator[None]:
-        """While active, ``unet`` takes this adapter's text; afterwards it is bit for bit what it was.
+        """While active, let ``unet`` take this adapter's text; afterwards it is bit for bit what it was.
 
         LoRAs on the UNet act on the original attention. A ControlNet gets phi(c) as its text.
 
         Args:
-            unet: The one that the adapter was made for.
-            controlnet: One, or several in one module, that run on the same text.
-            strength: Of what was learnt beside phi: 0 leaves the original attention alone with phi(c).
+            unet: The UNet that the adapter was made for.
+            controlnet: A ControlNet, or several in one module, on the same text.
+            strength: Share of the new attention, see ``JointProcessor``; 0 leaves the original attention with phi(c).
 
         Raises:
             ValueError: If the UNet has other layers, another adapter is on it, or ``strength`` is negative.
@@ -168,7 +170,7 @@ class LLMDiffAdapter(nn.Module):
             )
 
     def content_hash(self) -> str:
-        """Of all weights."""
+        """Hash all weights."""
         return digest({name: tensor.detach().cpu() for name, tensor in self.state_dict().items()})
 
     def save(
@@ -179,13 +181,13 @@ class LLMDiffAdapter(nn.Module):
         num_steps: int,
         extra: Mapping[str, str] | None = None,
     ) -> Path:
-        """Write ``adapter.safetensors``: the weights, and what they belong to.
+        """Write ``adapter.safetensors``: the weights, and which models they belong to.
 
         Args:
-            path: Of the file.
-            encoder: That it was trained with.
-            backbone: That it was trained on.
-            num_steps: How long.
+            path: File to write.
+            encoder: Encoder that the adapter was trained with.
+            backbone: Backbone that it was trained on.
+            num_steps: Number of steps that it was trained for.
             extra: Further metadata, such as the training's settings.
         """
         metadata = {
@@ -206,7 +208,7 @@ class LLMDiffAdapter(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, backbone: UNetBackbone) -> "LLMDiffAdapter":
-        """Read an adapter for a backbone; every tensor of the file is applied, and every one of the adapter is set.
+        """Read an adapter for a backbone; the tensors of the file and those of the adapter must be the same.
 
         Raises:
             ValueError: If the file is missing, damaged or no adapter, or was made for another UNet.
@@ -227,12 +229,12 @@ class LLMDiffAdapter(nn.Module):
         return adapter.requires_grad_(False).eval()
 
     def check_encoder(self, encoder: LLMEncoder) -> None:
-        """Make sure that an encoder gives what this adapter was trained on.
+        """Make sure that an encoder gives the states that this adapter was trained on.
 
-        Another precision changes pictures a little: that is a warning.
+        Another precision of the language model changes images a little, which is only a warning.
 
         Raises:
-            ValueError: If width or number of states differ, or, for an adapter from a file, the language model itself.
+            ValueError: If the width, the number of states or, for an adapter from a file, the language model differs.
         """
         if (encoder.width, encoder.num_terms) != (self.width, self.num_terms):
             raise ValueError(
@@ -255,7 +257,7 @@ class LLMDiffAdapter(nn.Module):
 
 
 def _pooled(width: int, empty: Tensor | None) -> nn.Linear | None:
-    """SDXL's pooled text from one token: at the start that of the empty prompt, whatever the token."""
+    """Make the projection to SDXL's pooled text, which at the start is that of the empty prompt."""
     if empty is None:
         return None
     pooled = nn.Linear(width, empty.shape[-1])

@@ -1,6 +1,6 @@
-"""The learnt sum over blocks that makes one text of a language model's states.
+"""Join the states of a language model's blocks to one text c by a learnt sum.
 
-Shapes: B prompts, T terms (one per block), L tokens, D width.
+Shapes: B prompts, T terms (one per block), L tokens, D width of the language model.
 """
 
 from collections.abc import Sequence
@@ -12,23 +12,23 @@ from torch.nn import functional as F  # noqa: N812
 from src.modules.llmdiff.options import AdapterOptions
 
 Generators = Sequence[torch.Generator] | torch.Generator | None
-"""One CPU generator for each prompt, one for all of them in turn, or none."""
+"""One CPU generator for each prompt, one that serves them in turn, or None."""
 EPSILON = 1e-8
-"""Below a root mean square of 1e-4 a state counts as nothing: a first token's Delta stays zero."""
+"""Added to mean squares, so that a state with a root mean square below 1e-4, such as a first Delta, stays small."""
 
 
 class Aggregation(nn.Module):
-    """c = c_init + sum_i g_i N(Delta_i) + sqrt(2 sum_i h_i) eps (LLMDiff, arXiv 2502.04412), then a final norm.
+    """Computes c = c_init + sum_i g_i N(Delta_i) + sqrt(2 sum_i h_i) eps (LLMDiff, arXiv 2502.04412), then a norm.
 
-    One Gaussian draw stands for the sum of one per block: the same distribution. Everything is computed in float32.
+    The sum of one Gaussian draw per block has the distribution of the one draw eps. Everything is computed in float32.
 
     Args:
-        width: D.
-        num_terms: T; 0 for features that are one state.
-        options: The reading.
+        width: Width D of the states.
+        num_terms: Number of terms T; 0 for features that are a single state.
+        options: Choices that the paper leaves open.
 
     Raises:
-        ValueError: If nothing of the prompt would be left.
+        ValueError: If the text would not depend on the prompt.
     """
 
     def __init__(self, width: int, num_terms: int, options: AdapterOptions) -> None:
@@ -45,7 +45,7 @@ class Aggregation(nn.Module):
         if start is None:
             start = 1.0 if options.normalisation == "none" else max(num_terms, 1) ** -0.5
         gain = torch.full((num_terms, width if options.gain == "channel" else 1), start)
-        # Parameters that get no gradient would stop training on several processes.
+        # A parameter without a gradient would stop training on several processes, so this is a buffer.
         if options.gain == "fixed" or num_terms == 0:
             self.register_buffer("gain", gain)
         else:
@@ -60,30 +60,30 @@ class Aggregation(nn.Module):
 
     @property
     def gains(self) -> Tensor:
-        """g_i, ``(T,)``; of channel-wise gains the mean. For plots."""
+        """The gains g_i, ``(T,)``, averaged over channels if there is one for each; for plots."""
         return self.gain.detach().mean(-1)
 
     @property
     def noise_levels(self) -> Tensor:
-        """h_i, ``(T,)``; zero where noise is off. For plots."""
+        """The noise levels h_i, ``(T,)``; zero if noise is off; for plots."""
         return F.softplus(self.rho.detach()) if self._has_noise else self.gain.new_zeros(self.num_terms)
 
     @property
     def draws(self) -> bool:
-        """Whether a forward pass in the present mode needs random numbers."""
+        """Whether a forward pass in the present mode (training or not) needs random numbers."""
         noisy = self._has_noise and (self.training or self.options.noise == "always")
         return noisy or self.options.initial == "noise"
 
     def forward(self, states: Tensor, mask: Tensor, generators: Generators = None) -> Tensor:
-        """Join states ``(B, 1 + T, L, D)`` to c ``(B, L, D)`` in float32, zero where ``mask`` ``(B, L)`` is False.
+        """Join states to c, ``(B, L, D)`` in float32, which is zero where ``mask`` is False.
 
         Args:
-            states: Of ``LLMEncoder.encode``.
-            mask: Of the same.
-            generators: CPU generators, one for each prompt, whose draw then depends on nothing else; or one for all.
+            states: States from ``LLMEncoder.encode``, ``(B, 1 + T, L, D)``.
+            mask: Which tokens are real, from the same, ``(B, L)``.
+            generators: One CPU generator for each prompt, so that its draw depends on nothing else; or one for all.
 
         Raises:
-            ValueError: If the states are of another language model or other options, or a generator is missing.
+            ValueError: If the states come from another language model or other options, or a generator is missing.
         """
         if states.shape[1] != self.num_terms + 1:
             raise ValueError(
@@ -95,7 +95,7 @@ class Aggregation(nn.Module):
         with torch.autocast(states.device.type, enabled=False):
             text = self._start(states, mask, generators)
             if self.num_terms:
-                terms = self._normalised(self._terms(states[:, 1:].float()))
+                terms = self._normalised(self._terms(states[:, 1:].float()))  # (B, T, L, D)
                 text = text + torch.einsum("td,btld->bld", self.gain.float().expand(-1, terms.shape[-1]), terms)
             if self._has_noise and (self.training or self.options.noise == "always"):
                 deviation = (2 * F.softplus(self.rho.float()).sum()).sqrt()
@@ -113,13 +113,13 @@ class Aggregation(nn.Module):
         return torch.zeros_like(embedding)
 
     def _terms(self, deltas: Tensor) -> Tensor:
-        """Deltas ``(B, T, L, D)``, or each minus the next: Delta_t+1 - Delta_t, as the paper's t counts down."""
+        """Return Deltas ``(B, T, L, D)``, or each minus the next: Delta_t+1 - Delta_t, as the paper's t counts down."""
         if self.options.score == "delta":
             return deltas
         return deltas - F.pad(deltas[:, 1:], (0, 0, 0, 0, 0, 1))
 
     def _normalised(self, states: Tensor) -> Tensor:
-        """Per token: a few features of a large model are a hundred thousand times the others."""
+        """Apply N to each token: in large models a few features are a hundred thousand times as large as the others."""
         if self.options.normalisation == "rms":
             return states * (states.square().mean(-1, keepdim=True) + EPSILON).rsqrt()
         if self.options.normalisation == "layer_norm":
@@ -128,7 +128,7 @@ class Aggregation(nn.Module):
 
 
 def drawn_tokens(mask: Tensor, width: int, generators: Generators) -> Tensor:
-    """Gaussian noise ``(B, L, D)`` on the CPU: every prompt draws for its own tokens, so padding changes nothing."""
+    """Draw eps ``(B, L, D)`` on the CPU: every prompt draws for its own tokens, so padding changes nothing."""
     assert generators is not None
     lengths = mask.sum(1).tolist()
     chosen = [generators] * len(lengths) if isinstance(generators, torch.Generator) else generators

@@ -1,4 +1,7 @@
-"""The additional cross-attention, and the processors that put it beside a stock UNet's own and take it away again."""
+"""The additional cross-attention, and processors that install it beside the UNet's own and remove it again.
+
+Shapes: B prompts, N image positions, L tokens, W width of the UNet's text phi(c), C width of the additional text.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -12,11 +15,11 @@ from torch.nn import functional as F  # noqa: N812
 from src.modules.backbones.base import cross_attention_projections
 
 HIDDEN = -10000.0
-"""Bias of a hidden position, as diffusers has it: exactly no weight after the softmax, and within half precision."""
+"""Bias of a masked position, as in diffusers: its weight after the softmax is 0, and float16 can represent it."""
 
 
 class PackedText(NamedTuple):
-    """Text for both cross-attentions, with additive masks ``(B, 1, L)``."""
+    """Text for both cross-attentions, ``(B, L, W)`` and ``(B, L, C)``, each with an additive mask ``(B, 1, L)``."""
 
     text: Tensor
     text_bias: Tensor
@@ -25,13 +28,17 @@ class PackedText(NamedTuple):
 
 
 def pack(text: Tensor, context: Tensor, text_mask: Tensor, context_mask: Tensor) -> Tensor:
-    """Join ``(B, L, W)``, ``(B, L, C)`` and two masks ``(B, L)`` to ``(B, L, W + C + 2)``."""
+    """Join both texts and their masks ``(B, L)`` on the channel axis, so that pipelines carry them as one tensor.
+
+    Returns:
+        The packed text, ``(B, L, W + C + 2)``.
+    """
     masks = torch.stack([text_mask, context_mask], dim=-1).to(text)
     return torch.cat([text, context.to(text), masks], dim=-1)
 
 
 def unpack(packed: Tensor, text_width: int) -> PackedText:
-    """The parts of a packed text.
+    """Split a packed text into its parts.
 
     Raises:
         ValueError: If it is not packed.
@@ -47,17 +54,17 @@ def unpack(packed: Tensor, text_width: int) -> PackedText:
 
 
 class AdditionalAttention(nn.Module):
-    """A cross-attention of its own beside an original one, and the weights of both.
+    """The new cross-attention of one layer (q, k, v, out), and the weights a, b of the new and the original one.
 
     Args:
-        original: Gives shapes and the initial queries.
-        width: C, of the text that keys and values are projected from.
-        branch_init: ``zero_output``: the output projection starts at zero and a2 at 1; ``zero_weight``: a2 at zero.
+        original: The layer's own cross-attention, which gives shapes and initial queries.
+        width: Width C of the text that keys and values are projected from.
+        branch_init: ``zero_output`` starts the output projection at 0 and a2 at 1, ``zero_weight`` starts a2 at 0.
     """
 
     def __init__(self, original: Attention, width: int, branch_init: str) -> None:
         super().__init__()
-        # A LoRA wraps the layer whose weight this is.
+        # A LoRA wraps the layer that holds the weight.
         queries = getattr(original.to_q, "base_layer", original.to_q)
         inner, self.heads = queries.out_features, original.heads
         self.to_q = nn.Linear(queries.in_features, inner, bias=queries.bias is not None)
@@ -74,12 +81,12 @@ class AdditionalAttention(nn.Module):
 
     @property
     def original_weight(self) -> Tensor:
-        """a1 e^b1."""
+        """The weight a1 e^b1 of the original attention."""
         return self.a1 * self.b1.exp()
 
     @property
     def additional_weight(self) -> Tensor:
-        """a2 e^b2."""
+        """The weight a2 e^b2 of the additional attention."""
         return self.a2 * self.b2.exp()
 
     def forward(self, hidden: Tensor, context: Tensor, bias: Tensor) -> Tensor:
@@ -94,13 +101,13 @@ class AdditionalAttention(nn.Module):
 
 
 class OriginalProcessor:
-    """Gives an original cross-attention, of a ControlNet for instance, its part of a packed text.
+    """Gives a layer's own cross-attention, for instance in a ControlNet, its part phi(c) of a packed text.
 
-    A plain object: were it a module, the UNet would count it among its own.
+    It is no ``nn.Module``, because the UNet would count its parameters among its own.
 
     Args:
-        processor: That of the layer, which computes the attention.
-        text_width: W.
+        processor: The layer's own processor, which computes the attention.
+        text_width: Width W of the UNet's text.
     """
 
     def __init__(self, processor: Any, text_width: int) -> None:
@@ -114,25 +121,25 @@ class OriginalProcessor:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """Attend as the original layer does to its text; ``attention_mask`` adds to the mask in the packed text."""
+        """Attend to phi(c) as the layer does; ``attention_mask`` is added to the mask in the packed text."""
         assert encoder_hidden_states is not None
         packed = unpack(encoder_hidden_states, self.text_width)
         return self.original(attn, hidden_states, packed, attention_mask)
 
     def original(self, attn: Attention, hidden: Tensor, packed: PackedText, attention_mask: Tensor | None) -> Tensor:
-        """The original attention's output."""
+        """Compute the output of the original attention, ``(B, N, *)``."""
         bias = packed.text_bias if attention_mask is None else packed.text_bias + attention_mask
         return self.processor(attn, hidden, packed.text.to(hidden.dtype), bias.to(hidden.dtype))
 
 
 class JointProcessor(OriginalProcessor):
-    """Both cross-attentions: f = attn(q', k'(phi(c)), v'(phi(c))) a1 e^b1 + attn(q, k(c), v(c)) a2 e^b2.
+    """Adds both cross-attentions: f = attn(q', k'(phi(c)), v'(phi(c))) a1 e^b1 + attn(q, k(c), v(c)) a2 e^b2.
 
     Args:
-        processor: See ``OriginalProcessor``.
-        text_width: W.
-        additional: The other attention.
-        strength: 0 for the original alone, 1 for the weights as they were learnt, and in between.
+        processor: The layer's own processor, which computes the primed, original attention.
+        text_width: Width W of the UNet's text.
+        additional: The new attention.
+        strength: 0 for the original attention alone, 1 for the weights as learnt, between them a mixture.
     """
 
     def __init__(self, processor: Any, text_width: int, additional: AdditionalAttention, strength: float = 1.0) -> None:
@@ -147,11 +154,11 @@ class JointProcessor(OriginalProcessor):
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """Attend with both."""
+        """Attend with both, ``(B, N, *) -> (B, N, *)``."""
         assert encoder_hidden_states is not None
         packed = unpack(encoder_hidden_states, self.text_width)
         original = self.original(attn, hidden_states, packed, attention_mask)
-        # phi(c) serves both where the packed text has no other.
+        # Under ``key_value=phi`` the packed text has no c, and phi(c) serves both.
         context = packed.context if packed.context.shape[-1] else packed.text
         bias = packed.context_bias if attention_mask is None else packed.context_bias + attention_mask
         additional = self.additional(hidden_states, context, bias)
@@ -161,7 +168,7 @@ class JointProcessor(OriginalProcessor):
 
 
 def cross_attentions(unet: nn.Module) -> dict[str, Attention]:
-    """Every cross-attention layer, by name.
+    """Return every cross-attention layer by its name.
 
     Raises:
         ValueError: If projections are fused, or a layer's processor holds weights, as an IP-Adapter's does.
@@ -180,7 +187,7 @@ def cross_attentions(unet: nn.Module) -> dict[str, Attention]:
 
 @contextlib.contextmanager
 def processors_set(processors: Mapping[Attention, OriginalProcessor]) -> Iterator[None]:
-    """While active, these layers have these processors."""
+    """While active, use these processors in place of the layers' own."""
     before = {attention: attention.processor for attention in processors}
     try:
         for attention, processor in processors.items():

@@ -1,4 +1,7 @@
-"""A frozen decoder-only language model as the encoder sees it: blocks that can be called again without the context."""
+"""A frozen decoder-only language model whose blocks can be called again without the context.
+
+Shapes: B prompts, L tokens, D width of the language model.
+"""
 
 import contextlib
 import inspect
@@ -11,11 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 Observe = Callable[[int, nn.Module, tuple, dict[str, Any], Tensor], None]
-"""``(block index, module, args, kwargs, output)`` of a call."""
+"""Is told of a call: ``(block index, module, args, kwargs, output)``."""
 
 
 def decoder_blocks(decoder: nn.Module, number: int) -> list[nn.Module]:
-    """The transformer's blocks: the one outermost list of ``number`` modules.
+    """Find the transformer's blocks: the only outermost ``ModuleList`` of ``number`` modules.
 
     Raises:
         ValueError: If there is none, or more than one.
@@ -35,7 +38,7 @@ def decoder_blocks(decoder: nn.Module, number: int) -> list[nn.Module]:
 
 
 def attention_of(block: nn.Module) -> nn.Module:
-    """The attention inside a block.
+    """Find the attention inside a block.
 
     Raises:
         ValueError: If the block has none, or several.
@@ -47,19 +50,19 @@ def attention_of(block: nn.Module) -> nn.Module:
 
 
 def first(output: Any) -> Tensor:
-    """The hidden states of what a module returned: a tensor, or a tuple that starts with it."""
+    """Return the hidden states from a module's output, which is a tensor or a tuple that starts with it."""
     return output if isinstance(output, Tensor) else output[0]
 
 
 def hidden_input(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-    """The hidden states ``(B, L, D)`` that a module was called with: its first argument, however it was passed."""
+    """Return the hidden states ``(B, L, D)`` of a call: the first argument, passed by position or by name."""
     bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
     return next(iter(bound.arguments.values()))
 
 
 @contextlib.contextmanager
 def observed(modules: Sequence[nn.Module], observe: Observe) -> Iterator[None]:
-    """While active, ``observe`` gets every call of the modules, right after it."""
+    """While active, tell ``observe`` of every call of the modules, right after it."""
 
     def hooked(index: int):
         return lambda module, args, kwargs, output: observe(index, module, args, kwargs, first(output))
@@ -73,13 +76,13 @@ def observed(modules: Sequence[nn.Module], observe: Observe) -> Iterator[None]:
 
 
 def alone_mask(hidden: Tensor, context: str = "self") -> Tensor:
-    """The additive mask ``(B, 1, L, L)`` under which every token of ``hidden`` ``(B, L, D)`` sees only itself.
+    """Make the additive mask ``(B, 1, L, L)`` under which every token sees only itself.
 
-    With one visible key its softmax weight is exactly 1, whatever the logit: positions, scaling and windows cancel.
+    The softmax weight of a single visible key is exactly 1, so positions, scaling and windows have no effect.
 
     Args:
-        hidden: Gives shape, precision and device.
-        context: ``self``, or ``self+first``: the first token stays visible too.
+        hidden: Hidden states ``(B, L, D)``, which give shape, precision and device.
+        context: ``self``, or ``self+first`` to let every token see the first one too.
     """
     batch, length, _ = hidden.shape
     visible = torch.eye(length, dtype=torch.bool, device=hidden.device)
@@ -93,14 +96,14 @@ def alone_mask(hidden: Tensor, context: str = "self") -> Tensor:
 def call_under(
     mask: Tensor, module: nn.Module, args: tuple, kwargs: Mapping[str, Any], hidden: Tensor | None = None
 ) -> Tensor:
-    """Call a module again under another attention mask; its own hooks stay silent.
+    """Call a module again under another attention mask, without its own hooks.
 
     Args:
-        mask: Additive, ``(B, 1, L, L)``.
+        mask: Additive mask, ``(B, 1, L, L)``.
         module: A block or an attention.
-        args: Of the call before.
-        kwargs: Of the call before.
-        hidden: Other hidden states ``(B, L, D)``; None for those of the call before.
+        args: Positional arguments of the first call.
+        kwargs: Keyword arguments of the first call.
+        hidden: Other hidden states ``(B, L, D)``; None for those of the first call.
     """
     bound = with_mask(mask, module, args, kwargs)
     if hidden is not None:
@@ -109,10 +112,10 @@ def call_under(
 
 
 def with_mask(mask: Tensor, module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
-    """The arguments of a call with another attention mask, however the family passes it.
+    """Return the arguments of a call with another attention mask, passed by position or by name.
 
     Raises:
-        ValueError: If the module takes none.
+        ValueError: If the module takes no mask.
     """
     bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
     if "attention_mask" not in bound.signature.parameters:
@@ -126,7 +129,7 @@ def with_mask(mask: Tensor, module: nn.Module, args: tuple, kwargs: Mapping[str,
 
 @contextlib.contextmanager
 def replayed(outputs: Mapping[nn.Module, Tensor]) -> Iterator[None]:
-    """While active, these modules return what is given instead of computing."""
+    """While active, let these modules return the given outputs instead of computing."""
     before = {module: vars(module).get("forward") for module in outputs}
 
     def constant(output: Tensor):
@@ -144,7 +147,7 @@ def replayed(outputs: Mapping[nn.Module, Tensor]) -> Iterator[None]:
 
 
 def linear_layers(module: nn.Module) -> list[nn.Module]:
-    """What does the work in a module: its leaves that hold a matrix."""
+    """Return the leaves of a module that hold a matrix, without embeddings."""
     return [leaf for leaf in module.modules() if not list(leaf.children()) and _is_matrix(leaf)]
 
 
@@ -154,9 +157,9 @@ def _is_matrix(leaf: nn.Module) -> bool:
 
 
 class Run(NamedTuple):
-    """Both ends of a forward pass, ``(B, L, D)`` each: what enters the first block, and the state after the final norm.
+    """Both ends of a forward pass, ``(B, L, D)`` each: the input of the first block, the state after the final norm.
 
-    The state before that norm is the last block's own output; ``hidden_states[-1]`` of transformers is not.
+    The state before that norm, x^0, is the last block's own output; ``hidden_states[-1]`` of transformers is not.
     """
 
     embedding: Tensor
@@ -164,16 +167,16 @@ class Run(NamedTuple):
 
 
 class Decoder:
-    """The transformer of a causal language model.
+    """The frozen transformer of a causal language model.
 
-    Four tokens are run through it at once, to be sure of what everything else relies on: a position does not depend on
-    later ones, and a block under a mask that hides all other tokens encodes each token alone.
+    The constructor runs four tokens through it to check what everything else relies on: a position does not depend on
+    later ones, and a block encodes each token alone under a mask that hides all others.
 
     Args:
-        model: Any decoder-only model of transformers; frozen here. Its language head is not used.
+        model: Any decoder-only model of transformers; it is frozen, and its language head is not used.
 
     Raises:
-        ValueError: If its attention is two-sided, or a block mixes tokens by other means than attention.
+        ValueError: If its attention is bidirectional, or a block mixes tokens by other means than attention.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -182,7 +185,7 @@ class Decoder:
         self.width = int(config.hidden_size)
         self.blocks = decoder_blocks(self.module, config.num_hidden_layers)
         self._unreached: dict[str, list[tuple[nn.Module, ...]]] = {}
-        # Tokens that differ; none is the usual padding, 0.
+        # Four different tokens, none of which is the usual padding, 0.
         self._ids = (torch.arange(1, 5) % config.vocab_size)[None]
         self._check_causal()
         self._check_masks()
@@ -193,7 +196,7 @@ class Decoder:
 
     @torch.no_grad()
     def run(self, input_ids: Tensor) -> Run:
-        """An ordinary forward pass over ids ``(B, L)``, padded on the right, if at all."""
+        """Run an ordinary forward pass over ids ``(B, L)``; padding may only be on the right."""
         embedding: list[Tensor] = []
 
         def observe(index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
@@ -204,14 +207,14 @@ class Decoder:
         return Run(embedding[0], output.last_hidden_state)
 
     def compared(self, state: str) -> list[nn.Module]:
-        """The module of every block whose output the score compares: its attention, or the block."""
+        """Return the module of every block whose output the score compares: its attention, or the block."""
         return [attention_of(block) for block in self.blocks] if state == "attention" else self.blocks
 
     def unreached(self, state: str) -> list[tuple[nn.Module, ...]]:
-        """For every compared module, the linear layers in it that get the same input with and without the context.
+        """Return the linear layers of every compared module whose input is the same with and without the context.
 
-        Such are the projections before attention and, in blocks that run attention and MLP side by side, the MLP. They
-        need not be computed twice. Which they are is not known by name: a gradient from the mask does not reach them.
+        These need not be computed twice. They are the projections before attention and, in blocks that run attention
+        and MLP in parallel, the MLP. Whatever their names, they are those that no gradient reaches from the mask.
         """
         if state not in self._unreached:
             modules = self.compared(state)
@@ -262,7 +265,7 @@ def _unreached_layers(module: nn.Module, args: tuple, kwargs: Mapping[str, Any])
 
     with observed(_layers_before_the_mask(module, args, kwargs, mask), keep):
         call_under(mask, module, args, kwargs)
-    # Some families change what a layer returned in place: it cannot stand in for the layer again.
+    # Some families change a layer's output in place, so that it cannot be used again.
     return tuple(layer for layer, (output, version) in outputs.items() if output._version == version)
 
 
@@ -281,11 +284,11 @@ def _layers_before_the_mask(module: nn.Module, args: tuple, kwargs: Mapping[str,
     finally:
         for handle in handles:
             handle.remove()
-    # A mask that was turned into booleans on the way says nothing.
+    # If the module turned the mask into booleans, there is no gradient that could tell.
     return [layer for layer in layers if calls[layer] == 1 and layer not in reached] if output.requires_grad else []
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors differ by more than the rounding of their precision."""
+    """Tell whether two tensors differ by more than the rounding of their precision."""
     error = (first.float() - second.float()).norm() / first.float().norm().clamp(min=1e-12)
     return bool(error > 8 * torch.finfo(first.dtype).eps)

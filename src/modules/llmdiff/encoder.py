@@ -1,6 +1,6 @@
-"""Prompts to the block-wise states of a frozen decoder-only language model, kept on disk.
+"""Encode prompts to the block-wise states of a frozen decoder-only language model, and cache these on disk.
 
-Shapes: B prompts, K states of a token, L tokens, D width.
+Shapes: B prompts, K states of a token, L tokens, D width of the language model.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from src.modules.llmdiff.states import num_terms, read_states
 
 
 class EncodingCache(TensorStore):
-    """States ``(K, L, D)`` of a text, without padding; one file per text.
+    """Stores the states ``(K, L, D)`` of each text, without padding, in a file of its own.
 
     Args:
-        folder: See ``Store``.
-        max_gigabytes: See ``Store``.
+        folder: Folder of the files.
+        max_gigabytes: Size beyond which old files are removed, see ``Store``.
     """
 
     pattern = "??/*.safetensors"
@@ -34,7 +34,7 @@ class EncodingCache(TensorStore):
         super().__init__(folder, "states", max_gigabytes)
 
     def key(self, identity: Identity, options: EncodingOptions, text: str) -> str:
-        """All that an encoding depends on."""
+        """Hash all that an encoding depends on, to the name of its file."""
         record = json.dumps([asdict(identity), asdict(options), text], sort_keys=True)
         digest = hashlib.sha256(record.encode()).hexdigest()
         return f"{digest[:2]}/{digest[2:34]}"
@@ -45,8 +45,8 @@ class TextStates:
     """Encoded prompts, padded on the right with zeros.
 
     Attributes:
-        states: ``(B, K, L, D)``: where c starts, then what is added to it (see ``read_states``).
-        mask: ``(B, L)``, True at real tokens; every row has at least one.
+        states: Initial c, then the terms that are added to it, ``(B, K, L, D)``; see ``read_states``.
+        mask: True at real tokens, ``(B, L)``; every row has at least one.
     """
 
     states: Tensor
@@ -63,7 +63,7 @@ class TextStates:
         return cls(states, torch.arange(states.shape[2], device=states.device) < lengths[:, None])
 
     def to(self, device: torch.device | str) -> "TextStates":
-        """On another device."""
+        """Move to a device."""
         return TextStates(self.states.to(device), self.mask.to(device))
 
 
@@ -71,12 +71,12 @@ class LLMEncoder:
     """Encodes prompts of any length up to the model's context, each text once.
 
     Args:
-        language_model: Loaded when a prompt is not in the cache.
-        options: What is read off it.
+        language_model: The model, which is loaded when a prompt is not in the cache.
+        options: Which states are read from it.
         cache: Encodings on disk; None to encode every time. They are larger than images: 34 MB for 128 tokens of a 7B
             model in bfloat16.
-        batch_size: Prompts that the model reads at a time; does not change an encoding beyond rounding.
-        keep_loaded: Keep the language model in memory; else it is freed after every call that needed it.
+        batch_size: Number of prompts encoded at a time; it does not change an encoding beyond rounding.
+        keep_loaded: Whether the language model stays in memory; else it is freed after every call that needed it.
 
     Raises:
         ValueError: If the options name a block that the model does not have.
@@ -103,7 +103,7 @@ class LLMEncoder:
 
     @property
     def identity(self) -> Identity:
-        """Of the language model."""
+        """Name, revision and precision of the language model."""
         return self.language_model.identity
 
     @property
@@ -113,19 +113,19 @@ class LLMEncoder:
 
     @property
     def num_terms(self) -> int:
-        """States of a token besides the first: K - 1."""
+        """Number of states of a token besides the first, K - 1."""
         return num_terms(self.language_model.num_blocks, self.options)
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of every prompt; fast, and nothing is loaded.
+        """Count the tokens of every prompt, which does not load the model.
 
         Raises:
-            ValueError: If a prompt is too long, which names it.
+            ValueError: If a prompt is too long; the message names it.
         """
         return [len(ids) for ids in self.language_model.token_ids(prompts, self.options)]
 
     def encode(self, prompts: Sequence[str]) -> TextStates:
-        """States of a batch of prompts, without gradient, on the language model's device.
+        """Encode a batch of prompts, without gradient, on the language model's device.
 
         Raises:
             ValueError: If a prompt is too long; nothing was encoded then.
@@ -134,10 +134,10 @@ class LLMEncoder:
         return TextStates.stack([rows[prompt] for prompt in prompts])
 
     def encode_ahead(self, prompts: Sequence[str]) -> int:
-        """Encode what the cache does not hold, and nothing else; afterwards the language model may be freed.
+        """Encode the prompts that the cache lacks; afterwards the language model may be freed.
 
         Returns:
-            How many prompts were encoded.
+            The number of prompts that were encoded.
 
         Raises:
             ValueError: If a prompt is too long, or there is no cache.
@@ -152,7 +152,7 @@ class LLMEncoder:
         return len(missing)
 
     def free(self) -> None:
-        """Give the language model's memory back; a prompt that is not cached loads it again."""
+        """Free the language model's memory; a prompt that is not cached loads it again."""
         self.language_model.free()
 
     def _done(self) -> None:
@@ -160,7 +160,7 @@ class LLMEncoder:
             self.free()
 
     def _rows(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Unpadded states ``(K, L, D)`` of every text."""
+        """Return the unpadded states ``(K, L, D)`` of every text, from the cache or the model."""
         rows = {text: self._cached(text) for text in dict.fromkeys(prompts)}
         missing = [text for text, row in rows.items() if row is None]
         found = {text: row.to(self.language_model.device) for text, row in rows.items() if row is not None}
@@ -177,17 +177,17 @@ class LLMEncoder:
         return None if self.cache is None else self.cache.read(self._key(text))
 
     def _batches(self, texts: Sequence[str]) -> Iterator[dict[str, list[int]]]:
-        """Texts of like length together, with their ids; all are checked before the first is encoded."""
+        """Yield batches of texts of similar length with their ids; all are checked before the first batch."""
         ids = dict(zip(texts, self.language_model.token_ids(texts, self.options) if texts else [], strict=True))
         ordered = sorted(ids, key=lambda text: len(ids[text]))
         for start in range(0, len(ordered), self.batch_size):
             yield {text: ids[text] for text in ordered[start : start + self.batch_size]}
 
     def _encode(self, batch: Mapping[str, list[int]]) -> dict[str, Tensor]:
-        """Run the model; padding repeats the last token, which no real position sees."""
+        """Run the model on one batch; padding repeats the last token, and no real position sees it."""
         longest = max(map(len, batch.values()))
         padded = torch.tensor([ids + ids[-1:] * (longest - len(ids)) for ids in batch.values()])
-        # In its own precision, whatever a training's is: an encoding is the same wherever it is used.
+        # The precision of a training must not change an encoding, which is cached for other uses.
         with torch.autocast(self.language_model.device.type, enabled=False):
             states = read_states(self.language_model.decoder, padded, self.options)
         rows = {text: row[:, : len(batch[text])] for text, row in zip(batch, states, strict=True)}

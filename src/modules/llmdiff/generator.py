@@ -1,4 +1,4 @@
-"""Draws requests with an LLMDiff adapter, through any stock diffusers pipeline."""
+"""Draw requests with an LLMDiff adapter, through any stock diffusers pipeline."""
 
 import contextlib
 import json
@@ -26,15 +26,15 @@ from src.modules.llmdiff.options import EncodingOptions
 
 
 class LLMDiffPipeline:
-    """Called like the pipeline that it wraps: text-to-image, img2img, inpainting or ControlNet, SD or SDXL.
+    """Wraps a pipeline (text-to-image, img2img, inpainting or ControlNet, SD or SDXL), and is called like it.
 
-    Prompts may be of any length up to the language model's context, and of unequal length in one batch.
+    Prompts may have any length up to the language model's context, and different lengths in one batch.
 
     Args:
-        pipeline: Stock; its text encoders are not used and may be absent.
-        adapter: For the pipeline's UNet.
-        encoder: That the adapter was trained with.
-        strength: See ``LLMDiffAdapter.installed``.
+        pipeline: The stock pipeline; its text encoders are not used and may be absent.
+        adapter: Adapter that was made for the pipeline's UNet.
+        encoder: Encoder that the adapter was trained with.
+        strength: Share of the new attention, see ``LLMDiffAdapter.installed``.
 
     Raises:
         ValueError: If the adapter does not fit the encoder.
@@ -54,14 +54,13 @@ class LLMDiffPipeline:
         generator: Generators = None,
         **arguments: Any,
     ) -> Any:
-        """Draw.
+        """Draw images.
 
         Args:
-            prompt: One, or several.
-            negative_prompt: One for all, one for each, or None for the empty one.
+            prompt: One prompt, or several.
+            negative_prompt: One for all prompts, one for each, or None for the empty one.
             generator: One for each image, or one for all. A text with noise (``noise=always``) draws from it too.
-            arguments: Of the stock pipeline: ``num_inference_steps``, ``guidance_scale``, ``num_images_per_prompt``,
-                ``latents``, ``image`` ...
+            arguments: Further arguments of the stock pipeline, such as ``num_inference_steps`` or ``image``.
 
         Returns:
             What the stock pipeline returns.
@@ -71,7 +70,7 @@ class LLMDiffPipeline:
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         negatives = _one_each(negative_prompt, len(prompts))
-        # A single generator goes on from one prompt to the next; a list has one for each image.
+        # A single generator serves all prompts in turn; a list has one for each image.
         per_prompt = arguments.get("num_images_per_prompt") or 1
         seeded = generator if isinstance(generator, torch.Generator | None) else list(generator)[::per_prompt]
         with self.adapter.installed(self.pipeline.unet, getattr(self.pipeline, "controlnet", None), self.strength):
@@ -81,7 +80,7 @@ class LLMDiffPipeline:
     def embeds(
         self, prompts: Sequence[str], negatives: Sequence[str], generators: Generators = None
     ) -> dict[str, Tensor]:
-        """The pipeline's text arguments: ``prompt_embeds``, ``negative_prompt_embeds``, for SDXL also pooled ones."""
+        """Return the pipeline's text arguments: ``prompt_embeds``, ``negative_prompt_embeds``, pooled ones for SDXL."""
         number = len(prompts)
         both = list(generators) * 2 if isinstance(generators, Sequence) else generators
         encoded = self.adapter(self.encoder.encode([*prompts, *negatives]), both)
@@ -109,14 +108,14 @@ def trained_encoder(
     cache_dir: str | Path | None = None,
     keep_loaded: bool = True,
 ) -> LLMEncoder:
-    """The encoder that an adapter was trained with, from what its file says.
+    """Make the encoder that an adapter was trained with, from the metadata of its file.
 
     Args:
-        adapter: The file.
-        path: Where the language model is now, a folder or a hub id; None for where it was.
-        dtype: Its precision; None for that of the training.
-        cache_dir: For encodings; None to encode every time.
-        keep_loaded: See ``LLMEncoder``.
+        adapter: File of the adapter.
+        path: Folder or hub id of the language model; None for the one in the metadata.
+        dtype: Precision of the language model; None for that of the training.
+        cache_dir: Folder for encodings; None to encode every time.
+        keep_loaded: Whether the language model stays in memory, see ``LLMEncoder``.
 
     Raises:
         ValueError: If there is no adapter or no such language model.
@@ -135,13 +134,13 @@ class LLMDiffGenerator(BatchedGenerator[Request]):
 
     Args:
         backbone: The stock model; its text encoders are not used.
-        adapter: A file, or one in training.
-        encoder: The one that the adapter was trained with.
+        adapter: File of the adapter, or an adapter in training.
+        encoder: Encoder that the adapter was trained with.
         strength: 0 for the original attention alone with phi(c), 1 for the adapter as it was learnt.
         sampling: ``num_inference_steps``, ``guidance_scale``, ``negative_prompt`` and ``resolution`` (the image side);
-            what is missing or None is the backbone's own.
-        batch_size: Images at a time; does not change an image beyond rounding.
-        device: Where to draw, as torch names it or ``auto``; None leaves the backbone where it is.
+            the backbone's own values stand for missing ones and None.
+        batch_size: Number of images drawn at a time; it does not change an image beyond rounding.
+        device: Torch device to draw on, or ``auto``; None leaves the backbone where it is.
 
     Raises:
         ValueError: If the adapter does not fit the backbone or the language model, or torch cannot use the device.
@@ -167,7 +166,7 @@ class LLMDiffGenerator(BatchedGenerator[Request]):
         self.pipeline = LLMDiffPipeline(backbone.pipeline, self.adapter, encoder, strength)
 
     def identity(self, prompt: str | None = None) -> Identity:
-        """What an image depends on beside text and seed; the adapter as it was when this was first asked."""
+        """Return what an image depends on beside text and seed; the adapter is hashed at the first call only."""
         of_call = self.sampling
         settings = (of_call["num_inference_steps"], of_call["guidance_scale"], self.pipeline.strength)
         return {
@@ -184,7 +183,7 @@ class LLMDiffGenerator(BatchedGenerator[Request]):
         return self.adapter.content_hash()
 
     def prepare(self, request: Request) -> Request:
-        """The request itself.
+        """Check a request, and return it.
 
         Raises:
             ValueError: If its prompt is too long for the language model or it names a style.
@@ -209,7 +208,7 @@ class LLMDiffGenerator(BatchedGenerator[Request]):
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """An adapter in training comes back as it was."""
+        """While active, the adapter is in evaluation mode."""
         was_training = self.adapter.training
         self.adapter.eval()
         try:
@@ -221,7 +220,7 @@ class LLMDiffGenerator(BatchedGenerator[Request]):
     def denoising_errors(
         self, images: Sequence[Image.Image], captions: Sequence[str], seeds: Sequence[int]
     ) -> list[float]:
-        """How well each image is denoised under its caption; see ``denoising_errors``.
+        """Measure how well each image is denoised under its caption; see ``denoising_errors``.
 
         Raises:
             ValueError: If a caption is too long; nothing was measured then.

@@ -1,4 +1,4 @@
-"""A decoder-only language model on disk: known at once by its configuration, loaded when it is first needed."""
+"""A decoder-only language model on disk: its configuration is read at once, its weights when they are first needed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.mod
 
 @dataclass(frozen=True)
 class Identity:
-    """Which language model: where it came from, what it holds, and in which precision it runs."""
+    """Identifies a language model: its name, a fingerprint of its files (``revision``), and its precision."""
 
     name: str
     revision: str
@@ -28,12 +28,12 @@ class Identity:
 
 
 class LanguageModel:
-    """Configuration and tokenizer of a model, and the model itself while it is needed.
+    """Configuration and tokenizer of a model, and its weights while they are needed.
 
     Args:
-        folder: In the layout of transformers, with safetensors.
-        name: What it is called in adapters and reports.
-        dtype: Precision that it runs in.
+        folder: Folder in the layout of transformers, with safetensors.
+        name: Name of the model in adapters and reports.
+        dtype: Precision that it runs in, as torch names it.
 
     Raises:
         ValueError: If the folder holds no decoder-only model, or ``dtype`` is unknown.
@@ -55,7 +55,7 @@ class LanguageModel:
     def from_pretrained(
         cls, path: str, dtype: str = "float32", revision: str | None = None, local_files_only: bool = False
     ) -> "LanguageModel":
-        """Find a local folder or a hub id; weights are fetched if need be, but not loaded.
+        """Find a local folder, or fetch a hub id; the weights are not loaded into memory.
 
         Raises:
             ValueError: If there is no such model, or it is not decoder-only.
@@ -78,17 +78,17 @@ class LanguageModel:
 
     @property
     def width(self) -> int:
-        """Width of its states."""
+        """Width D of its states."""
         return int(self.config.hidden_size)
 
     @property
     def num_blocks(self) -> int:
-        """Number of its blocks, T."""
+        """Number T of its blocks."""
         return int(self.config.num_hidden_layers)
 
     @property
     def context_length(self) -> int | None:
-        """Most tokens that it takes; None where its positions do not end."""
+        """Most tokens that it takes; None if its positions have no end."""
         return getattr(self.config, "max_position_embeddings", None)
 
     @property
@@ -98,7 +98,7 @@ class LanguageModel:
 
     @property
     def decoder(self) -> Decoder:
-        """The frozen model, loaded if it is not yet, or no longer, in memory."""
+        """The frozen model, which is loaded if it is not in memory."""
         if self._decoder is None:
             model = AutoModelForCausalLM.from_pretrained(
                 self.folder, dtype=DTYPES[self.identity.dtype], use_safetensors=True
@@ -107,20 +107,20 @@ class LanguageModel:
         return self._decoder
 
     def to(self, device: torch.device | str) -> "LanguageModel":
-        """Where the model is, or will be when it is loaded."""
+        """Move the model to a device; if it is not in memory, it is loaded there later."""
         self.device = torch.device(device)
         if self._decoder is not None:
             self._decoder.to(self.device)
         return self
 
     def free(self) -> None:
-        """Give the memory of the weights back; the next prompt that is not cached loads them again."""
+        """Free the memory of the weights; the next prompt that is not cached loads them again."""
         self._decoder = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def token_ids(self, prompts: Sequence[str], options: EncodingOptions) -> list[list[int]]:
-        """Ids of every prompt, unpadded and whole; the empty prompt is the first token (and the end token).
+        """Tokenize every prompt, without padding or truncation; the empty prompt is the first (and the end) token.
 
         Raises:
             ValueError: If a prompt is longer than the model's context or ``options.max_length``, or has no token.
@@ -140,7 +140,7 @@ class LanguageModel:
         return found
 
     def _framed(self, ids: list[int], options: EncodingOptions) -> list[int]:
-        """With one first token, which takes the attention of those that have nothing to look at, and an end token."""
+        """Add a first token, which models use as an attention sink, and an end token, as the options say."""
         if options.bos == "always" and ids[:1] != [self._first_id]:
             ids = [self._first_id, *ids]
         if options.append_eos and (len(ids) < 2 or ids[-1] != self._end_id):
@@ -168,7 +168,7 @@ class LanguageModel:
 
 
 def check_decoder_only(config: PretrainedConfig, name: str) -> None:
-    """Refuse what is no decoder-only language model by its configuration, before any weight is read.
+    """Refuse, by its configuration, a model that is not a decoder-only language model, before weights are read.
 
     Raises:
         ValueError: If it is encoder-decoder, encoder-only, or no language model.

@@ -23,30 +23,30 @@ from src.modules.training.diffusion import min_snr_weights, per_sample_mse, step
 from src.modules.training.learner import Learner, TrainingRecord
 
 SCALARS = ("gain", "rho", "a1", "b1", "a2", "b2")
-"""Names of g, of what h comes from, and of the weights of the two cross-attentions."""
+"""Names of the scalar parameters: g, rho (h = softplus(rho)), and the weights of the two cross-attentions."""
 LARGEST_PLAIN = 16
-"""Side of latents up to which a CPU computes attention step by step: fused kernels gain nothing from so few positions
-in float32, and in bfloat16 they make the UNet's part of a training step a third longer."""
+"""Side of latents up to which a CPU computes attention without the fused kernel, which with so few positions gains
+nothing in float32, and in bfloat16 makes the UNet's part of a training step a third longer."""
 
 
 class LLMDiff(Learner):
-    """The adapter learns to denoise; language model, autoencoder and UNet are frozen and outside of checkpoints.
+    """Trains the adapter to denoise; language model, autoencoder and UNet are frozen and outside of checkpoints.
 
-    What is drawn for a sample (dropout of its caption, noise, timestep, noise of its text) depends on the seed and on
-    the sample's number in the training. So two processes, or two accumulated batches, see the global batches of one
-    process with twice the batch, and the mean over equal batches is the mean over all.
+    All random draws for a sample (dropout of its caption, noise, timestep, noise of its text) depend only on the seed
+    and on the sample's number in the training. So two processes, or two accumulated batches, see what one process with
+    twice the batch would see, and the mean over equal batches is the mean over all samples.
 
     Args:
-        backbone: Whose UNet is driven.
+        backbone: The diffusion model whose UNet is trained with the adapter.
         encoder: Gives the states of the language model.
-        export_path: Where ``adapter.safetensors`` goes.
-        options: The reading of the paper; see ``AdapterOptions``.
-        caption_dropout: Share of empty captions, for classifier-free guidance.
-        snr_gamma: Min-SNR weighting, or None.
-        gradient_checkpointing: Compute the UNet's activations twice instead of keeping them.
-        encode_ahead: Encode all captions and images before the first step, and free the language model.
-        sampling: Settings of sample grids; see ``LLMDiffGenerator``.
-        seed: Everything that is drawn, and the initial weights, depend on it.
+        export_path: File that the adapter is written to.
+        options: Choices that the paper leaves open.
+        caption_dropout: Share of samples with an empty caption, for classifier-free guidance.
+        snr_gamma: Gamma of min-SNR weighting; None for no weighting.
+        gradient_checkpointing: Whether to compute the UNet's activations twice instead of keeping them.
+        encode_ahead: Whether to encode all captions and images before the first step, and free the language model.
+        sampling: Settings of sample grids, see ``LLMDiffGenerator``.
+        seed: Seed of all draws and of the initial weights.
 
     Raises:
         ValueError: If an option is out of range.
@@ -70,7 +70,7 @@ class LLMDiff(Learner):
         super().__init__()
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"method.learner.caption_dropout is {caption_dropout}; give a share from 0 to below 1")
-        # In a tuple, where ``nn.Module`` sees no submodule: the frozen weights stay out of checkpoints and of DDP.
+        # ``nn.Module`` finds no submodule in a tuple, so the frozen weights stay out of checkpoints and of DDP.
         self._frozen = (backbone, encoder)
         self.export_path, self.caption_dropout, self.snr_gamma = export_path, caption_dropout, snr_gamma
         self.gradient_checkpointing, self.encode_ahead = gradient_checkpointing, encode_ahead
@@ -82,16 +82,16 @@ class LLMDiff(Learner):
 
     @property
     def backbone(self) -> UNetBackbone:
-        """The frozen model."""
+        """The frozen diffusion model."""
         return self._frozen[0]
 
     @property
     def encoder(self) -> LLMEncoder:
-        """What the frozen language model says of a prompt."""
+        """The encoder with the frozen language model."""
         return self._frozen[1]
 
     def prepare(self, data: Any, device: torch.device, rank: int = 0, world_size: int = 1, num_steps: int = 0) -> None:
-        """Check the captions, bring the frozen parts to their device, say how images become latents.
+        """Check the captions, move the frozen parts to their device, and tell the data how images become latents.
 
         Raises:
             ValueError: If a caption is too long for the language model, or cannot be encoded ahead.
@@ -110,29 +110,29 @@ class LLMDiff(Learner):
         if isinstance(data, EncodedData):
             data.encode_with(self.backbone.encode_images, autoencoder_key(self.backbone.vae))
         if self.encode_ahead:
-            # Each process its share of the captions.
+            # Each process encodes its share of the captions.
             self.encoder.encode_ahead(sorted({*data.captions, ""})[rank::world_size])
             self.encoder.free()
-            # It waits for the other processes.
+            # This waits for the other processes.
             data.encode_ahead()
 
     def generators(self, batch: dict[str, Any], rank: int, world_size: int) -> list[Generator]:
-        """One for each sample, of its number in the training; the position counts over processes."""
+        """Make one generator for each sample from its number in the training; its position counts over processes."""
         first = int(batch["step"]) * len(batch["caption"]) * world_size
         return [step_generator(self.seed, first + at) for at in batch["position"].tolist()]
 
     def validation_generators(self, batch: dict[str, Any], batch_idx: int) -> list[Generator]:
-        """One for each sample, which no training step has."""
+        """Make one generator for each sample; no training step uses the same."""
         return [step_generator(self.seed, at, rank=-1) for at in batch["position"].tolist()]
 
     def losses(self, batch: dict[str, Any], generators: list[Generator]) -> Tensor:
-        """Denoising error of each sample ``(B,)``, some of them without their caption."""
+        """Compute the denoising error of each sample ``(B,)``; some of them lose their caption."""
         dropped = [float(torch.rand((), generator=one)) < self.caption_dropout for one in generators]
         captions = ["" if drop else text for drop, text in zip(dropped, batch["caption"], strict=True)]
         return self.denoising_errors(self._latents(batch), captions, generators, batch.get("size_ids"))
 
     def validate(self, batch: dict[str, Any], generators: list[Generator]) -> Tensor:
-        """The same error under all captions."""
+        """Compute the same error ``(B,)``, every sample with its caption."""
         return self.denoising_errors(self._latents(batch), batch["caption"], generators, batch.get("size_ids"))
 
     def _latents(self, batch: dict[str, Any]) -> Tensor:
@@ -145,13 +145,13 @@ class LLMDiff(Learner):
         generators: list[Generator],
         size_ids: Tensor | None = None,
     ) -> Tensor:
-        """Denoising error of each sample, shape ``(B,)``; it does not depend on the rest of the batch.
+        """Compute the denoising error of each sample, ``(B,)``, which does not depend on the rest of the batch.
 
         Args:
-            latents: ``(B, C, h, w)``.
-            captions: One for each.
-            generators: On the CPU, one for each.
-            size_ids: What SDXL is told of an image's size and cut, ``(B, 6)``; None for whole images of this size.
+            latents: Latents of the images, ``(B, C, h, w)``.
+            captions: Caption of each image.
+            generators: One CPU generator for each image.
+            size_ids: SDXL's time ids, the size and crop of each image, ``(B, 6)``; None for whole images of this size.
         """
         noised = self.backbone.corrupt(latents, generators)
         text = self.adapter(self.encoder.encode(captions), generators)
@@ -163,11 +163,11 @@ class LLMDiff(Learner):
         return errors
 
     def installed(self) -> AbstractContextManager[Any]:
-        """The adapter on the UNet, parts of which run again under gradient checkpointing."""
+        """Install the adapter on the UNet; it must stay so during backward, where checkpointed parts run again."""
         return self.adapter.installed(self.backbone.unet)
 
     def curves(self) -> dict[str, float]:
-        """G and h of every block, a1 e^b1 and a2 e^b2 and their factors of every cross-attention, by their number."""
+        """Return g and h of every block, and a e^b, a and b of both branches of every cross-attention, for plots."""
         aggregation, layers = self.adapter.aggregation, self.adapter.layers.values()
         found = {"g": aggregation.gains.tolist(), "h": aggregation.noise_levels.tolist()}
         for name in ("original_weight", "additional_weight", "a1", "b1", "a2", "b2"):
@@ -175,11 +175,11 @@ class LLMDiff(Learner):
         return {f"{name}/{at:02d}": value for name, values in found.items() for at, value in enumerate(values)}
 
     def sample(self, requests: Sequence[Request], steps: int) -> list[Image.Image]:
-        """Draw with the adapter as it stands."""
+        """Draw with the adapter in its present state."""
         return LLMDiffGenerator(self.backbone, self.adapter, self.encoder, sampling=self.sampling).sample(requests)
 
     def groups(self) -> list[dict[str, Any]]:
-        """Matrices, vectors and scalars. The scalars g, h, a and b are so few that a higher rate does no harm."""
+        """Group the parameters: matrices, vectors, scalars. The few scalars g, h, a, b bear a higher learning rate."""
         matrices, vectors, scalars = _by_kind(self.adapter)
         return [
             {"name": "matrices", "params": matrices},
@@ -188,7 +188,7 @@ class LLMDiff(Learner):
         ]
 
     def identity(self) -> dict[str, str]:
-        """Backbone, language model, and the reading of the paper."""
+        """Return backbone, language model and the options."""
         return {
             "backbone": self.backbone.fingerprint,
             "llm": self.encoder.identity.revision,
@@ -197,7 +197,7 @@ class LLMDiff(Learner):
         }
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
-        """Write the adapter; nothing else of the training is needed to draw."""
+        """Write the adapter, which is all that drawing needs of a training."""
         extra = {"training": json.dumps(self._told(record))}
         path = self.adapter.save(self.export_path, self.encoder, self.backbone, record.steps, extra)
         drawing = """"prompt='a red dog on the grass'" seed=0"""
@@ -205,7 +205,7 @@ class LLMDiff(Learner):
         return {"adapter": str(path), "next": command}
 
     def _told(self, record: TrainingRecord) -> dict[str, Any]:
-        """What an adapter's file says of its training; names and order are part of the format."""
+        """List what an adapter's file records of its training; names and order are part of the file format."""
         return {
             "learning_rate": record.learning_rate,
             "scalar_learning_rate": record.rates.get("scalars", record.learning_rate),
@@ -223,7 +223,7 @@ class LLMDiff(Learner):
 
 
 def _by_kind(adapter: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Matrices, vectors (phi's bias among them, though it has a row for each position) and scalars."""
+    """Sort parameters into matrices, vectors (with phi's bias, though it has a row for each position) and scalars."""
     kinds: tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]] = ([], [], [])
     for name, parameter in adapter.named_parameters():
         last = name.rpartition(".")[2]

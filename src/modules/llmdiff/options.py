@@ -1,4 +1,4 @@
-"""Every reading of the paper that its text leaves open is a field here; the defaults are the recommended ones."""
+"""The choices that the paper leaves open, each as a field with a recommended default."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ FEATURES = ("llmdiff", "last", "penultimate", "embed", "ln_mean", "sum")
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """What is read off the language model: all that a cached encoding depends on beside the model and the text.
+    """Which states of the language model are used: all that a cached encoding depends on beside model and text.
 
     Attributes:
-        features: ``llmdiff``, the block-wise score; or a rival that gets the same adapter: ``last`` (after the final
-            norm), ``penultimate``, ``embed`` (no block), ``ln_mean`` (mean of the layer-normalised outputs of all
-            blocks), ``sum`` (outputs where the score has contextual minus context-free outputs).
-        stream: What enters the context-free term of a block: ``local``, the contextual stream's own input, or
-            ``global``, a stream in which no block ever saw the context.
-        state: Whose output the score compares: of the block (``output``), what the block adds (``update``; the same
-            number under ``local``, as the identity cancels), or of its ``attention`` alone (cheap, an approximation).
-        context: What the context-free term sees: the token (``self``) or the token and the first one (``self+first``).
-        blocks: Which blocks, 0 is the one after the embedding; None for all.
-        append_eos: End every prompt with the end-of-text token, one position that covers the whole prompt.
-        bos: ``always`` start with one first token, or do as the tokenizer does (``default``).
+        features: ``llmdiff`` is the paper's block-wise score. The others are baselines for the same adapter: ``last``
+            (state after the final norm), ``penultimate``, ``embed`` (no block), ``ln_mean`` (mean of the
+            layer-normalised outputs of all blocks), ``sum`` (outputs of all blocks, nothing subtracted).
+        stream: Input of a block's context-free term: ``local`` is the block's ordinary input, ``global`` a second
+            stream in which no block ever saw the context.
+        state: What the score compares: a block's ``output``, the ``update`` that it adds to its input (the same under
+            ``local``, since the input cancels), or the output of its ``attention`` (cheap, an approximation).
+        context: What the context-free term sees: the token (``self``) or also the first token (``self+first``).
+        blocks: Indices of the blocks that are used, 0 is the one after the embedding; None for all.
+        append_eos: Whether every prompt ends with the end-of-text token, a position that sees the whole prompt.
+        bos: ``always`` puts a first token before every prompt, ``default`` leaves that to the tokenizer.
         max_length: Most tokens of a prompt; None for the model's context. A longer prompt is an error, never cut.
 
     Raises:
@@ -38,7 +38,7 @@ class EncodingOptions:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        """Check; a list of blocks becomes a sorted tuple, so that equal options are equal."""
+        """Check the fields, and sort ``blocks`` into a tuple, so that equal choices compare as equal."""
         choose("encoding.features", self.features, FEATURES)
         choose("encoding.stream", self.stream, ("local", "global"))
         choose("encoding.state", self.state, ("output", "update", "attention"))
@@ -54,25 +54,25 @@ class EncodingOptions:
 
 @dataclass(frozen=True)
 class AdapterOptions:
-    """How the adapter joins the blocks' states to one text, and how a UNet takes that text.
+    """How the adapter joins the blocks' states to one text c, and how a UNet takes c.
 
     Attributes:
-        initial: c_init: ``embed`` (of the embedding), ``zero``, ``learned``, or ``noise``.
-        score: One ``delta`` per block, or the ``difference`` of adjacent blocks' deltas (the paper's second
-            approximation; the same family as long as the gains are learnt).
-        gain: g_i: one learnt ``scalar`` per block, one per ``channel``, or ``fixed``.
-        gain_init: Where g_i starts; None for 1 / sqrt(blocks) with a normalisation, 1 without.
+        initial: The c_init: ``embed`` (the token's embedding), ``zero``, ``learned``, or ``noise``.
+        score: One ``delta`` per block, or the ``difference`` of adjacent blocks' deltas, the paper's second
+            approximation. Learnt gains reach the same sums with either.
+        gain: The g_i: one learnt ``scalar`` per block, one per ``channel``, or ``fixed``.
+        gain_init: Initial value of g_i; None for 1 / sqrt(blocks) with a normalisation, 1 without.
         noise: When sqrt(2 sum h) eps is added: in ``train`` mode, ``always``, or ``off`` (then h does not exist).
-        normalisation: N, per token and block: ``rms``, ``layer_norm`` or ``none``.
-        final_norm: Of c: ``layer_norm`` (learnt) or ``none``.
-        phi_std: Of phi's initial weight; 0 makes the start independent of the prompt.
-        phi_bias: phi's initial bias: ``rows``, the base model's empty prompt position by position, so that the start
-            is the pretrained model, or its ``mean``, one vector. Rows also tell the original attention the position of
-            each token, so that word order is no longer the features' merit alone.
-        key_value: What the additional keys and values are projected from: ``c``, or ``phi`` of c (fewer parameters).
-        bottleneck: Width of one shared projection of c before them; None for none.
-        branch_init: ``zero_output`` projection, or a ``zero_weight`` a2.
-        pooling: The position that SDXL's pooled text is projected from: the ``last`` one, or the ``mean`` of all.
+        normalisation: The N of each token and block: ``rms``, ``layer_norm`` or ``none``.
+        final_norm: Norm of c: ``layer_norm`` (learnt) or ``none``.
+        phi_std: Standard deviation of phi's initial weight; 0 makes the start independent of the prompt.
+        phi_bias: Initial bias of phi: ``rows`` is the base model's empty prompt position by position, which starts at
+            the pretrained model; ``mean`` is one vector, the mean of these rows. Rows also tell the original attention
+            the position of each token, so knowledge of word order may come from them, not from the features.
+        key_value: What the new keys and values are projected from: ``c``, or ``phi`` of c (fewer parameters).
+        bottleneck: Width of a shared projection of c before the new keys and values; None for no projection.
+        branch_init: What starts the new branch at nothing: ``zero_output`` projection, or ``zero_weight`` a2.
+        pooling: What SDXL's pooled text is projected from: the ``last`` token, or the ``mean`` of all.
 
     Raises:
         ValueError: If a field has a value that it cannot have.
@@ -93,7 +93,7 @@ class AdapterOptions:
     pooling: str = "last"
 
     def __post_init__(self) -> None:
-        """Check."""
+        """Check the fields."""
         choose("adapter.initial", self.initial, ("embed", "zero", "learned", "noise"))
         choose("adapter.score", self.score, ("delta", "difference"))
         choose("adapter.gain", self.gain, ("scalar", "channel", "fixed"))

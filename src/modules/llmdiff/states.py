@@ -1,6 +1,6 @@
-"""What is read off a language model: per block, the state of every token with its context minus without it.
+"""Compute the score of every block: the state of each token with its context, minus the state without it.
 
-Shapes: B prompts, K states of a token, L tokens, D width, T blocks.
+Shapes: B prompts, K states of a token, L tokens, D width of the language model, T blocks.
 """
 
 import contextlib
@@ -26,16 +26,16 @@ from src.modules.llmdiff.options import EncodingOptions
 
 @torch.no_grad()
 def read_states(decoder: Decoder, input_ids: Tensor, options: EncodingOptions) -> Tensor:
-    """The states of every token, ``(B, K, L, D)`` in the model's precision.
+    """Read the states of every token, ``(B, K, L, D)`` in the model's precision.
 
-    State 0 is where c starts, and the others are what is added to it: under ``features=llmdiff`` the embedding and one
-    Delta per block (LLMDiff, arXiv 2502.04412: the contextual minus the context-free score of the block), under ``sum``
-    the embedding and one output per block, else the one state that the feature is.
+    State 0 is the initial c, and the others are terms that are added to it. Under ``features=llmdiff`` these are the
+    embedding and one Delta per block, its contextual minus its context-free score (LLMDiff, arXiv 2502.04412); under
+    ``sum`` the embedding and one output per block; else a single state.
 
     Args:
         decoder: The frozen model.
-        input_ids: ``(B, L)``, padded on the right: attention is causal, so no real position sees padding.
-        options: Which states.
+        input_ids: Token ids ``(B, L)``, padded on the right; attention is causal, so no real token sees padding.
+        options: Which states to read.
     """
     if options.features == "llmdiff":
         deltas = _local_deltas if options.stream == "local" else _global_deltas
@@ -53,7 +53,7 @@ def read_states(decoder: Decoder, input_ids: Tensor, options: EncodingOptions) -
 
 
 def num_terms(number_of_blocks: int, options: EncodingOptions) -> int:
-    """How many states besides the first ``read_states`` returns: K - 1."""
+    """Count the states that ``read_states`` returns besides the first, K - 1."""
     blocks = number_of_blocks if options.blocks is None else len(options.blocks)
     return blocks if options.features in ("llmdiff", "sum") else 0
 
@@ -68,9 +68,9 @@ def _normalised_mean(outputs: list[Tensor]) -> Tensor:
 
 
 def _local_deltas(decoder: Decoder, input_ids: Tensor, options: EncodingOptions) -> list[Tensor]:
-    """The embedding, and one Delta per block: it is called again on its own input while each token sees only itself.
+    """Return the embedding and one Delta per block, ``Delta_i = Block_i(X_i; causal) - Block_i(X_i; self only)``.
 
-    The identity path cancels, so that output and residual update give the same difference.
+    Both terms have the same input X_i, ``(B, L, D)``, so output and residual update give the same difference.
     """
     chosen = _chosen(decoder, options)
     modules = [decoder.compared(options.state)[index] for index in chosen]
@@ -90,7 +90,7 @@ def _local_deltas(decoder: Decoder, input_ids: Tensor, options: EncodingOptions)
 
 @contextlib.contextmanager
 def _keeping(layers: list[nn.Module], kept: dict[nn.Module, Tensor]) -> Iterator[None]:
-    """While active, the outputs of these layers go to ``kept``."""
+    """While active, put the outputs of these layers into ``kept``."""
 
     def observe(index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
         kept[module] = output
@@ -100,7 +100,7 @@ def _keeping(layers: list[nn.Module], kept: dict[nn.Module, Tensor]) -> Iterator
 
 
 def _global_deltas(decoder: Decoder, input_ids: Tensor, options: EncodingOptions) -> list[Tensor]:
-    """The same against a second stream through all blocks, in which no token ever saw another."""
+    """Return the embedding and one Delta per block against a second pass in which no token ever sees another."""
     modules = [decoder.compared(options.state)[index] for index in _chosen(decoder, options)]
     added = options.state == "update"
     run, contextual = _recorded(decoder, modules, input_ids, added)
@@ -112,7 +112,7 @@ def _global_deltas(decoder: Decoder, input_ids: Tensor, options: EncodingOptions
 def _recorded(
     decoder: Decoder, modules: list[nn.Module], input_ids: Tensor, added: bool = False
 ) -> tuple[Run, list[Tensor]]:
-    """A pass and the output of every module, or what each added to its input."""
+    """Run the model, and return the output of every module, or with ``added`` what it added to its input."""
     outputs: list[Tensor] = []
 
     def observe(index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
@@ -125,7 +125,7 @@ def _recorded(
 
 @contextlib.contextmanager
 def _each_alone(decoder: Decoder, context: str) -> Iterator[None]:
-    """While active, every block hides all other tokens."""
+    """While active, hide all other tokens from each token, in every block."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         bound = with_mask(alone_mask(hidden_input(module, args, kwargs), context), module, args, kwargs)
@@ -140,11 +140,9 @@ def _each_alone(decoder: Decoder, context: str) -> Iterator[None]:
 
 
 def _difference(contextual: Tensor, alone: Tensor) -> Tensor:
-    """Subtracted in float32, kept in the model's precision.
-
-    The context of a first token is that token. Where experts are chosen per batch, rounding says otherwise, and a
-    normalisation would make something of it.
-    """
+    """Subtract in float32; the difference has the model's precision."""
     delta = contextual.float() - alone.float()
+    # The first token has no other context. Mixtures of experts may round its two states differently, and a
+    # normalisation would blow that up.
     delta[:, 0] = 0
     return delta.to(contextual.dtype)

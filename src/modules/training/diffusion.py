@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def step_generator(seed: int, step: int, rank: int = 0, stream: int = 0) -> torch.Generator:
-    """A CPU generator that depends on nothing but its arguments (``stream`` separates uses within one step)."""
+    """Make a CPU generator that depends only on its arguments; ``stream`` separates uses within one step."""
     mixed = ((seed * 1_000_003 + step) * 4_099 + rank) * 61 + stream
     return torch.Generator().manual_seed(mixed % (2**63 - 1))
 
@@ -16,7 +16,7 @@ def draw_noise(latents: Tensor, num_train_timesteps: int, generators: list[torch
     """Draw noise and timesteps, one generator per sample, so that a sample's draw does not depend on its batch.
 
     Returns:
-        ``noise`` like ``latents``, and ``timesteps`` of shape ``(B,)`` in ``[0, num_train_timesteps)``.
+        Noise of the shape of ``latents``, and timesteps of shape ``(B,)`` in ``[0, num_train_timesteps)``.
     """
     noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
     timesteps = torch.cat([torch.randint(0, num_train_timesteps, (1,), generator=g) for g in generators])
@@ -24,7 +24,7 @@ def draw_noise(latents: Tensor, num_train_timesteps: int, generators: list[torch
 
 
 def diffusion_target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the network must predict: the noise or the velocity, as the scheduler's ``prediction_type`` says.
+    """Compute what the network must predict: noise or velocity, as the scheduler's ``prediction_type`` says.
 
     Raises:
         ValueError: If the prediction type is neither ``epsilon`` nor ``v_prediction``.
@@ -38,14 +38,14 @@ def diffusion_target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, t
 
 
 def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
-    """Loss weights of Hang et al., 2023 (arXiv 2303.09556), shape ``(B,)``, for the scheduler's prediction type."""
+    """Compute the min-SNR loss weights of Hang et al., 2023 (arXiv 2303.09556) for the prediction type, ``(B,)``."""
     snr = compute_snr(scheduler, timesteps)
     clipped = snr.clamp(max=gamma)
     return clipped / snr if scheduler.config.prediction_type == "epsilon" else clipped / (snr + 1)
 
 
 def per_sample_mse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error of each sample, shape ``(B,)``; with a mask ``(B, 1, h, w)``, of the elements it keeps."""
+    """Mean squared error of each sample, ``(B,)``; with a mask ``(B, 1, h, w)``, over the elements that it keeps."""
     error = (prediction.float() - target.float()) ** 2
     if mask is None:
         return error.flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""What is trained, without a Trainer (``Learner``), and the one LightningModule that trains it (``LearnerModule``)."""
+"""``Learner`` is what is trained and knows no Trainer; ``LearnerModule`` is the one LightningModule that trains it."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -19,18 +19,18 @@ from src.modules.training.diffusion import step_generator
 
 SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine"}
 OLD_IDENTITIES = ("latexblend", "llmdiff")
-"""Where checkpoints of earlier versions name their experiment; the keys of their tensors lack ``learner.``."""
+"""Keys under which checkpoints of earlier versions hold their identity; their tensor names lack ``learner.``."""
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """How something was trained: what a product says of it beside the learner's own options.
+    """How something was trained, as its product records it beside the learner's own options.
 
     Attributes:
         steps: Steps of the optimiser so far.
-        learning_rate: Peak rate.
-        weight_decay: Decay of the groups that name none.
-        rates: Peak rates of the groups that have one of their own.
+        learning_rate: Peak learning rate.
+        weight_decay: Weight decay of the groups that have none of their own.
+        rates: Peak learning rates of the groups that have one of their own.
         schedule: ``constant`` or ``cosine``.
         num_warmup_steps: Steps of linear warm-up.
         ema_decay: Decay of the averaged weights; None without an average.
@@ -46,15 +46,15 @@ class TrainingRecord:
 
 
 class Learner(nn.Module, ABC):
-    """What is trained, and the loss of each sample; it knows no Trainer.
+    """Parameters to train, and the loss of each sample, without a Trainer.
 
-    Its parameters and buffers are what a checkpoint holds. A frozen model that it uses is kept in a tuple, where
-    ``nn.Module`` sees no submodule, so that it stays out of checkpoints and of DDP.
+    A checkpoint holds its parameters and buffers. A subclass keeps a frozen model in a tuple, where ``nn.Module`` finds
+    no submodule, so that the model stays out of checkpoints and of DDP.
 
     Attributes:
-        seed: Everything that is drawn depends on it.
+        seed: Seed of all random draws.
         incidental: Names of constructor arguments that do not change what is learnt.
-        validates_average: Whether ``validate`` sees the averaged weights, where there are any.
+        validates_average: Whether ``validate`` uses the averaged weights, if there are any.
     """
 
     seed: int = 0
@@ -69,72 +69,72 @@ class Learner(nn.Module, ABC):
     def prepare(  # noqa: B027
         self, data: Any, device: torch.device, rank: int = 0, world_size: int = 1, num_steps: int = 0
     ) -> None:
-        """Fill caches and bring frozen parts to their device, once, before the first step.
+        """Fill caches and move frozen parts to their device, once, before the first step.
 
         Args:
             data: The data module.
-            device: Where the training runs.
-            rank: The number of this process.
-            world_size: How many processes train together.
-            num_steps: How long the training is, in steps of the optimiser.
+            device: Device that the training runs on.
+            rank: Number of this process.
+            world_size: Number of processes that train together.
+            num_steps: Length of the training in steps of the optimiser.
         """
 
     def generators(self, batch: Any, rank: int, world_size: int) -> list[Generator]:
-        """Randomness of a training batch, on the CPU: here one generator for all of it."""
+        """Make the CPU generators of a training batch: here one for all of it."""
         return [step_generator(self.seed, int(batch["step"]), rank)]
 
     def validation_generators(self, batch: Any, batch_idx: int) -> list[Generator]:
-        """Randomness of a validation batch, which no training step has and which is the same every time."""
+        """Make the CPU generators of a validation batch: the same in every validation, and in no training step."""
         return [step_generator(self.seed, batch_idx, rank=-1)]
 
     @abstractmethod
     def losses(self, batch: Any, generators: list[Generator]) -> dict[str, Tensor] | Tensor:
-        """One number for each sample ``(B,)``; of several by name, the first is minimised, see ``reduce``.
+        """Compute one loss, or several by name, for each sample ``(B,)``; ``reduce`` says which is minimised.
 
-        What is a mean over the batch already may be a scalar. A tensor alone is called ``loss``.
+        A loss that is a mean over the batch already may be a scalar. A single tensor is called ``loss``.
         """
 
     def reduce(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised, and what is logged as ``train/<name>``: here the first mean, and all means."""
+        """Return what is minimised, here the first mean, and what is logged as ``train/<name>``, here all means."""
         means = {name: each.mean() for name, each in losses.items()}
         return next(iter(means.values())), means
 
     def validate(self, batch: Any, generators: list[Generator]) -> dict[str, Tensor] | Tensor:
-        """What is logged as ``val/<name>``: the mean of each tensor, weighted over batches by its length."""
+        """Compute what is logged as ``val/<name>``: the mean of each tensor, weighted over batches by its length."""
         return self.losses(batch, generators)
 
     def validated(self) -> dict[str, float]:
-        """What is logged as ``val/<name>`` once all validation batches have been seen."""
+        """Return what is logged as ``val/<name>`` after all validation batches."""
         return {}
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the optimiser: ``name``, ``params`` and what differs, such as ``weight_decay``.
+        """Return the optimiser's parameter groups: ``name``, ``params`` and other settings, such as ``weight_decay``.
 
-        Groups may share a name. The rate of a name comes from ``rates`` of ``LearnerModule``.
+        Groups may share a name, by which ``rates`` of ``LearnerModule`` gives them a learning rate.
         """
         return [{"name": "all", "params": self.averaged()}]
 
     def averaged(self) -> list[nn.Parameter]:
-        """Parameters that an average follows: here all that are trained."""
+        """Return the parameters that are averaged: here all that are trained."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def after_step(self) -> None:  # noqa: B027
-        """Runs after each step of the optimiser, before anything is saved."""
+        """Run after each step of the optimiser, before anything is saved."""
 
     def installed(self) -> contextlib.AbstractContextManager[Any]:
-        """A context for the backward pass, for what gradient checkpointing has to find again."""
+        """Return a context for the backward pass, in which gradient checkpointing runs parts of the model again."""
         return contextlib.nullcontext()
 
     def curves(self) -> dict[str, float]:
-        """Numbers worth a curve, logged as often as the loss."""
+        """Return further numbers to log as often as the loss."""
         return {}
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be resumed; plain values."""
+        """Return what a checkpoint must agree with to be resumed, as plain values."""
         return {}
 
     def sample(self, requests: Sequence[Request], steps: int) -> list[Image.Image]:
-        """Draw requests with what has been learnt in so many steps.
+        """Draw requests with what has been learnt after so many steps.
 
         Raises:
             ValueError: If this learner draws nothing.
@@ -143,21 +143,21 @@ class Learner(nn.Module, ABC):
 
     @abstractmethod
     def export(self, record: TrainingRecord) -> dict[str, str]:
-        """Write the product; what was made and where, in words for the user."""
+        """Write the product, and return what was made and where, in words for the user."""
 
 
 class LearnerModule(L.LightningModule):
-    """Trains a learner: generators, logging, optimiser, schedule, averaged weights and checkpoints, once for all.
+    """Trains any learner: generators, logging, optimiser, schedule, averaged weights and checkpoints.
 
     Args:
-        learner: What is trained.
-        optimizer: The optimiser, for parameter groups to be given: ``_partial_: true`` in a configuration. Its ``lr``
-            is the peak rate.
-        rates: Peak rates by the name of a parameter group, for groups whose rate is not the optimiser's.
-        schedule: After the warm-up: ``constant``, or ``cosine`` decay over ``max_steps``.
+        learner: The learner that is trained.
+        optimizer: Makes the optimiser from parameter groups (``_partial_: true`` in a configuration); its ``lr`` is the
+            peak learning rate.
+        rates: Name of a parameter group to its peak learning rate, for groups that differ from the optimiser's.
+        schedule: Learning rate after the warm-up: ``constant``, or ``cosine`` decay over ``max_steps``.
         num_warmup_steps: Steps of linear warm-up.
         warmup_share: Largest share of all steps that the warm-up may take; None for any.
-        ema_decay: Decay of an average of the weights, which is then validated, drawn with and exported; None for none.
+        ema_decay: Decay of an average of the weights, which is validated, drawn with and exported; None for no average.
 
     Raises:
         ValueError: If there is no such schedule, or ``rates`` names no parameter group.
@@ -182,12 +182,12 @@ class LearnerModule(L.LightningModule):
         self._groups()
         self.averaged = learner.averaged()
         self.ema = None if ema_decay is None else EMAModel(self.averaged, decay=ema_decay)
-        # What loggers are told; no object may get into a checkpoint.
+        # Loggers and checkpoints get these plain values, and no objects.
         self.save_hyperparameters({name: value for name, value in asdict(self.record()).items() if name != "steps"})
 
     def record(self) -> TrainingRecord:
-        """How the learner has been trained so far."""
-        # The optimiser's own defaults, whatever the configuration leaves out.
+        """Record how the learner has been trained so far."""
+        # An optimiser that is never used tells the values that the configuration leaves out.
         defaults = self.optimizer([nn.Parameter(torch.zeros(1))]).defaults
         steps = self.global_step if self._trainer else 0
         settings = (self.rates, self.schedule, self.num_warmup_steps, self.ema_decay)
@@ -197,24 +197,24 @@ class LearnerModule(L.LightningModule):
         """Make sure that the disk has room for checkpoints, and let the learner prepare.
 
         Raises:
-            ValueError: If it has not, or the learner cannot work with this data.
+            ValueError: If there is no room, or the learner cannot work with this data.
         """
         trainer: Any = self.trainer
-        # Two checkpoints, in float32: the weights, AdamW's two moments and the average.
+        # Two checkpoints in float32, each with the weights, AdamW's two moments and the average.
         trained = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
         free_disk_or_raise(trainer.default_root_dir, 2 * (3 + (self.ema is not None)) * 4 * trained)
         where = (trainer.strategy.root_device, trainer.global_rank, trainer.world_size)
         self.learner.prepare(trainer.datamodule, *where, trainer.max_steps)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of this process's share of a global batch."""
+        """Compute and log the loss of this process's share of a global batch."""
         generators = self.learner.generators(batch, self.trainer.global_rank, self.trainer.world_size)
         loss, logged = self.learner.reduce(_named(self.learner.losses(batch, generators)))
         self.log_dict({f"train/{name}": value for name, value in logged.items()}, prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """What the learner says of a validation batch, with the averaged weights."""
+        """Log the learner's validation of a batch, with the averaged weights."""
         generators = self.learner.validation_generators(batch, batch_idx)
         with self.averaged_weights() if self.learner.validates_average else contextlib.nullcontext():
             found = _named(self.learner.validate(batch, generators))
@@ -223,17 +223,17 @@ class LearnerModule(L.LightningModule):
             self.log(f"val/{name}", values.mean(), batch_size=number, prog_bar=True, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        """What the learner says of all validation batches together."""
+        """Log the learner's validation of all batches together."""
         found = {f"val/{name}": value for name, value in self.learner.validated().items()}
         self.log_dict(found, prog_bar=True, sync_dist=True)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Inside the learner's context."""
+        """Run the backward pass inside the learner's context."""
         with self.learner.installed():
             super().backward(loss, *args, **kwargs)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, and its schedule where rates change."""
+        """Make the optimiser, and a schedule if learning rates change."""
         optimizer = self.optimizer(self._groups())
         num_steps, num_warmup_steps = self.trainer.max_steps, self.num_warmup_steps
         if self.warmup_share is not None:
@@ -246,7 +246,7 @@ class LearnerModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Parameter groups with their rates. Their names stay here: they would change those of logged rates."""
+        """Return parameter groups with their rates, without their names, which would change those of logged rates."""
         groups = self.learner.groups()
         names = [group["name"] for group in groups]
         for name in self.rates:
@@ -257,7 +257,7 @@ class LearnerModule(L.LightningModule):
         return [{key: value for key, value in group.items() if key != "name"} for group in rated]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Follow the weights at once: by ``on_train_batch_end`` the checkpoint of this step is already written."""
+        """Step, and update the average at once: ``on_train_batch_end`` comes after the checkpoint of this step."""
         super().optimizer_step(*args, **kwargs)
         self.learner.after_step()
         if self.ema is not None:
@@ -270,13 +270,13 @@ class LearnerModule(L.LightningModule):
                 logger.log_metrics(curves, step=self.global_step)
 
     def on_fit_start(self) -> None:
-        """Bring the averaged weights to the device."""
+        """Move the averaged weights to the device."""
         if self.ema is not None:
             self.ema.to(self.device)
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """While active, parameters are their averages; afterwards they are bit for bit what they were."""
+        """While active, replace parameters by their averages; afterwards they are bit for bit what they were."""
         if self.ema is None:
             yield
             return
@@ -289,23 +289,23 @@ class LearnerModule(L.LightningModule):
 
     @torch.no_grad()
     def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
-        """Draw with what would be exported now."""
+        """Draw with the weights that would be exported now."""
         with self.averaged_weights():
             return self.learner.sample(requests, self.global_step)
 
     @torch.no_grad()
     def export(self) -> dict[str, str]:
-        """Write the product, of the averaged weights."""
+        """Write the product, from the averaged weights."""
         self.take_average()
         return self.learner.export(self.record())
 
     def take_average(self) -> None:
-        """Replace the weights by their average, where there is one, for good."""
+        """Replace the weights by their average for good, if there is one."""
         if self.ema is not None:
             self.ema.copy_to(self.averaged)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the experiment, so that another one's checkpoint is refused, and keep the averaged weights."""
+        """Store the learner's identity, which resuming checks, and the averaged weights."""
         checkpoint["identity"] = self.learner.identity()
         if self.ema is not None:
             checkpoint["ema"] = {"shadow": self.ema.shadow_params, "step": self.ema.optimization_step}
@@ -314,7 +314,7 @@ class LearnerModule(L.LightningModule):
         """Refuse a checkpoint of another experiment; restore the averaged weights.
 
         Raises:
-            ValueError: If it is another's, or if a tensor is missing from it.
+            ValueError: If it belongs to another experiment, or lacks a tensor.
         """
         if "identity" not in checkpoint:
             _as_now(checkpoint)
@@ -334,7 +334,7 @@ class LearnerModule(L.LightningModule):
 
 
 def _as_now(checkpoint: dict[str, Any]) -> None:
-    """Give a checkpoint from before ``LearnerModule`` today's names."""
+    """Rename the entries of a checkpoint that is older than ``LearnerModule``."""
     checkpoint["identity"] = next((checkpoint[name] for name in OLD_IDENTITIES if name in checkpoint), {})
     checkpoint["state_dict"] = {f"learner.{name}": tensor for name, tensor in checkpoint["state_dict"].items()}
 

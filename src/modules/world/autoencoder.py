@@ -1,4 +1,4 @@
-"""Pretrains the world's AutoencoderKL: the linear code teaches the encoder, the decoder sharpens what it keeps."""
+"""Pretrain the world's AutoencoderKL: the encoder imitates a linear code, the decoder learns to restore images."""
 
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,22 @@ from src.modules.training.diffusion import per_sample_mse
 from src.modules.training.learner import Learner, TrainingRecord
 
 LOG_VARIANCE = -6.0
-"""What the posterior is drawn to: a deviation of 0.05 on latents of unit variance."""
+"""Target of the posterior's log variance: a standard deviation of 0.05 on latents of unit variance."""
 
 
 class AutoencoderPretraining(Learner):
-    """The latent space is fixed in advance, so that the diffusion model can be trained at the same time.
+    """Trains encoder and decoder on a latent space that is fixed, so that the diffusion model can be trained meanwhile.
 
-    Encoder: regression on the linear code's latents. Decoder: from those latents plus a little noise to the image; it
-    sees neighbouring cells, so it restores edges that eight-pixel patches of a linear code cannot.
+    The encoder learns by regression on the latents of the linear code. The decoder learns to restore the image from
+    these latents plus a little noise; it sees neighbouring cells, so it restores edges better than the linear code.
 
     Args:
         export_dir: Pipeline folder that receives ``vae``.
         code_path: The linear code (safetensors, written by the data module).
         block_out_channels: Widths at 64, 32, 16 and 8 pixels.
         latent_channels: Channels of the code.
-        decoder_noise: Deviation of the noise on the decoder's input.
-        seed: Noise and initial weights depend on it.
+        decoder_noise: Standard deviation of the noise on the decoder's input.
+        seed: Seed of the noise and the initial weights.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class AutoencoderPretraining(Learner):
         )
 
     def prepare(self, data: Any, device: torch.device, rank: int = 0, world_size: int = 1, num_steps: int = 0) -> None:
-        """Read the code as one strided convolution."""
+        """Read the linear code as one strided convolution."""
         self.code = code_convolution(self.code_path).to(device)
 
     def losses(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
-        """Image error of the decoder, and latent error of the encoder."""
+        """Compute the image error of the decoder and the latent error of the encoder."""
         pixel_values = batch["pixel_values"]
         with torch.no_grad():
             code = self.code(pixel_values).float()
@@ -71,29 +71,29 @@ class AutoencoderPretraining(Learner):
         return {"decoder_loss": F.mse_loss(restored, pixel_values), "encoder_loss": encoder_loss}
 
     def reduce(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Their sum is minimised."""
+        """Minimise the sum of both errors."""
         return losses["decoder_loss"] + losses["encoder_loss"], losses
 
     def validate(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
-        """PSNR in decibel through encoder and decoder."""
+        """Compute the PSNR in decibel through encoder and decoder."""
         pixel_values = batch["pixel_values"]
         restored = self.vae.decode(self.vae.encode(pixel_values).latent_dist.mode()).sample.float().clamp(-1, 1)
         return {"psnr": psnr(restored, pixel_values)}
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
-        """Write ``vae`` of a Stable Diffusion pipeline."""
+        """Write the folder ``vae`` of a Stable Diffusion pipeline."""
         folder = Path(self.export_dir) / "vae"
         self.vae.save_pretrained(folder)
         return {"autoencoder": str(folder)}
 
 
 def psnr(restored: Tensor, pixel_values: Tensor) -> Tensor:
-    """Mean PSNR in decibel of images in [-1, 1], once for each of them, shape ``(B,)``."""
+    """Compute the mean PSNR in decibel of images in [-1, 1], repeated for each of them, ``(B,)``."""
     return (10 * torch.log10(4 / per_sample_mse(restored, pixel_values)).mean()).expand(len(pixel_values))
 
 
 def code_convolution(path: str) -> nn.Conv2d:
-    """A linear code's encoder as one strided convolution."""
+    """Build a linear code's encoder as one strided convolution."""
     code = LinearCode.load(path)
     kernels = torch.from_numpy(code.components / code.scales[:, None]).view(-1, 3, PATCH, PATCH)
     convolution = nn.Conv2d(3, len(kernels), PATCH, stride=PATCH)

@@ -1,4 +1,4 @@
-"""Pretrains the world's image tokenizer: an autoencoder whose code is bits on a pyramid of grids."""
+"""Pretrain the world's image tokenizer, an autoencoder whose code is bits on a pyramid of grids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from src.modules.training.learner import Learner, TrainingRecord
 from src.modules.world.autoencoder import code_convolution, psnr
 
 REACH = 1.7
-"""Deviation of a target's channels in units of a code's, 1 / sqrt(d): six scales lose least of a linear code so."""
+"""Deviation of the teacher's channels in units of a code's, 1 / sqrt(d): with it six scales lose least of the code."""
 
 
 @dataclass(frozen=True)
 class TokenizerSize:
-    """How large a ``BSQTokenizer`` is; see there.
+    """Size of a ``BSQTokenizer``.
 
     Attributes:
         latent_channels: Bits of a cell.
         base_channels: Width at full resolution.
-        channel_multipliers: Width of each resolution in units of ``base_channels``.
+        channel_multipliers: Factors of the width, from full resolution down.
         layers_per_block: Residual blocks of a resolution.
-        patch_size: Pixels of a cell's side.
+        patch_size: Side of a cell in pixels.
         norm_num_groups: Groups of the group norms.
     """
 
@@ -39,30 +39,30 @@ class TokenizerSize:
     norm_num_groups: int = 8
 
     def build(self) -> BSQTokenizer:
-        """A tokenizer of random weights."""
+        """Build a tokenizer with random weights."""
         widths = (self.latent_channels, self.base_channels, list(self.channel_multipliers))
         return BSQTokenizer(*widths, self.layers_per_block, self.patch_size, self.norm_num_groups)
 
 
 class BSQTokenizerPretraining(Learner):
-    """Encoder and decoder learn together; the quantiser's gradient is handed straight through.
+    """Trains encoder and decoder together; the gradient passes straight through the quantiser.
 
-    At first a linear code, rotated so that all bits carry alike, teaches the encoder, and the decoder sees that code's
-    bits; the share of such images falls to none over ``teacher_steps``. Codes have a fixed length, so nothing but the
-    commitment loss keeps features within their reach. Some images are decoded from their first scales alone: the sum
-    of early codes is then the best picture of that resolution, instead of whatever later scales can mend.
+    At first a linear code, rotated so that all bits carry equally much, teaches the encoder, and the decoder sees that
+    code's bits; the share of such images falls to 0 over ``teacher_steps``. Codes have a fixed length, so features need
+    the commitment loss to stay near them. Some images are decoded from their first scales only, so that the sum of
+    early codes is the best image of that resolution and not a mere start for later scales.
 
     Args:
         export_dir: Pipeline folder that receives ``vae``.
         code_path: The linear code (safetensors, written by the data module), of as many channels.
         scale_schedule: Rows and columns of each grid, coarse to fine.
-        size: How large the tokenizer is.
+        size: Size of the tokenizer.
         commitment_weight: Weight of the squared distance between features and the sum of their codes.
-        teacher_weight: Weight of the squared distance to the linear code, at first.
-        teacher_steps: Until the linear code teaches no more; 0 for no teacher.
+        teacher_weight: Initial weight of the squared distance to the linear code.
+        teacher_steps: Number of steps that the linear code teaches for; 0 for no teacher.
         early_share: Share of the images that are decoded from a random number of scales.
-        init_from: Pipeline folder whose tokenizer to start from, best with ``teacher_steps=0``; None for random ones.
-        seed: Initial weights, the rotation and the choice of scales depend on it.
+        init_from: Pipeline folder whose tokenizer to start from, best with ``teacher_steps=0``; None for a new one.
+        seed: Seed of the initial weights, the rotation and the choice of scales.
     """
 
     def __init__(
@@ -100,23 +100,23 @@ class BSQTokenizerPretraining(Learner):
         self.teacher.to(device)
 
     def losses(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
-        """Image error of each image ``(B,)``, commitment, and while there is a teacher the weighted distance to it."""
+        """Compute the image error ``(B,)``, the commitment loss, and the weighted distance to the teacher, if any."""
         pixel_values = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
         encoded = self.tokenizer.encode(pixel_values)
         features, lesson = self._taught(encoded, pixel_values, int(batch["step"]), generators[0])
-        sums = torch.stack(quantise(features, self.grids).features, dim=1)
+        sums = torch.stack(quantise(features, self.grids).features, dim=1)  # (B, scales, d, H, W)
         chosen = self._last_scales(len(sums), generators[0]).to(self.device)
         restored = self.tokenizer.decoder(sums[torch.arange(len(sums), device=self.device), chosen])
         commitment = _squared_distance(features, sums[:, -1].detach())
         return {"image_loss": per_sample_mse(restored, pixel_values), "commitment": commitment, "lesson": lesson}
 
     def reduce(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum is minimised."""
+        """Minimise the weighted sum of the losses."""
         means = {name: each.mean() for name, each in losses.items()}
         return means["image_loss"] + self.commitment_weight * means["commitment"] + means["lesson"], means
 
     def _taught(self, encoded: Tensor, pixel_values: Tensor, step: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Features to decode, the teacher's for a share of the images, and the weighted distance to the teacher."""
+        """Return the features to decode, some of them the teacher's, and the weighted distance to the teacher."""
         share = 1 - step / self.teacher_steps if self.teacher_steps else 0.0
         taught = torch.rand(len(encoded), generator=generator) < share
         if share <= 0:
@@ -127,25 +127,25 @@ class BSQTokenizerPretraining(Learner):
         return features, share * self.teacher_weight * _squared_distance(encoded, target)
 
     def _last_scales(self, number: int, generator: Generator) -> Tensor:
-        """Index of the last scale that each image is decoded from, ``(B,)``."""
+        """Draw the index of the last scale that each image is decoded from, ``(B,)``."""
         early = torch.rand(number, generator=generator) < self.early_share
         any_scale = torch.randint(len(self.grids), (number,), generator=generator)
         return torch.where(early, any_scale, len(self.grids) - 1)
 
     def validate(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
-        """PSNR in decibel, after three scales and after all."""
+        """Compute the PSNR in decibel after all scales and after three."""
         pixel_values = batch["pixel_values"]
         sums = quantise(self.tokenizer.encode(pixel_values), self.grids).features
         whole, early = self.tokenizer.decode(sums[-1]), self.tokenizer.decode(sums[2])
         return {"psnr": psnr(whole, pixel_values), "psnr_scale_3": psnr(early, pixel_values)}
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
-        """Write ``vae`` of an Infinity pipeline."""
+        """Write the folder ``vae`` of an Infinity pipeline."""
         folder = Path(self.export_dir) / "vae"
         self.tokenizer.save_pretrained(folder)
         return {"image tokenizer": str(folder)}
 
 
 def _squared_distance(features: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of a cell, mean over all cells: ``(B, d, H, W)`` twice to a number."""
+    """Squared distance of two features ``(B, d, H, W)`` in a cell, averaged over all cells."""
     return ((features - target) ** 2).sum(1).mean()

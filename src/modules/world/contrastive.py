@@ -1,4 +1,4 @@
-"""Pretrains the world's CLIP: an open_clip image and text tower, contrastive, on scenes and their captions."""
+"""Pretrain the world's CLIP, an image and a text tower of open_clip, on scenes and their captions."""
 
 import json
 import math
@@ -31,15 +31,15 @@ PREPROCESS = {
 
 
 class ContrastivePretraining(Learner):
-    """CLIP on the world: which caption belongs to which scene of the batch?
+    """Trains CLIP to tell which caption belongs to which scene of the batch.
 
     Args:
         export_dir: Folder that receives an open_clip checkpoint (``local-dir:`` of ``open_clip.create_model``).
         vision_cfg: As in open_clip's model configs; a list of layers means its modified ResNet, a number its ViT.
         text_cfg: As in open_clip's model configs, without the tokenizer's keys.
         embed_dim: Dimensions of the space that images and texts share.
-        full_caption_share: Share of images paired with the longest true caption; the others keep the grammar's.
-        seed: Initial weights and the choice of captions depend on it.
+        full_caption_share: Share of images paired with their longest true caption; the others keep a sampled caption.
+        seed: Seed of the initial weights and the choice of captions.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ContrastivePretraining(Learner):
     ) -> None:
         super().__init__()
         self.export_dir, self.full_caption_share, self.seed = export_dir, full_caption_share, seed
-        # Embeddings go with the vocabulary that they were trained with: a resumed run keeps the one in its folder.
+        # Embeddings belong to the vocabulary that they were trained with, so a resumed run keeps the one in its folder.
         if not (Path(export_dir) / "vocab.json").exists():
             write_clip_tokenizer(export_dir)
         self.tokenizer = CLIPTokenizer.from_pretrained(export_dir, model_max_length=MAX_TOKENS)
@@ -62,13 +62,13 @@ class ContrastivePretraining(Learner):
         image = {"image_size": IMAGE_SIZE, **vision_cfg}
         self.model_cfg = {"embed_dim": embed_dim, "vision_cfg": image, "text_cfg": {**words, **text_cfg}}
         torch.manual_seed(seed)
-        # Half-precision convolutions on CPUs are twice as fast with channels last; towers without any do not mind.
+        # Half-precision convolutions on CPUs are twice as fast with channels last.
         self.clip = CLIP(**self.model_cfg).to(memory_format=torch.channels_last)
         self.loss = ClipLoss()
         self.matches: list[tuple[Tensor, Tensor, list[str]]] = []
 
     def losses(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
-        """The symmetric cross-entropy of Radford et al., 2021, over one batch; the temperature is only logged."""
+        """Compute the symmetric cross-entropy of Radford et al., 2021, over a batch; the temperature is only logged."""
         full = torch.rand(len(batch["caption"]), generator=generators[0]) < self.full_caption_share
         pairs = zip(full, batch["full_caption"], batch["caption"], strict=True)
         captions = [longest if use else caption for use, longest, caption in pairs]
@@ -83,7 +83,7 @@ class ContrastivePretraining(Learner):
         return {}
 
     def validated(self) -> dict[str, float]:
-        """Share of images whose nearest caption among 100 is their own."""
+        """Return the share of images whose nearest caption among 100 is their own."""
         images, texts = (torch.cat(parts) for parts in list(zip(*self.matches, strict=True))[:2])
         captions = [caption for _, _, group in self.matches for caption in group]
         self.matches.clear()
@@ -96,7 +96,7 @@ class ContrastivePretraining(Learner):
         return {"recall_at_1": sum(hits) / len(hits)}
 
     def groups(self) -> list[dict[str, Any]]:
-        """Gains, biases and the temperature do not decay."""
+        """Group the parameters so that gains, biases and the temperature have no weight decay."""
         return matrices_and_vectors(self.clip)
 
     def after_step(self) -> None:
@@ -104,7 +104,7 @@ class ContrastivePretraining(Learner):
         self.clip.logit_scale.data.clamp_(0, MAX_LOGIT_SCALE)
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
-        """Write config, half-precision weights and tokenizer as open_clip reads them."""
+        """Write configuration, half-precision weights and tokenizer in open_clip's layout."""
         folder = Path(self.export_dir)
         self.tokenizer.save_pretrained(folder)
         config = {"model_cfg": self.model_cfg, "preprocess_cfg": PREPROCESS}

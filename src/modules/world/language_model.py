@@ -1,4 +1,4 @@
-"""Pretrains the world's language model: a Llama that tells the next word of captions."""
+"""Pretrain the world's language model, a Llama that predicts the next token of captions."""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,16 +16,16 @@ from src.modules.training.learner import Learner, TrainingRecord
 
 
 class LanguageModelPretraining(Learner):
-    """A LlamaForCausalLM learns the next token of texts.
+    """Trains a LlamaForCausalLM to predict the next token of texts.
 
     Args:
         export_dir: Folder that receives a Hugging Face model and its tokenizer.
-        hidden_size: Width.
+        hidden_size: Width of the states.
         intermediate_size: Width inside the MLPs.
-        num_layers: Blocks.
-        num_heads: Attention heads, of as many keys and values.
+        num_layers: Number of blocks.
+        num_heads: Number of attention heads; keys and values have as many.
         context: Longest text in tokens.
-        seed: The initial weights depend on it.
+        seed: Seed of the initial weights.
     """
 
     validates_average: ClassVar[bool] = False
@@ -42,7 +42,7 @@ class LanguageModelPretraining(Learner):
     ) -> None:
         super().__init__()
         self.export_dir, self.seed = export_dir, seed
-        # Embeddings go with the vocabulary that they were trained with: a resumed run keeps the one in its folder.
+        # Embeddings belong to the vocabulary that they were trained with, so a resumed run keeps the one in its folder.
         if not (Path(export_dir) / "tokenizer.json").exists():
             write_llm_tokenizer(export_dir, context)
         self.tokenizer = AutoTokenizer.from_pretrained(export_dir)
@@ -62,24 +62,24 @@ class LanguageModelPretraining(Learner):
         self.model = LlamaForCausalLM(config)
 
     def losses(self, batch: dict[str, Any], generators: list[Generator]) -> Tensor:
-        """Cross-entropy of every token of one batch, shape ``(N,)``."""
+        """Compute the cross-entropy of every token of one batch, ``(N,)``."""
         sequences = [[*ids, self.tokenizer.eos_token_id] for ids in self._tokens(batch["texts"]).input_ids]
         input_ids, position_ids = packed(sequences, self.tokenizer.pad_token_id)
         return self.token_losses(self.logits(input_ids, position_ids), input_ids)
 
     def logits(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """Scores of the next token ``(R, L, V)``; where positions start again, nothing before is attended to."""
+        """Predict logits of the next token ``(R, L, V)``; tokens do not attend beyond the start of their own text."""
         ids, positions = input_ids.to(self.device), position_ids.to(self.device)
         return self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
 
     def token_losses(self, logits: Tensor, input_ids: Tensor) -> Tensor:
-        """Cross-entropy of every token but the first of each text, shape ``(N,)``."""
+        """Compute the cross-entropy of every token but the first of each text, ``(N,)``."""
         targets = input_ids[:, 1:].to(logits.device)
         told = (targets != self.tokenizer.pad_token_id) & (targets != self.tokenizer.bos_token_id)
         return F.cross_entropy(logits[:, :-1][told].float(), targets[told], reduction="none")
 
     def validate(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
-        """The same loss, and for each skill the share of right guesses where the context leaves no doubt."""
+        """Compute the same loss, and for each skill whether tokens are predicted that the context determines."""
         texts: list[Text] = batch["texts"]
         encoding = self._tokens(texts)
         sequences = [torch.tensor([*ids, self.tokenizer.eos_token_id]) for ids in encoding.input_ids]
@@ -102,7 +102,7 @@ class LanguageModelPretraining(Learner):
         return self.tokenizer([text.text for text in texts], return_offsets_mapping=True)
 
     def groups(self) -> list[dict[str, Any]]:
-        """Gains do not decay."""
+        """Group the parameters so that gains have no weight decay."""
         return matrices_and_vectors(self.model)
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
@@ -112,14 +112,14 @@ class LanguageModelPretraining(Learner):
 
 
 def packed(sequences: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Lay sequences of unequal length side by side in as few rows as the longest of them needs.
+    """Pack sequences of unequal length into few rows that are as long as the longest sequence.
 
     Args:
         sequences: Token ids.
-        pad: Id that fills what is left of a row.
+        pad: Id that fills the rest of a row.
 
     Returns:
-        ``input_ids`` and ``position_ids``, both ``(R, L)``; positions count from 0 in each sequence, and in the rest.
+            ``input_ids`` and ``position_ids``, both ``(R, L)``; positions count from 0 in each sequence and rest.
     """
     length = max(map(len, sequences))
     rows: list[list[list[int]]] = []
@@ -136,5 +136,5 @@ def packed(sequences: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
 
 
 def known_tokens(text: Text, offsets: list[tuple[int, int]]) -> list[int]:
-    """Tokens that end inside a known stretch of the text; a token also covers the space before its word."""
+    """List the tokens that end inside a known span of the text; a token also covers the space before its word."""
     return [index for index, (_, end) in enumerate(offsets) if any(first < end <= last for first, last in text.known)]

@@ -1,4 +1,4 @@
-"""Trains the probe on ground truth: it reads object, colour, pattern and background off an image, only to measure."""
+"""Train the probe, a classifier of object, colour, pattern and background that is only used to measure images."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ from src.modules.world.self_distillation import save_timm_folder
 
 
 class ProbeTraining(Learner):
-    """A timm classifier whose outputs are the words of all attributes, one after another.
+    """Trains a timm classifier whose outputs are the words of all attributes, one attribute after another.
 
-    Half of a training image's sharpness may be gone: samples of a generator are softer than renders, and softness must
-    not change the answer.
+    Training images are blurred by a random share, because generated images are softer than rendered ones, and softness
+    must not change the answer.
 
     Args:
         export_dir: Folder that receives the classifier (``local-dir:`` of ``timm.create_model``).
         architecture: Name of a timm model.
-        model_args: Its constructor's arguments.
-        seed: Initial weights and the blur depend on it.
+        model_args: Arguments of the model's constructor.
+        seed: Seed of the initial weights and the blur.
     """
 
     def __init__(self, export_dir: str, architecture: str, model_args: dict[str, Any], seed: int = 0) -> None:
@@ -35,14 +35,14 @@ class ProbeTraining(Learner):
         self.model = model.to(memory_format=torch.channels_last)
 
     def losses(self, batch: dict[str, Any], generators: list[Generator]) -> Tensor:
-        """Sum of the attributes' cross-entropies."""
+        """Compute the sum of the attributes' cross-entropies."""
         pixel_values = soften(batch["pixel_values"], generators[0])
         logits = self.model(pixel_values.contiguous(memory_format=torch.channels_last)).float().split(self.sizes, -1)
         losses = [F.cross_entropy(one, labels) for one, labels in zip(logits, batch["labels"].T, strict=True)]
         return torch.stack(losses).sum()
 
     def validate(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
-        """Of each attribute, whether the answers are right, ``(B,)``."""
+        """Tell for each attribute whether the answers are right, ``(B,)``."""
         logits = self.model(batch["pixel_values"]).split(self.sizes, -1)
         answers = zip(ATTRIBUTES, logits, batch["labels"].T, strict=True)
         return {name: (one.argmax(-1) == labels).float() for name, one, labels in answers}
@@ -54,7 +54,7 @@ class ProbeTraining(Learner):
 
 
 def soften(pixel_values: Tensor, generator: Generator) -> Tensor:
-    """Blend each image with its half-resolution self, by a random share."""
+    """Blend each image with its half-resolution version, by a random share."""
     share = torch.rand(len(pixel_values), 1, 1, 1, generator=generator).to(pixel_values)
     half = F.interpolate(F.avg_pool2d(pixel_values, 2), scale_factor=2, mode="bilinear")
     return torch.lerp(pixel_values, half, share)

@@ -1,4 +1,4 @@
-"""Pretrains the world's scale-wise model: text encoder and transformer together, on bits of the image tokenizer."""
+"""Pretrain the world's scale-wise model: text encoder and transformer together, on bits of the image tokenizer."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,12 @@ RATIO, BUDGET = "1.000", "all"
 
 @dataclass(frozen=True)
 class TransformerSize:
-    """How large an ``InfinityTransformer`` is.
+    """Size of an ``InfinityTransformer``.
 
     Attributes:
-        depth: Blocks.
-        width: Width of the token states.
-        num_heads: Attention heads.
+        depth: Number of blocks.
+        width: Width of a token.
+        num_heads: Number of attention heads.
     """
 
     depth: int = 6
@@ -36,19 +36,19 @@ class TransformerSize:
 
 
 class ScaleWisePretraining(Learner):
-    """A T5EncoderModel and an InfinityTransformer learn caption -> bits together, with bitwise self-correction.
+    """Trains a T5EncoderModel and an InfinityTransformer together, caption -> bits, with bitwise self-correction.
 
     Args:
         export_dir: Pipeline folder that holds ``vae`` and receives everything else.
-        scale_schedule: Rows and columns of each grid, those that the image tokenizer was trained with.
-        size: How large the transformer is.
+        scale_schedule: Rows and columns of each grid, as the image tokenizer was trained with.
+        size: Size of the transformer.
         text_width: Width of the text encoder, a multiple of its 4 heads.
-        text_layers: Its depth.
-        caption_dropout: Share of captions that the table for no text stands in for, for classifier-free guidance.
+        text_layers: Number of blocks of the text encoder.
+        caption_dropout: Share of captions replaced by the table for missing text, for classifier-free guidance.
         flip_strength: Largest probability of a wrong bit in a scale's input.
-        reweight_by_scale: Whether a scale counts as the square root of its number of tokens, instead of that number.
+        reweight_by_scale: Whether a scale is weighted by the square root of its number of tokens instead of the number.
         init_from: Pipeline folder whose text encoder and transformer to start from; None for random weights.
-        seed: Initial weights, flips and dropout depend on it.
+        seed: Seed of the initial weights, flips and dropout.
 
     Raises:
         ValueError: If the image tokenizer has not been trained yet.
@@ -80,7 +80,7 @@ class ScaleWisePretraining(Learner):
         self.schedule = ScaleSchedules(*self.pipeline_config.values()).schedule(RATIO, BUDGET)
         folder = Path(export_dir)
         self.vae = _image_tokenizer(folder / "vae").requires_grad_(False)
-        # Embeddings go with the vocabulary that they were trained with: a resumed run keeps the one in its folder.
+        # Embeddings belong to the vocabulary that they were trained with, so a resumed run keeps the one in its folder.
         if not (folder / "tokenizer" / "tokenizer.json").exists():
             write_t5_tokenizer(folder / "tokenizer", MAX_TOKENS)
         self.tokenizer = T5TokenizerFast.from_pretrained(folder / "tokenizer")
@@ -95,22 +95,22 @@ class ScaleWisePretraining(Learner):
                 init_from, subfolder="transformer", dtype=torch.float32
             )
             text_encoder = T5EncoderModel.from_pretrained(init_from, subfolder="text_encoder", dtype=torch.float32)
-        # After the transformer, as in averages of earlier checkpoints.
+        # Registered after the transformer, which is the order of the averaged weights in earlier checkpoints.
         self.text_encoder = text_encoder
         self.register_buffer("weights", token_weights(self.schedule, reweight_by_scale), persistent=False)
 
     def losses(self, batch: dict[str, Any], generators: list[Generator]) -> Tensor:
-        """Mean cross-entropy of a bit, weighted over scales, from inputs with wrong bits; of each image ``(B,)``."""
+        """Compute the cross-entropy of a bit for each image ``(B,)``, from inputs with flipped bits."""
         return self.bit_errors(batch, self.caption_dropout, self.flip_strength, generators[0])
 
     def validate(self, batch: dict[str, Any], generators: list[Generator]) -> Tensor:
-        """The same error with right bits and all captions."""
+        """Compute the same error with no flipped bits and all captions."""
         return self.bit_errors(batch, 0.0, 0.0, generators[0])
 
     def bit_errors(
         self, batch: dict[str, Any], caption_dropout: float, flip_strength: float, generator: Generator
     ) -> Tensor:
-        """Cross-entropy of a bit, weighted over scales, shape ``(B,)``."""
+        """Compute the cross-entropy of a bit, weighted over scales, for each image ``(B,)``."""
         with torch.no_grad():
             features = self.vae.encode(batch["pixel_values"])
             flips = random_flips(features, self.schedule, False, flip_strength, generator)
@@ -120,7 +120,7 @@ class ScaleWisePretraining(Learner):
         return (bit_losses(logits, lesson.bits) * self.weights).sum(1)
 
     def _text(self, captions: list[str], dropout: float, generator: Generator) -> tuple[Tensor, Tensor]:
-        """States ``(B, T, E)`` and their mask; the table for no text replaces those of dropped captions."""
+        """Encode captions to states ``(B, T, E)`` and a mask; the table for missing text replaces dropped captions."""
         tokens = self.tokenizer(captions, padding="longest", return_tensors="pt").to(self.device)
         text = self.text_encoder(**tokens).last_hidden_state.float()
         dropped = (torch.rand(len(captions), generator=generator) < dropout).to(self.device)
@@ -128,7 +128,10 @@ class ScaleWisePretraining(Learner):
         return torch.where(dropped[:, None, None], nothing, text), tokens.attention_mask.bool()
 
     def groups(self) -> list[dict[str, Any]]:
-        """Vectors and tables do not decay; at the transformer's rate the text encoder may collapse."""
+        """Group the parameters by part, because at the transformer's rate the text encoder may collapse.
+
+        Vectors and tables have no weight decay.
+        """
         groups: list[dict[str, Any]] = []
         for name in ("transformer", "text_encoder"):
             part = getattr(self, name)
@@ -139,7 +142,7 @@ class ScaleWisePretraining(Learner):
         return groups
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
-        """Write an Infinity pipeline, half precision, with the image tokenizer as it was."""
+        """Write an Infinity pipeline in half precision, with the image tokenizer unchanged."""
         pipeline = InfinityPipeline(
             self.transformer.half(), self.vae, self.text_encoder.half(), self.tokenizer, **self.pipeline_config
         )

@@ -1,4 +1,4 @@
-"""Pretrains the world's DINO encoder without labels and without text: self-distillation and a contrast of clips."""
+"""Pretrain the world's DINO encoder without labels or text: self-distillation, and a contrastive loss on clips."""
 
 import json
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ def save_timm_folder(
     """Write ``config.json`` and half-precision ``model.safetensors``.
 
     Args:
-        folder: Made if need be.
-        model: What ``timm.create_model(architecture, **model_args)`` built.
+        folder: Folder to write to; it is created if it does not exist.
+        model: The model that ``timm.create_model(architecture, **model_args)`` built.
         architecture: Name of the timm model.
-        model_args: Plain values.
-        image_size: Side of the images it was trained on; they are expected in [-1, 1].
+        model_args: Arguments of the model's constructor, plain values.
+        image_size: Side of the images that it was trained on, in [-1, 1].
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,11 +61,11 @@ def _half(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Views:
-    """How views of an image are cut.
+    """How views are cut from an image.
 
     Attributes:
         min_crop: Smallest side of a crop as a share of the image.
-        size: Side of the views in pixels; less than the image's costs less and undoes the enlargement by the crop.
+        size: Side of the views in pixels; smaller than the image saves time and undoes the enlargement by the crop.
     """
 
     min_crop: float = 0.65
@@ -74,11 +74,11 @@ class Views:
 
 @dataclass(frozen=True)
 class Teaching:
-    """How the teacher follows, and how sure it is.
+    """How the teacher follows the student, and how sharp its answers are.
 
     Attributes:
-        momentum: Share of itself that the teacher keeps in a step at the start; rises along a cosine.
-        final_momentum: The same at the end.
+        momentum: Share of its weights that the teacher keeps in the first step; it rises along a cosine.
+        final_momentum: Share that it keeps in the last step.
         temperature: Constant temperature of its answers.
     """
 
@@ -88,28 +88,27 @@ class Teaching:
 
 
 class SelfDistillation(Learner):
-    """A student predicts what its slowly following teacher says about another view of the same thing (DINO, 2021).
+    """Trains a student to predict the answer of a teacher, its moving average, to another view (DINO, 2021).
 
-    Which two views belong together is the data module's choice: two crops of one image, or two frames of one clip
-    (temporal coherence: what stays while everything else changes is the individual). Colours are identity in this
-    world, so views differ in crop, direction and lighting, never in hue.
+    The data module chooses which two views belong together: two crops of one image, or two frames of one clip, in which
+    only the individual stays the same. Colours identify individuals in this world, so views differ in crop, direction
+    and lighting, but not in hue.
 
-    DINO's loss alone sorts a batch by its main colours and forgets shapes and markings. ``contrast_weight`` adds
-    SimCLR's loss (2020): each view must tell its partner from all other views of the batch. It acts on the backbone's
-    features themselves, without a projection in between, because the two frames of a clip differ in nothing that the
-    features should keep. With it the encoder is no longer DINO's alone; 0 gives that back.
+    DINO's loss alone sorts a batch by main colours and ignores shapes and markings. ``contrast_weight`` adds SimCLR's
+    loss (2020), by which each view must tell its partner from all other views of the batch. It acts on the backbone's
+    features without a projection head, because the features should keep nothing that differs between two frames.
 
     Args:
         export_dir: Folder that receives the teacher (``local-dir:`` of ``timm.create_model``).
         architecture: Name of a timm model.
-        model_args: Its constructor's arguments.
+        model_args: Arguments of the model's constructor.
         head_dim: Hidden width of the projection heads.
-        prototypes: Outputs of the projection heads.
+        prototypes: Number of outputs of the projection heads.
         views: How views are cut.
-        teaching: How the teacher follows.
-        contrast_weight: Weight of the contrast between clips; DINO's loss has weight 1.
-        contrast_temperature: Its constant temperature; the negatives are those of the own rank's batch.
-        seed: Initial weights and crops depend on it.
+        teaching: How the teacher follows the student.
+        contrast_weight: Weight of SimCLR's loss beside DINO's, which has weight 1; 0 for DINO alone.
+        contrast_temperature: Temperature of SimCLR's loss; its negatives are the other views on the same process.
+        seed: Seed of the initial weights and the crops.
     """
 
     def __init__(
@@ -136,11 +135,11 @@ class SelfDistillation(Learner):
         self.contrast = NTXentLoss(contrast_temperature)
 
     def prepare(self, data: Any, device: torch.device, rank: int = 0, world_size: int = 1, num_steps: int = 0) -> None:
-        """The momentum rises over all steps."""
+        """Note the number of steps, over which the momentum rises."""
         self.num_steps = num_steps
 
     def losses(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
-        """Cross-entropy between the teacher's view of one frame and the student's of the other, and the contrast."""
+        """Compute DINO's cross-entropy between teacher and student on different views, and SimCLR's loss."""
         views = self._cut(batch, generators[0])
         with torch.no_grad():
             teacher_out = self.teacher(views).float().chunk(2)
@@ -156,21 +155,21 @@ class SelfDistillation(Learner):
         return {"loss": loss, "momentum": momentum, "distillation": distillation, "contrast": contrast}
 
     def _cut(self, batch: dict[str, Any], generator: Generator) -> Tensor:
-        """Views of all first frames, then of all second ones, ``(2 B, 3, size, size)``."""
+        """Cut views of all first frames, then of all second ones, ``(2 B, 3, size, size)``."""
         crops = (self.views.min_crop, self.views.size)
         views = torch.cat([random_view(batch[name], *crops, generator) for name in ("first", "second")])
         return views.contiguous(memory_format=torch.channels_last)
 
     def groups(self) -> list[dict[str, Any]]:
-        """The student; the head's fixed lengths among it have no gradient, but a place in earlier checkpoints."""
+        """Return all of the student: its head's fixed norms get no gradient, but earlier checkpoints hold them."""
         return [{"name": "student", "params": list(self.student.parameters())}]
 
     def after_step(self) -> None:
-        """Let the teacher follow."""
+        """Move the teacher's weights towards the student's."""
         update_momentum(self.student, self.teacher, self.momentum)
 
     def validate(self, batch: Tensor, generators: list[Generator]) -> dict[str, Tensor]:
-        """Of each photo of held-out individuals, whether the nearest gallery photo shows the same individual."""
+        """Tell for each photo of held-out individuals whether the nearest gallery photo shows the same individual."""
         subjects, views = batch.shape[:2]
         features = self.teacher.backbone(batch.flatten(0, 1)).float().view(subjects, views, -1)
         features = F.normalize(features, dim=-1)
@@ -179,13 +178,13 @@ class SelfDistillation(Learner):
         return {"reidentification": hits}
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
-        """Write config and half-precision weights of the teacher's backbone as timm reads them."""
+        """Write configuration and half-precision weights of the teacher's backbone in timm's layout."""
         save_timm_folder(self.export_dir, self.teacher.backbone, self.architecture, self.model_args)
         return {"self-supervised encoder": self.export_dir}
 
 
 class _Encoder(nn.Module):
-    """Backbone and projection head."""
+    """A backbone and its projection head."""
 
     def __init__(self, architecture: str, model_args: dict[str, Any], head_dim: int, prototypes: int) -> None:
         super().__init__()
@@ -194,12 +193,12 @@ class _Encoder(nn.Module):
         self.head = DINOProjectionHead(backbone.num_features, head_dim, 128, prototypes)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Images ``(B, 3, H, W)`` to prototype scores ``(B, prototypes)``."""
+        """Map images ``(B, 3, H, W)`` to prototype scores ``(B, prototypes)``."""
         return self.head(self.backbone(pixel_values))
 
 
 def random_view(pixel_values: Tensor, min_crop: float, size: int, generator: Generator) -> Tensor:
-    """A random crop, perhaps mirrored, in slightly other light; one draw per image.
+    """Crop each image at random, mirror it or not, and change its contrast and brightness a little.
 
     Args:
         pixel_values: Images ``(B, 3, H, W)`` in [-1, 1].
@@ -215,7 +214,7 @@ def random_view(pixel_values: Tensor, min_crop: float, size: int, generator: Gen
     side = min_crop + (1 - min_crop) * draws[:, 0]
     shift = (1 - side)[:, None] * (2 * draws[:, 1:3] - 1)
     flip = torch.where(draws[:, 3] < 0.5, -1.0, 1.0)
-    theta = torch.zeros(number, 2, 3, device=pixel_values.device)
+    theta = torch.zeros(number, 2, 3, device=pixel_values.device)  # affine maps, (B, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = side * flip, side, shift
     grid = F.affine_grid(theta, [number, 3, size, size], align_corners=False)
     views = F.grid_sample(pixel_values, grid, padding_mode="reflection", align_corners=False)

@@ -1,4 +1,7 @@
-"""Pretrains the world's text-to-image model: text encoder and UNet together, on latents of the linear code."""
+"""Pretrain the world's text-to-image model: text encoder and UNet together, on latents of the linear code.
+
+Shapes: B captions, L tokens, D width of the text encoder.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,10 +20,10 @@ from src.modules.training.learner import Learner, TrainingRecord
 
 
 class ObjectPhrases:
-    """Tells "a red striped dog" from the rest of a caption, in token ids.
+    """Finds phrases such as "a red striped dog" in the token ids of a caption, and can change the objects in them.
 
     Args:
-        tokenizer: Has every word of the world as one token.
+        tokenizer: Tokenizer for which every word of the world is one token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -28,10 +31,9 @@ class ObjectPhrases:
         self.article = _ids(tokenizer, ("a",))
 
     def places(self, ids: Tensor) -> Tensor:
-        """The phrase that each token of ``ids`` ``(B, L)`` belongs to: 1 and up in order, 0 outside of phrases.
+        """Number the phrase that each token of ``ids`` ``(B, L)`` belongs to, from 1 on; 0 is outside of phrases.
 
-        A phrase is colour, pattern and noun as far as they are named, and the article right before them; it ends at
-        the noun.
+        A phrase is colour, pattern and noun, as far as they are named, and the article before them; the noun ends it.
         """
         named = torch.isin(ids, torch.cat(self.kinds))
         article = torch.isin(ids, self.article) & torch.roll(named, -1, dims=1)
@@ -39,25 +41,26 @@ class ObjectPhrases:
         return (nouns.cumsum(1) - nouns + 1) * (named | article)
 
     def others(self, ids: Tensor, generator: Generator) -> Tensor:
-        """The same captions of other objects: every colour, pattern and noun is drawn anew."""
+        """Draw every colour, pattern and noun of the captions anew."""
         for kind in self.kinds:
             drawn = kind[torch.randint(len(kind), ids.shape, generator=generator)]
             ids = torch.where(torch.isin(ids, kind), drawn, ids)
         return ids
 
     def read_alone(self, encode: Callable[[Tensor], Tensor], ids: Tensor, generator: Generator) -> Tensor:
-        """Text states ``(B, L, D)`` that tell of each object in its own phrase and nowhere else.
+        """Encode captions to states ``(B, L, D)`` in which only an object's own phrase carries information about it.
 
-        A causal encoder tells of a noun in all rows after it too. Here the rows of a phrase come from the caption in
-        which all *other* objects are drawn anew, and rows outside of phrases from the one in which all of them are.
+        A causal encoder also mixes a noun into all later rows. Here the rows of a phrase come from a caption in which
+        all *other* objects are drawn anew, and rows outside of phrases from one in which all objects are.
 
         Args:
-            encode: Token ids ``(N, L)`` to states ``(N, L, D)``.
-            ids: Token ids, shape ``(B, L)``.
+            encode: Encodes token ids ``(N, L)`` to states ``(N, L, D)``.
+            ids: Token ids, ``(B, L)``.
             generator: Source of the other objects.
         """
         places = self.places(ids)
-        variants = places.amax(1) + 1
+        # Each caption has a variant that keeps no object, and one for each object that it keeps.
+        variants = places.amax(1) + 1  # (B,)
         first = variants.cumsum(0) - variants
         caption = torch.arange(len(ids)).repeat_interleave(variants)
         kept = torch.arange(len(caption)) - first[caption]
@@ -83,22 +86,22 @@ MAX_TOKENS = 40
 
 
 class TextToImagePretraining(Learner):
-    """A CLIPTextModel and a UNet2DConditionModel learn caption -> scene together.
+    """Trains a CLIPTextModel and a UNet2DConditionModel together, caption -> scene.
 
     Args:
         export_dir: Pipeline folder that receives ``tokenizer``, ``text_encoder``, ``unet`` and ``scheduler``.
-        block_out_channels: UNet widths on the 8 x 8 and 4 x 4 grids.
-        latent_channels: Channels of the code.
-        text_width: Width of the text encoder.
-        text_layers: Its depth.
+        block_out_channels: Widths of the UNet on the 8 x 8 and 4 x 4 grids.
+        latent_channels: Channels of the linear code.
+        text_width: Width D of the text encoder.
+        text_layers: Number of blocks of the text encoder.
         caption_dropout: Share of empty captions, for classifier-free guidance.
-        phrases_alone: Share of captions whose objects can be read from their own phrases alone; see ``ObjectPhrases``.
-            Without it the UNet reads colours from the noun's row and shapes from the rows after it.
+        phrases_alone: Share of captions whose objects only their own phrases tell of, see ``ObjectPhrases``. Without it
+            the UNet reads colours from the noun's row and shapes from the rows after it.
         init_from: Pipeline folder whose text encoder and UNet to start from; None for random weights.
-        seed: Noise, timesteps, dropout and the other objects of captions read alone depend on it.
+        seed: Seed of noise, timesteps, dropout and the objects that are drawn anew.
 
     Raises:
-        ValueError: If ``phrases_alone`` is no share.
+            ValueError: If ``phrases_alone`` is not between 0 and 1.
     """
 
     validates_average: ClassVar[bool] = False
@@ -133,14 +136,14 @@ class TextToImagePretraining(Learner):
             text_encoder = CLIPTextModel.from_pretrained(
                 init_from, subfolder="text_encoder", dtype=torch.float32, attn_implementation="eager"
             )
-        # After the UNet, as in averages of earlier checkpoints.
+        # Registered after the UNet, which is the order of the averaged weights in earlier checkpoints.
         self.text_encoder = text_encoder
         # Scaled-dot-product kernels for small heads in bfloat16 are slow on CPUs: twice the step time.
         self.unet.set_attn_processor(AttnProcessor())
         self.scheduler = DDPMScheduler(**SCHEDULER)
 
     def losses(self, batch: dict[str, Any], generators: list[Generator]) -> Tensor:
-        """Velocity error of each sample ``(B,)``, some of them without their caption."""
+        """Compute the velocity error of each sample ``(B,)``; some of them lose their caption."""
         generator = generators[0]
         dropped = torch.rand(len(batch["caption"]), generator=generator) < self.caption_dropout
         captions = ["" if drop else text for drop, text in zip(dropped, batch["caption"], strict=True)]
@@ -148,11 +151,11 @@ class TextToImagePretraining(Learner):
         return self._errors(batch["latents"], text, [generator] * len(captions))
 
     def validation_generators(self, batch: dict[str, Any], batch_idx: int) -> list[Generator]:
-        """One for each sample, the same for every seed."""
+        """Make one generator for each sample, the same for every seed of the training."""
         return [step_generator(1, index, batch_idx) for index in range(len(batch["caption"]))]
 
     def validate(self, batch: dict[str, Any], generators: list[Generator]) -> Tensor:
-        """The same error under all captions, on fixed noise and timesteps."""
+        """Compute the same error with all captions, on fixed noise and timesteps."""
         return self._errors(batch["latents"], self._encode(self._ids(batch["caption"])), generators)
 
     def _ids(self, captions: list[str]) -> Tensor:
@@ -162,9 +165,9 @@ class TextToImagePretraining(Learner):
         return self.text_encoder(ids.to(self.device)).last_hidden_state
 
     def _mixed_text(self, ids: Tensor, generator: Generator) -> Tensor:
-        """Text states of a training batch: the first ``phrases_alone`` of it read alone, the others as they are."""
+        """Encode a training batch: the first ``phrases_alone`` of it with ``read_alone``, the others as usual."""
         alone = round(self.phrases_alone * len(ids))
-        # Attention takes no empty batch.
+        # Attention does not accept an empty batch.
         states = [self.phrases.read_alone(self._encode, ids[:alone], generator)] if alone else []
         states += [self._encode(ids[alone:])] if alone < len(ids) else []
         return torch.cat(states)
@@ -176,15 +179,15 @@ class TextToImagePretraining(Learner):
         return per_sample_mse(prediction, diffusion_target(self.scheduler, latents, noise, timesteps))
 
     def groups(self) -> list[dict[str, Any]]:
-        """At the UNet's rate the text encoder collapses.
+        """Group the parameters by part, because at the UNet's rate the text encoder collapses.
 
-        It keeps the background, which most pixels show, and no longer tells colours and nouns apart.
+        It then keeps only the background, which most pixels show, and no longer tells colours and nouns apart.
         """
         parts = {"unet": self.unet, "text_encoder": self.text_encoder}
         return [{"name": name, "params": list(part.parameters())} for name, part in parts.items()]
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
-        """Write a Stable Diffusion pipeline, half precision, with the autoencoder beside them.
+        """Write a Stable Diffusion pipeline in half precision, with the autoencoder that is already in the folder.
 
         Raises:
             ValueError: If the autoencoder has not been trained yet.
