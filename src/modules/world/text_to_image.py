@@ -50,8 +50,8 @@ class ObjectPhrases:
     def read_alone(self, encode: Callable[[Tensor], Tensor], ids: Tensor, generator: Generator) -> Tensor:
         """Encode captions to states ``(B, L, D)`` in which only an object's own phrase carries information about it.
 
-        A causal encoder also mixes a noun into all later rows. Here the rows of a phrase come from a caption in which all
-        *other* objects are drawn anew, and rows outside of phrases from one in which all objects are.
+        A causal encoder also mixes a noun into all later rows. Here the rows of a phrase come from a caption in which
+        all *other* objects are drawn anew, and rows outside of phrases from one in which all objects are.
 
         Args:
             encode: Encodes token ids ``(N, L)`` to states ``(N, L, D)``.
