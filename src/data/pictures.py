@@ -1,4 +1,4 @@
-"""Pictures that we write: grids of samples, and PNG files that are either whole or not there."""
+"""Write pictures: grids of samples, and PNG files that are never left half-written."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +17,9 @@ def image_grid(images: Sequence[Image.Image], columns: int, captions: Sequence[s
     """Lay images out in rows on white, each centred in a cell of the largest size, with its caption below.
 
     Args:
-        images: Any sizes and modes.
-        columns: Images per row.
-        captions: One per image, in small print, cut after three lines.
+        images: Images of any sizes and modes.
+        columns: Number of images per row.
+        captions: Caption of each image, in small print, cut after three lines.
 
     Raises:
         ValueError: If there is no image, no column, or not one caption per image.
@@ -46,11 +46,11 @@ def image_grid(images: Sequence[Image.Image], columns: int, captions: Sequence[s
 
 
 def save_png_atomic(image: Image.Image, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a PNG so that a reader, or a run that is killed, never leaves or sees half a file.
+    """Write a PNG so that a killed run never leaves, and a reader never sees, half a file.
 
     Args:
-        image: What to write.
-        path: Target; its folder is made if need be.
+        image: Image to write.
+        path: File to write; its folder is created if it does not exist.
         metadata: Text chunks by keyword, read back as ``Image.open(path).text``.
     """
     with whole_file(path) as partial:
