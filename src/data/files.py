@@ -1,4 +1,4 @@
-"""Files that are whole or not there, what they and models hold in a few digits, and tasks that processes share."""
+"""Write files whole or not at all, hash files and models, and share tasks among processes."""
 
 import hashlib
 import os
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error.
+    """Yield a path beside ``path`` to write to, which replaces ``path`` when the block ends without an error.
 
-    The folder is made if need be.
+    The folder is created if it does not exist.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def free_disk_or_raise(folder: str | Path, needed_bytes: int) -> None:
     """Check that the file system of ``folder`` (which need not exist yet) has room for ``needed_bytes``.
 
     Raises:
-        ValueError: If it has not.
+        ValueError: If it has no room.
     """
     folder = Path(folder).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -74,15 +74,15 @@ POLL_SECONDS = 0.2
 def take_turns(
     tasks: Sequence[Task], lock_path: Callable[[Task], Path], is_done: Callable[[Task], bool]
 ) -> Generator[Task, None, None]:
-    """Yield each task that is not done while holding its lock; skip what others hold, and wait for it at the end.
+    """Yield each task that is not done while holding its lock; tasks that others hold are tried again at the end.
 
-    The operating system frees the lock of a process that dies, so nothing stays claimed. A process that fails and lives
+    The operating system frees the lock of a process that dies, so no task stays locked. A process that fails but goes
     on must close this iterator (``contextlib.closing``), or it would wait for itself.
 
     Args:
-        tasks: In the order of preference.
-        lock_path: A file of its own for each task; equal paths in all processes.
-        is_done: Whether somebody has finished it.
+        tasks: Tasks in the order of preference.
+        lock_path: Returns the lock file of a task, which is the same in all processes.
+        is_done: Tells whether some process has finished a task.
     """
     waiting = list(tasks)
     while waiting:
@@ -104,8 +104,8 @@ def take_turns(
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Write atomically; ``metadata`` gets the hash of the tensors beside what it says, ``format`` among it."""
-    # Contiguous copies: a view would drag its whole storage into the file.
+    """Write tensors atomically; the file's metadata is ``metadata``, which names a ``format``, and their hash."""
+    # Tensors are copied, because a view would drag its whole storage into the file.
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with whole_file(path) as partial:
         save_file(whole, partial, metadata={**metadata, "sha256": digest(whole)})
@@ -113,12 +113,12 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 
 
 def read_metadata(path: str | Path, expected: str, what: str) -> dict[str, str]:
-    """What a file says about itself, without its tensors.
+    """Read the metadata of a file, without its tensors.
 
     Args:
         path: The file.
-        expected: Its ``format``.
-        what: What to call it, such as "an adapter".
+        expected: The ``format`` that it must have.
+        what: What errors call it, such as "an adapter".
 
     Raises:
         ValueError: If it is missing, unreadable, or in another format.
@@ -129,16 +129,16 @@ def read_metadata(path: str | Path, expected: str, what: str) -> dict[str, str]:
 def read_tensors(
     path: str | Path, expected: str, what: str, other: str | None = None
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a file, verified.
+    """Read and verify metadata and tensors of a file.
 
     Args:
         path: The file.
-        expected: Its ``format``.
-        what: What to call it, such as "an adapter".
-        other: What to call a file of another format; None for "not an adapter".
+        expected: The ``format`` that it must have.
+        what: What errors call it, such as "an adapter".
+        other: What errors call a file of another format; None for "not an adapter".
 
     Raises:
-        ValueError: As ``read_metadata``, or if the content does not match its hash.
+        ValueError: As in ``read_metadata``, or if the content does not match its hash.
     """
     metadata, tensors = _read(Path(path), expected, what, other or f"not {what}", names_only=False)
     if metadata.get("sha256") != digest(tensors):
@@ -147,7 +147,7 @@ def read_tensors(
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Sha256 of names and contents."""
+    """Hash names and contents (hex sha256)."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         found.update(name.encode())
@@ -156,7 +156,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """16 hexadecimal digits of names, shapes, precisions and contents."""
+    """Hash names, shapes, precisions and contents to 16 hexadecimal digits."""
     found = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -165,7 +165,7 @@ def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """Content in row-major order, whatever the precision, the device and the strides; for hashes."""
+    """Return the content in row-major order, whatever the precision, device and strides, for hashes."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
@@ -186,11 +186,11 @@ def _read(
 
 
 SAMPLED_VALUES = 64
-"""Of each tensor; training changes nearly every value, so another training is seen in a few."""
+"""Number of values hashed of each tensor; training changes nearly every value, so a few tell trainings apart."""
 
 
 def sampled_fingerprint(parts: Iterable[object]) -> str:
-    """16 hexadecimal digits of names, shapes and evenly spaced values of all tensors of the modules among ``parts``."""
+    """Hash names, shapes and some values of all tensors of the modules among ``parts`` to 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         for name, tensor in part.state_dict().items() if isinstance(part, nn.Module) else ():
@@ -201,7 +201,7 @@ def sampled_fingerprint(parts: Iterable[object]) -> str:
 
 
 def autoencoder_hash(autoencoder: Any) -> "hashlib._Hash":
-    """What latents depend on besides the images: precision, scaling and every weight; add the images to it."""
+    """Hash what latents depend on besides the images, precision, scaling and every weight; callers add the images."""
     found = hashlib.sha256(f"{autoencoder.dtype} {autoencoder.config.scaling_factor}".encode())
     for parameter in autoencoder.parameters():
         found.update(tensor_bytes(parameter.float()))
@@ -209,13 +209,13 @@ def autoencoder_hash(autoencoder: Any) -> "hashlib._Hash":
 
 
 def autoencoder_key(autoencoder: Any) -> str:
-    """The same in a name fit for a folder: weights, precision and scaling."""
+    """Name a folder by what latents depend on besides the images: weights, precision and scaling."""
     weights = digest({name: tensor.cpu().float() for name, tensor in autoencoder.state_dict().items()})
     return f"{weights[:16]}-{str(autoencoder.dtype).removeprefix('torch.')}-{autoencoder.config.scaling_factor:g}"
 
 
 def text_fingerprint(projections: Mapping[str, nn.Linear]) -> str:
-    """16 hexadecimal digits of the projections that read text, whatever precision they work in."""
+    """Hash the projections that read text to 16 hexadecimal digits, whatever precision they work in."""
     found = hashlib.sha256()
     for name, linear in projections.items():
         found.update(name.encode())
@@ -237,10 +237,10 @@ _WHOLE = (
 
 
 def folder_fingerprint(folder: str | Path) -> str:
-    """16 hexadecimal digits that change with the weights, the configuration or the tokenizer of a model.
+    """Hash weights, configuration and tokenizer of a model to 16 hexadecimal digits.
 
-    Of large weight files, the size and evenly spaced chunks are read: training changes nearly every byte. So a model
-    that is retrained in place is known for another one within milliseconds.
+    Only the size and evenly spaced chunks of weight files are read, which takes milliseconds: training changes nearly
+    every byte, so a model that was retrained in place has another hash.
 
     Raises:
         ValueError: If the folder holds no ``*.safetensors``.

@@ -1,4 +1,4 @@
-"""A user's images: whatever a folder holds becomes upright RGB, or one sentence says which file does not."""
+"""Read a user's images: every file becomes upright RGB, or one sentence says which file cannot be read."""
 
 import hashlib
 import logging
@@ -15,14 +15,14 @@ from torch import Tensor
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MIN_SIDE = 16
-"""Pixels; below that a photo is an icon or a thumbnail that strayed into the folder."""
+"""Smallest side in pixels; a smaller file is an icon or a thumbnail that strayed into the folder."""
 
-# What Pillow raises for files that are cut short, empty, of another kind or absurdly large.
+# Errors that Pillow raises for files that are cut short, empty, of another kind or absurdly large.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """The image files directly in ``folder``, sorted by name; hidden files are left out.
+    """List the image files directly in ``folder``, sorted by name; hidden files are left out.
 
     Raises:
         ValueError: If the folder does not exist, is a file, or holds no image.
@@ -40,7 +40,7 @@ def find_images(folder: str | Path) -> list[Path]:
 
 
 def load_image(path: str | Path, min_side: int = MIN_SIDE) -> Image.Image:
-    """Read one image as upright 8-bit RGB; transparency is laid on white, the first frame stands for an animation.
+    """Read one image as upright 8-bit RGB, on white if it is transparent, the first frame if it is animated.
 
     Args:
         path: An image file of any kind that Pillow reads.
@@ -55,17 +55,17 @@ def load_image(path: str | Path, min_side: int = MIN_SIDE) -> Image.Image:
 
 
 def decode_image(file: str | Path | BinaryIO, name: str, min_side: int = MIN_SIDE) -> Image.Image:
-    """Read one image from a path or an open file, as ``load_image``; ``name`` is what errors call it."""
+    """Read one image from a path or an open file like ``load_image``; ``name`` is its name in errors."""
     with _opened(file, name, min_side) as opened:
         opened.load()
         return _to_rgb(ImageOps.exif_transpose(opened), name)
 
 
 def image_size(file: str | Path | BinaryIO, name: str, min_side: int = MIN_SIDE) -> tuple[int, int]:
-    """Width and height of the upright image, from the header alone.
+    """Return width and height of the upright image, from the header alone.
 
     Raises:
-        ValueError: As ``load_image``, as far as a header tells.
+        ValueError: As in ``load_image``, as far as a header tells.
     """
     with _opened(file, name, min_side) as opened:
         turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
@@ -74,10 +74,10 @@ def image_size(file: str | Path | BinaryIO, name: str, min_side: int = MIN_SIDE)
 
 @contextmanager
 def _opened(file: str | Path | BinaryIO, name: str, min_side: int) -> Iterator[Image.Image]:
-    """Open an image; whatever Pillow raises until the block ends becomes one sentence."""
+    """Open an image; errors that Pillow raises until the block ends become one sentence."""
     try:
         with Image.open(file) as opened:
-            # The size stands in the header: refuse before the pixels are decoded.
+            # The size is in the header, so a wrong one is refused before pixels are decoded.
             _check_size(name, opened.size, min_side)
             yield opened
     except _RefusedError:
@@ -90,21 +90,20 @@ def load_folder(folder: str | Path, min_side: int = MIN_SIDE) -> list[Image.Imag
     """Read every image of a folder in the order of ``find_images``.
 
     Raises:
-        ValueError: As ``find_images`` and ``load_image``; one bad file fails the folder, so that none is left out
-            silently.
+        ValueError: As in ``find_images`` and ``load_image``; one bad file is enough, so that none is left out silently.
     """
     return [load_image(path, min_side) for path in find_images(folder)]
 
 
 def content_hash(image: Image.Image) -> str:
-    """Hex sha256 of the size and the decoded RGB values: equal for the same picture in two lossless files."""
+    """Hash size and decoded RGB values (hex sha256), equal for the same picture in two lossless files."""
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
     digest.update(image.convert("RGB").tobytes())
     return digest.hexdigest()
 
 
 class _RefusedError(ValueError):
-    """Readable, but not what we accept; told apart from the ``ValueError`` that Pillow raises for damage."""
+    """Says that a file is readable but not accepted; Pillow's own ``ValueError`` means damage."""
 
 
 def _check_size(path: str | Path, size: tuple[int, int], min_side: int) -> None:
@@ -150,11 +149,11 @@ def _reason(error: BaseException) -> str:
 
 _log = logging.getLogger(__name__)
 SAME_SHAPE = 0.01
-"""Aspect ratios that differ less than this are not worth a word."""
+"""Difference of aspect ratios below which there is no warning."""
 
 
 def fitted(images: Sequence[Image.Image], height: int, width: int) -> Tensor:
-    """RGB images, resized to cover the frame (Lanczos) and cropped to its centre: ``(B, 3, H, W)`` in [-1, 1]."""
+    """Resize images to cover the frame (Lanczos) and crop them in the centre: ``(B, 3, H, W)`` in [-1, 1]."""
     for image in images:
         if abs(image.width / image.height - width / height) > SAME_SHAPE:
             _log.warning(

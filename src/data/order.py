@@ -1,4 +1,4 @@
-"""Data order as a pure function of (seed, step, rank), so that a resumed run sees what it would have seen."""
+"""Data order as a pure function of (seed, step, rank), so that a resumed run sees the same data."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 class Draw(NamedTuple):
-    """One element of one training batch: which item, and the coordinates that seed its augmentation."""
+    """One element of a training batch: the index of its item, its step, and its position in the global batch."""
 
     index: int  # type: ignore[assignment]  # instead of tuple.index, which a draw has no use for
     step: int
@@ -18,25 +18,25 @@ class Draw(NamedTuple):
 
 
 def batches_of(trainer: Any) -> tuple[int, int]:
-    """Batches of a whole training, and how many of them are behind it; an accumulating step takes several."""
+    """Return the number of batches of a whole training and of those already done; a step may accumulate several."""
     each = trainer.accumulate_grad_batches
     return trainer.max_steps * each, trainer.global_step * each
 
 
 class StepBatchSampler(Sampler[list[Draw]]):
-    """Batches of draws for the steps ``first_step ... num_steps - 1``; a step here is a batch, see ``batches_of``.
+    """Yields batches of draws for the steps ``first_step ... num_steps - 1``, where a step is a batch.
 
-    Items are visited in a new permutation each epoch; batches run across epoch ends. With several ranks, each takes
-    its own contiguous share of a global batch of ``batch_size * world_size``.
+    Each epoch visits the items in a new permutation; a batch may span two epochs. Each rank takes its own contiguous
+    share of a global batch of ``batch_size * world_size``.
 
     Args:
         num_items: Size of the dataset.
         batch_size: Items per batch and rank.
-        num_steps: Total length of the training, not what is left of it.
-        seed: Of the permutations.
-        first_step: Where to go on after a resume.
-        rank: This process.
-        world_size: All processes.
+        num_steps: Length of the whole training, not of the rest of it.
+        seed: Seed of the permutations.
+        first_step: Step to go on at after a resume.
+        rank: Number of this process.
+        world_size: Number of processes.
 
     Raises:
         ValueError: If there is nothing to draw from.
@@ -79,19 +79,19 @@ class StepBatchSampler(Sampler[list[Draw]]):
 
 
 class BucketBatchSampler(Sampler[list[Draw]]):
-    """Batches for the steps ``first_step ... num_steps - 1``; all ranks draw from the same bucket in the same step.
+    """Yields batches from one bucket each, the same on all ranks, for the steps ``first_step ... num_steps - 1``.
 
     Each bucket is visited as ``StepBatchSampler`` visits a whole dataset: every item once in each of its epochs, in a
-    new order. A bucket's turn comes in proportion to its size, so that no item is seen more often than another.
+    new order. A bucket is chosen in proportion to its size, so that no item is seen more often than another.
 
     Args:
-        buckets: Item numbers by bucket.
+        buckets: Item numbers of each bucket.
         batch_size: Items per batch and rank.
-        num_steps: Total length of the training, not what is left of it.
-        seed: Of the order.
-        first_step: Where to go on after a resume.
-        rank: This process.
-        world_size: All processes.
+        num_steps: Length of the whole training, not of the rest of it.
+        seed: Seed of the order.
+        first_step: Step to go on at after a resume.
+        rank: Number of this process.
+        world_size: Number of processes.
 
     Raises:
         ValueError: If there is nothing to draw from.
@@ -129,7 +129,7 @@ class BucketBatchSampler(Sampler[list[Draw]]):
         return self.num_steps
 
     def _turns(self) -> Iterator[int]:
-        """Whose turn it is, step by step: the bucket that is furthest behind its share."""
+        """Yield the bucket of each step: the one that is furthest behind its share."""
         sizes = [len(bucket) for bucket in self.buckets]
         owed = [0] * len(sizes)
         while True:
@@ -143,14 +143,14 @@ class BucketBatchSampler(Sampler[list[Draw]]):
 
 
 class SteppedData(L.LightningDataModule):
-    """Loaders over two datasets that take a whole batch of draws at a time (``__getitems__``).
+    """Loads two datasets that take a whole batch of draws at a time (``__getitems__``).
 
     Subclasses set ``train`` and ``val`` in their constructor or in ``setup``; an empty ``val`` means no validation.
 
     Args:
-        batch_size: Items per step and rank: two processes with half of it see the global batches of one with all.
-        seed: Of the order.
-        num_workers: Processes that prepare batches; 0 does it in the training process.
+        batch_size: Items per step and rank; two processes with half of it see the same global batches.
+        seed: Seed of the order.
+        num_workers: Number of processes that prepare batches; 0 to do it in the training process.
     """
 
     incidental: ClassVar[tuple[str, ...]] = ("num_val", "num_workers")
@@ -163,15 +163,15 @@ class SteppedData(L.LightningDataModule):
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
 
     def train_dataloader(self) -> DataLoader:
-        """Batches from the trainer's current step on."""
+        """Load batches from the trainer's current step on."""
         return self._loader(self.train, self.train_batches())
 
     def val_dataloader(self) -> DataLoader | list:
-        """The validation items in order, the same ones on every rank."""
+        """Load the validation items in order, the same on every rank."""
         return self._loader(self.val, self.val_batches()) if self._size(self.val) else []
 
     def train_batches(self) -> Iterable[list[Draw]]:
-        """Which items the coming steps take."""
+        """Return the draws of the remaining steps, batch by batch."""
         trainer = self.trainer
         num_batches, first_batch = batches_of(trainer)
         return StepBatchSampler(
@@ -185,7 +185,7 @@ class SteppedData(L.LightningDataModule):
         )
 
     def val_batches(self) -> Iterable[list[Draw]]:
-        """Validation draws by batch; the position tells them apart."""
+        """Return the validation draws, batch by batch; their positions differ."""
         draws = [Draw(index, 0, index) for index in range(self._size(self.val))]
         return [draws[start : start + self.batch_size] for start in range(0, len(draws), self.batch_size)]
 
@@ -193,7 +193,7 @@ class SteppedData(L.LightningDataModule):
         return len(items)  # type: ignore[arg-type]  # torch's Dataset leaves the length to its subclasses.
 
     def _loader(self, items: Dataset, batches: Iterable[list[Draw]]) -> DataLoader:
-        # Every loader draws a seed when it starts; from a generator of its own, the training's random state stays.
+        # A loader draws a seed when it starts. With its own generator it leaves the training's random state alone.
         return DataLoader(
             items,
             batch_sampler=batches,  # type: ignore[arg-type]

@@ -1,4 +1,7 @@
-"""From a prompt that names concepts, ``a <rex> next to a <mittens>``, to plain text and token positions."""
+"""Turn a prompt that names concepts, ``a <rex> next to a <mittens>``, into plain text and token positions.
+
+Shapes: B prompts, L tokens, V words of a tokenizer, D width of an embedding.
+"""
 
 import difflib
 import re
@@ -21,10 +24,10 @@ TEMPLATES = (
 """The seven training templates of LaTexBlend; the slot takes ``a <noun>`` and always comes last."""
 
 FIXED_TEMPLATE = "photo of {}"
-"""The one template of the ablation, and the one from which a bank is extracted."""
+"""The only template of the ablation; banks are extracted with it."""
 
 _MENTION = re.compile(r"<([A-Za-z0-9_.-]+)>")
-# The greedy start makes it the last determiner before the mention.
+# The greedy start makes the pattern match the last determiner before the mention.
 _DETERMINER = re.compile(r"(?:.*\b|^)(a|an|the|this|that|my|one)(?:\s+[A-Za-z-]+){0,3}\s+$", re.IGNORECASE | re.DOTALL)
 
 Characters = tuple[int, int]
@@ -44,24 +47,24 @@ class Mention:
 
 @dataclass(frozen=True)
 class MarkedPrompt:
-    """A prompt as the text encoder sees it, and the concepts it mentions."""
+    """A prompt in which class nouns stand for concepts, and the places of these concepts."""
 
     plain: str
     mentions: tuple[Mention, ...]
 
 
 def parse_prompt(prompt: str, class_nouns: Mapping[str, str]) -> MarkedPrompt:
-    """Replace every ``<name>`` by its class noun and remember where.
+    """Replace every ``<name>`` by its class noun, and record its place.
 
-    The nearest determiner before a mention ("a", "the", "my" ... with at most three adjectives between) takes V*; where
-    there is none, "a" is inserted.
+    V* takes the place of the nearest determiner before a mention ("a", "the", "my" ... with at most three adjectives
+    between them); if there is none, "a" is inserted.
 
     Args:
         prompt: Text with any number of mentions, repeated or of equal nouns.
-        class_nouns: Concept name to class noun.
+        class_nouns: Name of a concept to its class noun.
 
     Raises:
-        ValueError: If a mention names no known concept.
+            ValueError: If a mention names an unknown concept.
     """
     plain, mentions, at = "", [], 0
     for match in _MENTION.finditer(prompt):
@@ -91,7 +94,7 @@ def _unknown(name: str, prompt: str, class_nouns: Mapping[str, str]) -> str:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Tensor:
-    """Token ids padded to the encoder's length, shape ``(B, L)``; never truncated.
+    """Tokenize prompts without truncation, padded to the encoder's length, ``(B, L)``.
 
     Raises:
         ValueError: If a prompt has more tokens than the text encoder takes.
@@ -105,7 +108,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Tens
 
 
 def token_positions(tokenizer: PreTrainedTokenizerBase, text: str, characters: tuple[int, int]) -> list[int]:
-    """Positions of the tokens that cover ``text[characters[0]:characters[1]]``, counting the start token as 0."""
+    """List the positions of the tokens that cover ``text[characters[0]:characters[1]]``; the start token is 0."""
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
     start, stop = characters
     return [at for at, (first, last) in enumerate(offsets) if first < stop and last > start and last > first]
@@ -117,13 +120,13 @@ def concept_positions(
     class_nouns: Mapping[str, str],
     as_read: Callable[[str], str] = str,
 ) -> tuple[MarkedPrompt, list[tuple[str, list[int]]]]:
-    """Parse a marked prompt and find the rows of each mention: the slot of V*, then the noun's tokens.
+    """Parse a prompt, and find the token positions of each mention: the place of V*, then the noun's tokens.
 
     Args:
-        tokenizer: The text encoder's.
-        prompt: With any number of mentions.
-        class_nouns: Concept name to class noun.
-        as_read: What a pipeline does to a prompt before it is tokenised, such as lower case; it keeps the length.
+        tokenizer: Tokenizer of the text encoder.
+        prompt: Text with any number of mentions.
+        class_nouns: Name of a concept to its class noun.
+        as_read: Changes a prompt as a pipeline does before it tokenises it, such as to lower case; the length stays.
     """
     marked = parse_prompt(prompt, class_nouns)
     text = as_read(marked.plain)
@@ -136,7 +139,7 @@ def concept_positions(
 def concept_span(
     tokenizer: PreTrainedTokenizerBase, template: str, class_noun: str, as_read: Callable[[str], str] = str
 ) -> tuple[str, slice]:
-    """A template filled with "a <noun>", and the span of that phrase in tokens: V*'s slot and the noun.
+    """Fill a template with "a <noun>", and find the span of that phrase in tokens: the place of V* and the noun.
 
     Raises:
         ValueError: If the noun is empty or has no token of its own.
@@ -152,16 +155,16 @@ def concept_span(
 
 
 def _slot(tokenizer: PreTrainedTokenizerBase, text: str, article: Characters) -> list[int]:
-    """Where V* goes: the token of the article, its last one where T5 puts a token for the space before it."""
+    """Return the position of V*: the token of the article, its last one if T5 has a token for the space before it."""
     return token_positions(tokenizer, text, article)[-1:]
 
 
 def initial_vector(tokenizer: PreTrainedTokenizerBase, embedding: Tensor, word: str) -> Tensor:
-    """Mean embedding of a word's tokens, shape ``(D,)``: where V* starts.
+    """Compute the initial V*, the mean embedding of a word's tokens, ``(D,)``.
 
     Args:
-        tokenizer: Of the text encoder.
-        embedding: Its token table, shape ``(V, D)``.
+        tokenizer: Tokenizer of the text encoder.
+        embedding: Token embeddings of the text encoder, ``(V, D)``.
         word: A rare token such as ``ktn``, or the class noun.
     """
     ids = torch.tensor(tokenizer(word, add_special_tokens=False).input_ids)

@@ -1,4 +1,4 @@
-"""Files named by what their content was made from: found again or made anew, and never to be cleared by hand."""
+"""Caches of files named by what they were made from, which never need to be cleared by hand."""
 
 import logging
 import os
@@ -19,17 +19,15 @@ from src.data.images import load_image
 Value = TypeVar("Value")
 
 DAMAGE = (SafetensorError, KeyError, ValueError, EOFError)
-"""What readers raise for files that are cut short, empty or of another kind; an ``OSError`` is trouble of the disk."""
+"""Errors that readers raise for files that are cut short, empty or of another kind; ``OSError`` means disk trouble."""
 
 
 def read_or_remove(path: Path, load: Callable[[Path], Value]) -> Value | None:
-    """Read a file that can be made anew: the one answer to damage.
-
-    A damaged file is removed and named in one warning, by whoever removed it.
+    """Read a file that can be made anew, or remove it if it is damaged; the process that removes it warns.
 
     Args:
         path: The file.
-        load: It raises one of ``DAMAGE`` for a damaged file.
+        load: Reads the file; it raises one of ``DAMAGE`` for a damaged one.
 
     Returns:
         What ``load`` read, or None if there is no file any more.
@@ -48,19 +46,19 @@ def read_or_remove(path: Path, load: Callable[[Path], Value]) -> Value | None:
 class Store(ABC, Generic[Value]):
     """Values by key, one file each; several processes may read and write at once.
 
-    A key says all that its value depends on. It is the path of the file below the folder, without the suffix. Files are
-    put in place whole, and ``read_or_remove`` is the answer to a damaged one.
+    A key is the path of a file below the folder, without its suffix, and says all that the value depends on. Files are
+    written whole, and damaged ones are removed by ``read_or_remove``.
 
     Args:
-        folder: It is made when something is written.
-        max_gigabytes: Beyond it, what was unused for the longest time goes; None for no bound.
+        folder: Folder of the files, created with the first one.
+        max_gigabytes: Size beyond which the files that were unused for the longest time are removed; None for no limit.
 
     Raises:
         ValueError: If ``max_gigabytes`` is not positive.
     """
 
     pattern: str
-    """Matches the files below the folder; whatever else lies there is not the store's."""
+    """Glob pattern of the store's files below the folder."""
 
     def __init__(self, folder: str | Path, max_gigabytes: float | None = None) -> None:
         if max_gigabytes is not None and max_gigabytes <= 0:
@@ -78,20 +76,20 @@ class Store(ABC, Generic[Value]):
         """Write a file."""
 
     def path(self, key: str) -> Path:
-        """Where a value is, or will be."""
+        """Return the path of a value's file, which may not exist yet."""
         return self.folder / f"{key}{Path(self.pattern).suffix}"
 
     def __contains__(self, key: str) -> bool:
-        """Whether there is a file, which may be damaged."""
+        """Tell whether there is a file for the key; it may be damaged."""
         return self.path(key).exists()
 
     def keys(self) -> list[str]:
-        """Keys of all files that are there."""
+        """List the keys of all files."""
         paths = self.folder.glob(self.pattern)
         return [path.relative_to(self.folder).with_suffix("").as_posix() for path in paths]
 
     def get(self, key: str, make: Callable[[], Value]) -> Value:
-        """The value, made and kept if it is not there."""
+        """Read the value, or make and write it."""
         value = self.read(key)
         if value is None:
             value = make()
@@ -99,7 +97,7 @@ class Store(ABC, Generic[Value]):
         return value
 
     def read(self, key: str) -> Value | None:
-        """The value, or None if it has to be made."""
+        """Read the value; None if it has to be made."""
         path = self.path(key)
         value = read_or_remove(path, self.load)
         if value is not None and self.max_bytes is not None:
@@ -108,7 +106,7 @@ class Store(ABC, Generic[Value]):
         return value
 
     def write(self, key: str, value: Value) -> None:
-        """Keep a value; then make room."""
+        """Write a value, then make room."""
         path = self.path(key)
         with whole_file(path) as partial:
             self.save(value, partial)
@@ -120,8 +118,8 @@ class Store(ABC, Generic[Value]):
     def _make_room(self, max_bytes: int) -> None:
         """Remove the files that were unused for the longest time.
 
-        Other processes write too, so the folder is listed again after every twentieth of its size; between two
-        listings, two processes stay within the tenth that is kept free.
+        Other processes write too, so the folder is listed again whenever a twentieth of its size has been written.
+        Between two listings, two processes stay within the tenth that is kept free.
         """
         self._unlisted = max_bytes // 20
         files = sorted(self._files())
@@ -135,7 +133,7 @@ class Store(ABC, Generic[Value]):
             total -= size
 
     def _files(self) -> list[tuple[float, int, Path]]:
-        """Last use, bytes and path of every file; other processes may remove some meanwhile."""
+        """List last use, bytes and path of every file; other processes may remove some meanwhile."""
         found = []
         for path in self.folder.glob(self.pattern):
             with suppress(FileNotFoundError):
@@ -145,12 +143,12 @@ class Store(ABC, Generic[Value]):
 
 
 class TensorStore(Store[Tensor]):
-    """One tensor a file, on the CPU.
+    """Stores one tensor in each file; it is read to the CPU.
 
     Args:
-        folder: See ``Store``.
-        name: What the tensor is called in its file.
-        max_gigabytes: See ``Store``.
+        folder: Folder of the files.
+        name: Name of the tensor in its file.
+        max_gigabytes: Size limit, see ``Store``.
     """
 
     pattern = "*.safetensors"
@@ -169,7 +167,7 @@ class TensorStore(Store[Tensor]):
 
 
 class ImageStore(Store[Image.Image]):
-    """PNG files of RGB images; the texts in ``Image.info`` are kept with them."""
+    """Stores RGB images as PNG files, with the texts in their ``Image.info``."""
 
     pattern = "*.png"
 

@@ -1,4 +1,4 @@
-"""Three to five photos of one subject: the views that a method learns from, and the order in which it sees them."""
+"""Three to five photos of one subject: the augmented views that a method learns from, and their order."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,12 +14,12 @@ from src.data.images import load_folder
 from src.data.order import Draw, StepBatchSampler, batches_of
 
 LATENT_CELL = 8
-"""Pixels to a latent cell, in the autoencoders of Stable Diffusion and of the world."""
+"""Side of a latent cell in pixels, in the autoencoders of Stable Diffusion and of the world."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One augmented photo: uint8 ``(H, W, 3)`` and the latent cells that the loss looks at, ``(H/8, W/8)``."""
+    """One augmented photo, uint8 ``(H, W, 3)``, and a mask of the latent cells that the loss counts, ``(H/8, W/8)``."""
 
     pixels: np.ndarray
     mask: np.ndarray
@@ -29,10 +29,9 @@ class View:
 class Zoom:
     """Scale augmentation of Custom Diffusion, as LaTexBlend uses it.
 
-    With probability 2/3 the photo is scaled to ``min_scale ... 1`` of the image, else to 1.2 ... 1.4. Below 0.6 it is
-    pasted at a random place on grey and only the cells inside it count; above 1 a random crop is taken; between, it
-    fills the image. Photos are first cropped to a square at a random place, never squashed, and flipped with
-    probability 1/2.
+    A photo is first cropped to a square at a random place and flipped with probability 1/2. With probability 2/3 its
+    scale is drawn from ``min_scale`` to 1, else from 1.2 to 1.4. Below 0.6 the photo is pasted at a random place on
+    grey, and only cells inside it count; from 0.6 to 1 it fills the image; above 1 a random crop is taken.
     """
 
     min_scale: float = 1 / 3
@@ -55,7 +54,7 @@ class Zoom:
         canvas = np.full((size, size, 3), 127, dtype=np.uint8)
         canvas[y : y + side, x : x + side] = _resized(image, side)
         mask = np.zeros((cells, cells), dtype=np.float32)
-        # Only cells well inside the photo: those on its rim also see the grey.
+        # Cells at the edge of the photo do not count, because they also see the grey.
         first_x, first_y = -(-x // LATENT_CELL) + 1, -(-y // LATENT_CELL) + 1
         last_x, last_y = (x + side) // LATENT_CELL - 1, (y + side) // LATENT_CELL - 1
         mask[first_y:last_y, first_x:last_x] = 1
@@ -73,27 +72,27 @@ def _resized(image: Image.Image, side: int) -> np.ndarray:
 
 
 class ConceptData(L.LightningDataModule):
-    """One subject for one training.
+    """The data of one subject for one training.
 
-    Photos are read and checked when this object is built, so that a wrong folder is said before a model is loaded.
+    The constructor reads and checks the photos, so that a wrong folder is reported before a model is loaded.
 
     Args:
         instance_dir: Folder of 3 to 5 photos (1 is enough to run).
         class_noun: What the subject is, such as ``dog``.
         resolution: Side of the views in pixels, a multiple of 8.
-        batch_size: Instance images per step and rank; as many prior images go with them.
-        num_views: Augmented views, drawn once and encoded once; a multiple of the photos is best.
+        batch_size: Instance images per step and rank; as many prior images are added.
+        num_views: Number of augmented views, drawn and encoded once; a multiple of the number of photos is best.
         zoom: The augmentation; None to use the photos as they are.
-        class_dir: Folder of other members of the class, or None to let the backbone draw them.
-        num_class_images: How many.
-        num_val: Validation draws, the same ones every time; 0 for no validation.
-        seed: Of views and order.
+        class_dir: Folder of other members of the class; None to let the backbone draw them.
+        num_class_images: Number of images of other members of the class.
+        num_val: Number of validation draws, the same every time; 0 for no validation.
+        seed: Seed of the views and their order.
 
     Raises:
         ValueError: If a folder holds no usable image, or the resolution is not a multiple of 8.
     """
 
-    # Photos count by their content.
+    # Photos are identified by their content, not by their folder.
     incidental: ClassVar[tuple[str, ...]] = ("instance_dir", "class_dir", "num_val")
 
     def __init__(
@@ -121,7 +120,7 @@ class ConceptData(L.LightningDataModule):
         self.num_class_images, self.num_val, self.seed = num_class_images, num_val, seed
 
     def instance_views(self) -> list[View]:
-        """All views of the subject; the photos take turns."""
+        """Make all views of the subject; the photos take turns."""
         number = self.num_views if self.zoom else len(self.photos)
         zoom = self.zoom or Zoom(min_scale=1.0, flip=False)
         views = []
@@ -152,10 +151,10 @@ class ConceptData(L.LightningDataModule):
         return DataLoader(_Draws(), batch_sampler=sampler, collate_fn=_stack)
 
     def val_dataloader(self) -> DataLoader | list:
-        """Numbers of draws: the module turns each into a view, a template, noise and a timestep of its own."""
+        """Load the numbers of draws, each of which the learner turns into a view, a template, noise and a timestep."""
         if not self.num_val:
             return []
-        # Every loader draws a seed when it starts; from a generator of its own, the training's random state stays.
+        # A loader draws a seed when it starts. With its own generator it leaves the training's random state alone.
         return DataLoader(range(self.num_val), self.batch_size, generator=torch.Generator())  # type: ignore[arg-type]
 
     def _plain(self, image: Image.Image) -> View:

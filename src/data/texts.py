@@ -1,4 +1,4 @@
-"""Texts for a language model, drawn from seeds as they are needed."""
+"""Texts for a language model, made from seeds when they are needed."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ VALIDATION_START = 10_000_000
 
 
 class Text(NamedTuple):
-    """One text and what of it follows from what stands before, which a model that reads its context gets right.
+    """One text, and the words in it that its beginning determines, which a model must use its context to predict.
 
     Attributes:
-        text: All of it.
-        known: Characters ``(start, end)`` of words that can be told.
-        skill: What telling them takes, such as ``copy``; empty if there are none.
+        text: The whole text.
+        known: Character spans ``(start, end)`` of the determined words.
+        skill: Skill that predicting them takes, such as ``copy``; empty if there are none.
     """
 
     text: str
@@ -28,14 +28,14 @@ class Text(NamedTuple):
 
 
 def copied(words: Sequence[str], times: int = 2) -> Text:
-    """The same words ``times`` times: the shortest task that needs to know what stood before a word."""
+    """Repeat the words ``times`` times: the simplest text in which words are determined by earlier ones."""
     once = f"{' '.join(words)}."
     stretches = tuple((at * (len(once) + 1), at * (len(once) + 1) + len(once)) for at in range(1, times))
     return Text(" ".join([once] * times), stretches, "copy")
 
 
 def draw_words(vocabulary: Sequence[str], fewest: int, most: int, rng: np.random.Generator) -> list[str]:
-    """``fewest`` to ``most`` words, repeats included."""
+    """Draw ``fewest`` to ``most`` words, with repetition."""
     return [str(word) for word in rng.choice(list(vocabulary), int(rng.integers(fewest, most + 1)))]
 
 
@@ -55,14 +55,14 @@ class CorpusData(SteppedData):
     """Batches of texts for pretraining a language model.
 
     Args:
-        text: Seed to text, such as ``src.data.world.texts.world_text``.
+        text: Makes a text from a seed, such as ``src.data.world.texts.world_text``.
         batch_size: Texts per step and rank.
-        num_train: Different texts before the first comes again.
-        num_val: Validation texts.
-        seed: Of the order.
+        num_train: Number of different texts before the first comes again.
+        num_val: Number of validation texts.
+        seed: Seed of the order.
 
     Raises:
-        ValueError: If training texts would reach into those of validation.
+            ValueError: If training would use seeds of validation texts.
     """
 
     def __init__(

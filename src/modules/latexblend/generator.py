@@ -16,9 +16,8 @@ from src.data.request import Identity, Request
 from src.modules.backbones.base import Backbone
 from src.modules.backbones.denoising import denoising_errors
 from src.modules.generator import BatchedGenerator, usable_device
-from src.modules.latexblend.bank import ConceptBank
+from src.modules.latexblend.bank import ConceptBank, ProjectionCache, cached_projections, replace_rows
 from src.modules.latexblend.guidance import BlendingGuidance
-from src.modules.latexblend.rows import ProjectionCache, cached_projections, replace_rows
 
 Placement = tuple[ConceptBank, list[int]]
 """A bank and the S token positions of one mention of its concept."""

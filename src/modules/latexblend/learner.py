@@ -18,10 +18,9 @@ from src.data.request import Request
 from src.data.store import ImageStore, TensorStore
 from src.data.subject import ConceptData, View
 from src.modules.backbones.base import Backbone, Text
-from src.modules.latexblend.bank import ConceptBank
+from src.modules.latexblend.bank import ConceptBank, transformed_projections
 from src.modules.latexblend.flows import DualFlow, Objective, Subject
 from src.modules.latexblend.generator import ConceptGenerator
-from src.modules.latexblend.rows import transformed_projections
 from src.modules.training.diffusion import min_snr_weights, per_sample_mse, step_generator
 from src.modules.training.learner import Learner, TrainingRecord
 

@@ -12,9 +12,8 @@ from src.data.request import Request
 from src.modules.backbones.base import cross_attention_projections
 from src.modules.backbones.denoising import LEVELS
 from src.modules.backbones.unet import UNetBackbone
-from src.modules.latexblend.bank import ConceptBank
+from src.modules.latexblend.bank import ConceptBank, replace_rows, transformed_projections
 from src.modules.latexblend.generator import BlendedText, ConceptGenerator, blended, concept_offsets
-from src.modules.latexblend.rows import replace_rows, transformed_projections
 from tests.tiny import tiny_sd, tiny_sdxl
 
 PIPELINES = {"sd": tiny_sd, "sdxl": tiny_sdxl}
