@@ -1,7 +1,4 @@
-"""Blend the style of references into a scale-wise generation: a hook for the pipelines (arXiv 2507.04482, Algorithm 1).
-
-Shapes: P paths, B generated paths, C channels, H x W cells of the last scale.
-"""
+"""Blend the style of references into a scale-wise generation: a hook for pipelines (arXiv 2507.04482, Algorithm 1)."""
 
 import json
 import logging
