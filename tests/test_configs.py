@@ -14,8 +14,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 import src.run.cli  # noqa: F401  (registers the resolvers)
-from src.run.errors import options
-from src.run.types import check_types
+from src.run.types import check_types, options
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))

@@ -1,4 +1,4 @@
-"""Early stopping for personalisation: identity no longer grows, and the prompt is being forgotten."""
+"""Early stopping for personalisation, when identity no longer improves and the prompt is being forgotten."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,39 +14,39 @@ from src.eval.scores.similarity import clip_t, pair_mean
 
 
 class ImageEncoder(Protocol):
-    """What identity is measured with: an encoder of ``src.eval.encoders.models``, or any other."""
+    """Measures identity: an encoder of ``src.eval.encoders.models``, or any other."""
 
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit embeddings, float32 ``(N, D)`` on the CPU."""
+        """Encode images to unit embeddings, float32 ``(N, D)`` on the CPU."""
 
 
 class TextImageEncoder(ImageEncoder, Protocol):
-    """What prompts are measured with."""
+    """Measures how well images follow prompts."""
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings, float32 ``(N, D)`` on the CPU."""
+        """Encode texts to unit embeddings, float32 ``(N, D)`` on the CPU."""
 
 
 class FrontierStop(L.Callback):
-    """Scores samples as the model learns, and stops once it only pays prompt fidelity and gains no identity.
+    """Scores samples during training, and stops once they lose the prompt without gaining identity.
 
     Before the first step and every ``every_n_steps`` steps the same prompts are drawn with the same seeds, scored, and
     logged as ``val/dino`` (mean cosine with the photos) and ``val/clip_t`` (mean cosine with the prompts). Training
     stops when ``val/dino`` has not grown by ``min_delta`` for ``patience`` scores in a row and ``val/clip_t`` has lost
     more than the share ``prompt_drop`` of its first value.
 
-    The module offers ``sample(requests) -> images``, the datamodule ``photos``. The training's random state is left as
-    it was, and what has been scored so far survives in checkpoints.
+    The module must have ``sample(requests) -> images``, the datamodule ``photos``. The training's random state does not
+    change, and checkpoints keep the scores so far.
 
     Args:
         identity: Compares samples and photos.
         prompt: Compares samples and texts.
-        prompts: What to draw.
-        texts: What each prompt says to the encoder; None where prompts are plain text and name no concept.
-        num_seeds: Samples per prompt.
-        first_seed: Seed of the first.
-        every_n_steps: How often.
-        patience: Scores without growth before stopping.
+        prompts: Prompts to draw.
+        texts: Text of each prompt for the encoder; None if prompts are plain text and name no concept.
+        num_seeds: Number of samples per prompt.
+        first_seed: Seed of the first sample.
+        every_n_steps: Number of steps between scores.
+        patience: Number of scores without growth before stopping.
         min_delta: Smallest growth of identity that counts.
         prompt_drop: Share of the first prompt score that may be lost, in [0, 1).
 
@@ -83,7 +83,7 @@ class FrontierStop(L.Callback):
         self.scores: list[tuple[float, float]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The first score; a resumed training has it already."""
+        """Score the model before the first step; a resumed training has that score already."""
         if not trainer.is_global_zero:
             return
         photos = getattr(trainer.datamodule, "photos", None)  # type: ignore[attr-defined]
@@ -94,7 +94,7 @@ class FrontierStop(L.Callback):
             self._score(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
-        """Score, and stop on every process if the first one says so."""
+        """Score the model, and stop all processes if the first one decides so."""
         if trainer.global_step % self.every_n_steps:
             return
         if trainer.is_global_zero:
@@ -105,17 +105,17 @@ class FrontierStop(L.Callback):
                 notice(f"stopped at step {trainer.global_step}: {self._reason()}")
 
     def beyond(self) -> bool:
-        """Whether identity has stopped growing while the prompt has lost its share."""
+        """Tell whether identity has stopped growing and the prompt score has lost its share."""
         first, last = self.scores[:1], self.scores[-1:]
         lost = any(start[1] - now[1] > self.prompt_drop * abs(start[1]) for start, now in zip(first, last, strict=True))
         return lost and self._checks_without_growth() >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """All scores so far."""
+        """Return all scores so far."""
         return {"scores": [list(score) for score in self.scores]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the scores of a checkpoint."""
+        """Restore the scores of a checkpoint."""
         self.scores = [(dino, prompt) for dino, prompt in state_dict["scores"]]
 
     def _score(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""What several processes of one training must agree on, and how large the batch is that they share."""
+"""Check that all processes of a training have the same configuration, and print their effective batch."""
 
 import hashlib
 import sys
@@ -8,7 +8,7 @@ import torch
 
 
 class Ranks(L.Callback):
-    """Before the first step: refuses processes that were started differently, and prints the effective batch.
+    """Refuses, before the first step, processes that were started differently, and prints the effective batch.
 
     Args:
         settings: The configuration of this process as text.
@@ -18,7 +18,7 @@ class Ranks(L.Callback):
         self.number = int.from_bytes(hashlib.sha256(settings.encode()).digest()[:7])
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Compare.
+        """Compare the configurations of all processes.
 
         Raises:
             ValueError: On every rank, if the configurations differ.
@@ -36,7 +36,7 @@ class Ranks(L.Callback):
 
 
 def effective_batch(trainer: L.Trainer) -> str:
-    """How many samples one step of the optimiser sees, and why."""
+    """Say how many samples one step of the optimiser sees, and why."""
     each: int = trainer.datamodule.batch_size  # type: ignore[attr-defined]
     ranks, batches = trainer.world_size, trainer.accumulate_grad_batches
     total = each * ranks * batches

@@ -1,4 +1,4 @@
-"""At the end of a training: one page with curves, samples, configuration and the command."""
+"""Write one page with curves, samples, configuration and command at the end of a training."""
 
 import csv
 import io
@@ -20,13 +20,13 @@ from src.eval.draw import image_grid
 from src.eval.results.report import Report
 
 Curve = tuple[Sequence[float], Sequence[float]]
-"""Steps and values."""
+"""Steps and values of a metric."""
 MAX_NAMED = 10
-"""Lines that a legend names."""
+"""Largest number of lines that a legend names."""
 
 
 def families(curves: Mapping[str, Curve]) -> dict[str, dict[str, Curve]]:
-    """Curves by their names without the number at the end; most are a family of one."""
+    """Group curves whose names differ only by a number at the end; most families have one member."""
     found: dict[str, dict[str, Curve]] = {}
     for name, curve in curves.items():
         found.setdefault(name.rstrip(string.digits), {})[name] = curve
@@ -34,7 +34,7 @@ def families(curves: Mapping[str, Curve]) -> dict[str, dict[str, Curve]]:
 
 
 def family_figure(family: str, lines: Mapping[str, Curve]) -> Image.Image:
-    """One line for each number, from dark to bright; a legend names the first, the last and some between."""
+    """Plot one line for each number, from dark to bright; the legend names the first, the last and some between."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
     last = len(lines) - 1
@@ -63,8 +63,8 @@ class RunReport(L.Callback):
     Metrics whose names differ by a number at the end share a figure; these figures are in ``curves.png``, too.
 
     Args:
-        run_dir: The run folder; whatever of ``logs/version_*/metrics.csv``, ``samples/*.png`` and
-            ``.hydra/config.yaml`` it holds is shown.
+        run_dir: The run folder; the page shows its ``logs/version_*/metrics.csv``, ``samples/*.png`` and
+            ``.hydra/config.yaml``, as far as they exist.
     """
 
     def __init__(self, run_dir: str) -> None:
@@ -90,7 +90,7 @@ def write_run_report(run_dir: Path, title: str) -> Path:
     if logs:
         _add_curves(report, read_curves(logs), run_dir / "curves.png")
     pictures = sorted((run_dir / "samples").glob("references.png"))
-    pictures += _spread(sorted((run_dir / "samples").glob("step-*.png")))
+    pictures += _evenly_spaced(sorted((run_dir / "samples").glob("step-*.png")))
     if pictures:
         report.add_text("", "Samples")
     for path in pictures:
@@ -105,7 +105,7 @@ def write_run_report(run_dir: Path, title: str) -> Path:
 
 
 def _add_curves(report: Report, curves: dict[str, Curve], path: Path) -> None:
-    """One figure per metric, but one for a whole family; those of families are also written to ``path``."""
+    """Add a figure for each metric, and one for each whole family; families are also written to ``path``."""
     found = families(curves)
     report.add_curves({name: lines[name] for lines in found.values() if len(lines) == 1 for name in lines}, "Curves")
     figures = {family: family_figure(family, lines) for family, lines in found.items() if len(lines) > 1}
@@ -116,7 +116,7 @@ def _add_curves(report: Report, curves: dict[str, Curve], path: Path) -> None:
 
 
 def read_curves(paths: list[Path]) -> dict[str, Curve]:
-    """Every column of CSVLogger files against ``step``, losses first; a resumed part replaces what it repeats."""
+    """Read every column of CSVLogger files against ``step``, losses first; a resumed part replaces what it repeats."""
     points: dict[str, dict[float, float]] = {}
     for path in paths:
         with path.open(newline="") as file:
@@ -128,8 +128,8 @@ def read_curves(paths: list[Path]) -> dict[str, Curve]:
     return dict(sorted(curves.items(), key=lambda item: ("loss" not in item[0], item[0])))
 
 
-def _spread(paths: list[Path]) -> list[Path]:
-    """At most a dozen, evenly spaced, first and last included."""
+def _evenly_spaced(paths: list[Path]) -> list[Path]:
+    """Choose at most a dozen paths, evenly spaced, with the first and the last."""
     if len(paths) <= MAX_GRIDS:
         return paths
     return [paths[round(index * (len(paths) - 1) / (MAX_GRIDS - 1))] for index in range(MAX_GRIDS)]

@@ -1,4 +1,4 @@
-"""Draws the same prompts with the same seeds while a model learns, with the model itself: no second pipeline."""
+"""Draw the same prompts with the same seeds during training, with the model itself and no second pipeline."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,34 +16,34 @@ from src.eval.profile import Profile
 
 
 def requests_for(prompts: Sequence[str], num_seeds: int, first_seed: int) -> list[Request]:
-    """Every prompt with each of the seeds, seed by seed."""
+    """Make a request for every prompt with each of the seeds, seed by seed."""
     return [Request(prompt, seed) for seed in range(first_seed, first_seed + num_seeds) for prompt in prompts]
 
 
 def log_scores(trainer: L.Trainer, scores: Mapping[str, float]) -> None:
-    """Tell the loggers, and put scores where ``ModelCheckpoint(monitor="val/clip_t")`` and searches look."""
+    """Log scores, also where ``ModelCheckpoint(monitor="val/clip_t")`` and searches look for them."""
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scores.items()})
     for logger in trainer.loggers:
         logger.log_metrics(dict(scores), step=trainer.global_step)
 
 
 class SampleGrid(L.Callback):
-    """Grids at the start, every ``every_n_steps`` steps and at the end, as ``<folder>/step-000500.png``.
+    """Draws a grid at the start, every ``every_n_steps`` steps and at the end, as ``<folder>/step-000500.png``.
 
-    Loggers that take images get each one with its prompt, seed and step. With a profile, ``val/clip_t`` is logged: the
-    mean CLIP-T of the grid's images.
+    Loggers that take images get each one with its prompt, seed and step. With a profile, the mean CLIP-T of the grid's
+    images is logged as ``val/clip_t``.
 
-    The module offers ``sample(requests) -> images``; the training's random state is left as it was. The datamodule's
-    ``photos``, where it has them, are drawn once as ``references.png``.
+    The module must have ``sample(requests) -> images``; the training's random state does not change. The datamodule's
+    ``photos``, if it has any, are written once as ``references.png``.
 
     Args:
-        folder: Where the grids go.
-        prompts: What to draw; columns of the grid.
-        num_seeds: Rows of the grid.
-        every_n_steps: 0 for start and end only.
+        folder: Folder for the grids.
+        prompts: Prompts to draw, the columns of the grid.
+        num_seeds: Number of seeds, the rows of the grid.
+        every_n_steps: Number of steps between grids; 0 for start and end only.
         first_seed: Seed of the first row.
         profile: Scores the images; None for no score.
-        texts: What each prompt says to the profile's CLIP; None where prompts are plain text and name no concept.
+        texts: Text of each prompt for the profile's CLIP; None if prompts are plain text and name no concept.
 
     Raises:
         ValueError: If there is not one text per prompt.
@@ -67,7 +67,7 @@ class SampleGrid(L.Callback):
         self.columns, self.texts = len(prompts), list(texts) * num_seeds
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Before."""
+        """Write the photos, and draw the first grid."""
         photos = getattr(trainer.datamodule, "photos", None)  # type: ignore[attr-defined]
         if photos and trainer.is_global_zero:
             small = [photo.copy() for photo in photos]
@@ -77,12 +77,12 @@ class SampleGrid(L.Callback):
         self._draw(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
-        """During."""
+        """Draw a grid if it is due."""
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """After, also where another callback stopped the training early."""
+        """Draw the last grid, also if another callback stopped the training early."""
         self._draw(trainer, pl_module)
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""How fast a training runs, how much memory it takes, and how long it still needs."""
+"""Log how fast a training runs, how much memory it takes, and how long it still needs."""
 
 import sys
 import time
@@ -15,22 +15,22 @@ GIGABYTE = 10**9
 class Throughput(L.Callback):
     """Logs ``perf/it_s``, ``perf/samples_s``, ``perf/peak_memory_gb`` and ``perf/hours_left`` of any training.
 
-    Rates are of the wall clock between two logged steps, so validation, sampling and checkpoints slow them: that is
-    what the remaining time depends on. The first step, which pays for every warm-up, is not counted. Memory is what
-    the first process has allocated on its GPU at most, or, without one, its largest resident set; in 10^9 bytes.
+    Rates are measured by the wall clock between two logged steps, with validation, sampling and checkpoints, as the
+    remaining time is. The first step does not count, because it includes all warm-up. Memory is the most that the first
+    process has allocated on its GPU, or without a GPU its largest resident set, in 10^9 bytes.
     """
 
     def __init__(self) -> None:
         self.started: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the training before."""
+        """Forget an earlier training."""
         self.started = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count, and log as often as Lightning logs losses."""
+        """Count samples, and log as often as Lightning logs losses."""
         if self.started is None:
             self._restart(trainer.global_step)
             return
@@ -58,7 +58,7 @@ class Throughput(L.Callback):
 
 
 def samples_in(batch: Any) -> int:
-    """Size of a batch of any structure: the longest first dimension in it."""
+    """Return the size of a batch of any structure: the longest first dimension in it."""
     return max(_lengths(batch), default=0)
 
 
@@ -78,11 +78,11 @@ def _lengths(batch: Any) -> Iterator[int]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has allocated on a GPU at most; for the CPU its largest resident set."""
+    """Return the most bytes that this process has allocated on a GPU; for the CPU its largest resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Not on Windows.
+    # Windows has no such module.
     import resource
 
-    # Bytes on macOS, kibibytes elsewhere.
+    # The unit is bytes on macOS, kibibytes elsewhere.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

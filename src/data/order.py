@@ -115,28 +115,28 @@ class BucketBatchSampler(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Yield one list of draws per remaining step."""
-        turns = self._turns()
+        chosen = self._chosen_buckets()
         taken = [0] * len(self.buckets)
         for _ in range(self.first_step):
-            taken[next(turns)] += 1
+            taken[next(chosen)] += 1
         batches = [iter(self._sampler(len(bucket), start)) for bucket, start in zip(self.buckets, taken, strict=True)]
         for step in range(self.first_step, self.num_steps):
-            turn = next(turns)
-            yield [Draw(self.buckets[turn][draw.index], step, draw.position) for draw in next(batches[turn])]
+            bucket = next(chosen)
+            yield [Draw(self.buckets[bucket][draw.index], step, draw.position) for draw in next(batches[bucket])]
 
     def __len__(self) -> int:
         """Steps in all: a resumed Lightning loop goes on counting from the first."""
         return self.num_steps
 
-    def _turns(self) -> Iterator[int]:
+    def _chosen_buckets(self) -> Iterator[int]:
         """Yield the bucket of each step: the one that is furthest behind its share."""
         sizes = [len(bucket) for bucket in self.buckets]
         owed = [0] * len(sizes)
         while True:
             owed = [due + size for due, size in zip(owed, sizes, strict=True)]
-            turn = max(range(len(sizes)), key=lambda bucket: owed[bucket])
-            owed[turn] -= sum(sizes)
-            yield turn
+            bucket = max(range(len(sizes)), key=lambda each: owed[each])
+            owed[bucket] -= sum(sizes)
+            yield bucket
 
     def _sampler(self, size: int, first: int) -> StepBatchSampler:
         return StepBatchSampler(size, self.batch_size, self.num_steps, self.seed, first, self.rank, self.world_size)

@@ -1,7 +1,4 @@
-"""Turn a prompt that names concepts, ``a <rex> next to a <mittens>``, into plain text and token positions.
-
-Shapes: B prompts, L tokens, V words of a tokenizer, D width of an embedding.
-"""
+"""Turn a prompt that names concepts, ``a <rex> next to a <mittens>``, into plain text and token positions."""
 
 import difflib
 import re

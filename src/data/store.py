@@ -65,7 +65,7 @@ class Store(ABC, Generic[Value]):
             raise ValueError(f"the cache in {folder} may take {max_gigabytes} GB; give a positive size")
         self.folder = Path(folder)
         self.max_bytes = None if max_gigabytes is None else int(max_gigabytes * 1e9)
-        self._unlisted = 0
+        self._bytes_until_listing = 0
 
     @abstractmethod
     def load(self, path: Path) -> Value:
@@ -111,8 +111,8 @@ class Store(ABC, Generic[Value]):
         with whole_file(path) as partial:
             self.save(value, partial)
         if self.max_bytes is not None:
-            self._unlisted -= path.stat().st_size
-            if self._unlisted < 0:
+            self._bytes_until_listing -= path.stat().st_size
+            if self._bytes_until_listing < 0:
                 self._make_room(self.max_bytes)
 
     def _make_room(self, max_bytes: int) -> None:
@@ -121,7 +121,7 @@ class Store(ABC, Generic[Value]):
         Other processes write too, so the folder is listed again whenever a twentieth of its size has been written.
         Between two listings, two processes stay within the tenth that is kept free.
         """
-        self._unlisted = max_bytes // 20
+        self._bytes_until_listing = max_bytes // 20
         files = sorted(self._files())
         total = sum(size for _, size, _ in files)
         if total <= 0.9 * max_bytes:

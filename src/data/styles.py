@@ -1,4 +1,4 @@
-"""Styles to draw in, and prompts with and without them."""
+"""Styles to draw in, and prompts that name them or not."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ class StylePrompt:
     """A prompt without any style.
 
     Attributes:
-        content: Such as ``a cat``.
+        content: What to draw, such as ``a cat``.
         category: The superclass that prompts of arXiv 2507.04482 name, such as ``Animals``; empty to leave it out.
     """
 
@@ -24,11 +24,11 @@ class StylePrompt:
 
     @property
     def plain(self) -> str:
-        """Without the style: ``a cat, animals``."""
+        """The prompt without a style: ``a cat, animals``."""
         return f"{self.content}, {self.category.lower()}" if self.category else self.content
 
     def styled(self, style: str) -> str:
-        """In a style: ``a cat, animals, in watercolor painting style``; ``flat style`` stays without a second "style".
+        """Name a style: ``a cat, animals, in watercolor painting style``; ``flat style`` gets no second "style".
 
         Args:
             style: Descriptor, such as ``watercolor painting``.
@@ -44,10 +44,10 @@ class StyleReference:
     """One style to draw in.
 
     Attributes:
-        name: What tables call it.
+        name: Name of the style in tables.
         style: Descriptor that prompts name, such as ``watercolor painting``.
-        reference: What a request is drawn in.
-        content: What the image shows, without its style; empty for words.
+        reference: The style of a request.
+        content: What the image shows, without its style; empty for a style of words.
     """
 
     name: str
@@ -57,22 +57,22 @@ class StyleReference:
 
     @property
     def is_image(self) -> bool:
-        """Whether there is something to be like, or to copy."""
+        """Whether the style is shown by an image, which a drawn image can resemble or copy."""
         return isinstance(self.reference, ImageStyle)
 
     @property
     def path(self) -> str:
-        """Where the image of a style that is shown lies."""
+        """Path of the image that shows the style."""
         assert isinstance(self.reference, ImageStyle)
         return self.reference.path
 
 
 def style_references(folder: str | Path | None, words: Sequence[str] = ()) -> list[StyleReference]:
-    """Styles that are shown, and styles that are only described.
+    """List the styles that images show, then those that words describe.
 
     Args:
-        folder: Each of its images is a style; ``NAME.json`` beside it says which, and what it shows. None for no image.
-        words: Descriptors such as ``retro poster``, each its own reference.
+        folder: Folder of images, each a style; ``NAME.json`` beside it names it and what it shows. None for no image.
+        words: Descriptors such as ``retro poster``, each a style.
 
     Raises:
         ValueError: If the folder holds no image, or one has no such file.
@@ -87,8 +87,8 @@ def _described(path: Path) -> StyleReference:
     if not words.is_file():
         raise ValueError(f"the style image {path} has no {words.name} beside it; {advice}")
     try:
-        told = json.loads(words.read_text(encoding="utf-8"))
-        return StyleReference(path.stem, told["style"], ImageStyle(str(path)), told["content"])
+        described = json.loads(words.read_text(encoding="utf-8"))
+        return StyleReference(path.stem, described["style"], ImageStyle(str(path)), described["content"])
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{words} does not say style and content; {advice}") from None
 
@@ -99,7 +99,7 @@ COLUMNS = ("Prompt", "Category", "Challenge")
 
 
 def style_prompts(tsv_path: str | Path) -> list[StylePrompt]:
-    """Basic prompts about things: those of arXiv 2507.04482, recovered by their number.
+    """Read the basic prompts about things: those of arXiv 2507.04482, identified by their number.
 
     Args:
         tsv_path: ``PartiPrompts.tsv`` of google-research/parti.

@@ -77,7 +77,7 @@ class BatchedGenerator(ABC, Generic[Prepared]):
         return (slice(start, start + self.batch_size) for start in range(0, number, self.batch_size))
 
 
-def own_sampling(known: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
+def model_sampling(known: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
     """Complete a model's own settings of drawing with those of its kind.
 
     Raises:

@@ -1,12 +1,10 @@
 """Hydra's and our own errors in one sentence: what came, what was expected, what to type."""
 
 import errno
-import inspect
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from hydra.errors import (
     ConfigCompositionException,
@@ -14,7 +12,6 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from hydra.utils import get_object
 from omegaconf import DictConfig
 from omegaconf.errors import (
     InterpolationKeyError,
@@ -122,6 +119,8 @@ def _same_leaf(key: str, known: Iterable[str]) -> list[str]:
 
 def _paths(config: DictConfig, prefix: str = "", with_options: bool = False) -> Iterator[str]:
     """Dotted names of every key, inner ones included; with what parts take beside, if wanted."""
+    from src.run.types import options  # It imports this file.
+
     taken = options(str(config._get_node("_target_"))) if with_options and "_target_" in config else {}
     yield from (f"{prefix}{name}" for name in taken)
     for key in map(str, config):
@@ -129,16 +128,3 @@ def _paths(config: DictConfig, prefix: str = "", with_options: bool = False) -> 
         node = config._get_node(key)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
             yield from _paths(node, f"{prefix}{key}.", with_options)
-
-
-def options(target: str) -> dict[str, Any]:
-    """What a constructor or function takes by name, to its default, which is ``inspect.Parameter.empty`` without one.
-
-    Empty for what takes any name, and for what is not there: building it says that better.
-    """
-    try:
-        parameters = inspect.signature(get_object(target)).parameters.values()
-    except Exception:
-        return {}
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    return {} if takes_any else {parameter.name: parameter.default for parameter in parameters}

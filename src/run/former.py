@@ -6,8 +6,8 @@ To be deleted with the old spellings in ``src.run.spelling``.
 from collections.abc import Mapping
 from typing import Any
 
-from src.run.errors import options
 from src.run.spelling import TRAINING
+from src.run.types import options
 
 TARGETS = {
     "src.modules.latexblend.learner.LaTexBlend": "src.modules.latexblend.LaTexBlend",

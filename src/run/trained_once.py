@@ -16,10 +16,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.data.files import take_turns
 from src.run.cli import addable, console
-from src.run.errors import options
 from src.run.former import former_settings
 from src.run.training import fit
-from src.run.types import check_types
+from src.run.types import check_types, options
 
 TRAINED_FROM = ("method", "data", "backbone", "trainer")
 """Parts of a training's configuration that its product depends on."""

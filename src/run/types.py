@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from src.run.errors import CONF, options
+from src.run.errors import CONF
 from src.run.spelling import PARTS
 
 OF_HYDRA = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
@@ -176,3 +176,16 @@ def _fits(value: Any, annotation: Any) -> bool:
     if value == "???" or any(kind not in NAMES for kind in kinds):
         return True
     return any(value is None if kind is types.NoneType else type(value) in SCALARS[kind] for kind in kinds)
+
+
+def options(target: str) -> dict[str, Any]:
+    """What a constructor or function takes by name, to its default, which is ``inspect.Parameter.empty`` without one.
+
+    Empty for what takes any name, and for what is not there: building it says that better.
+    """
+    try:
+        parameters = inspect.signature(get_object(target)).parameters.values()
+    except Exception:
+        return {}
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return {} if takes_any else {parameter.name: parameter.default for parameter in parameters}

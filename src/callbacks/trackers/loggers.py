@@ -1,4 +1,4 @@
-"""What the loggers of a run are told: configuration, samples, exports, and the results of an evaluation."""
+"""Tell the loggers of a run its configuration, samples and exports, and the results of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ from src.data.request import Request
 
 
 def tensorboard_tracker(run_dir: str) -> TensorBoardLogger:
-    """Lightning's logger writing to ``<run_dir>/tensorboard``: ``tensorboard --logdir <run_dir>``.
+    """Make Lightning's logger that writes to ``<run_dir>/tensorboard``, seen with ``tensorboard --logdir <run_dir>``.
 
-    A resumed training writes to the same folder, so that its curves go on.
+    A resumed training writes to the same folder, so that its curves continue.
 
     Args:
         run_dir: The run folder.
@@ -32,14 +32,14 @@ def tensorboard_tracker(run_dir: str) -> TensorBoardLogger:
 
 
 def log_config(loggers: Sequence[Logger], cfg: DictConfig) -> None:
-    """Every key of a run's configuration, resolved, as plain containers."""
+    """Log every key of a run's configuration, resolved, as plain containers."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     for logger in loggers:
         logger.log_hyperparams(plain)
 
 
 def log_exports(loggers: Sequence[Logger], exports: Mapping[str, str]) -> None:
-    """What the module exported, as W&B artifacts; then the W&B run is closed."""
+    """Log the module's exports as W&B artifacts, and close the W&B run."""
     for logger in loggers:
         if isinstance(logger, WandbTracker):
             logger.log_exports(exports)
@@ -49,15 +49,15 @@ def log_exports(loggers: Sequence[Logger], exports: Mapping[str, str]) -> None:
 def log_samples(
     loggers: Sequence[Logger], requests: Sequence[Request], images: Sequence[Image.Image], step: int
 ) -> None:
-    """Single images with their prompts, seeds and step.
+    """Log single images with their prompts, seeds and step.
 
-    To W&B as ``samples/images`` and as rows of ``samples/table``, to TensorBoard as one image per prompt and seed.
+    W&B gets them as ``samples/images`` and as rows of ``samples/table``, TensorBoard one by one.
 
     Args:
-        loggers: Any of Lightning's; those that take no images are passed over.
-        requests: One per image.
-        images: What was drawn.
-        step: When.
+        loggers: Any of Lightning's loggers; those that take no images are skipped.
+        requests: Request of each image.
+        images: The drawn images.
+        step: Step of the training.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger) and getattr(logger, "started", True):
@@ -93,14 +93,14 @@ def log_results(
     images_dir: Path,
     references: Mapping[str, Image.Image],
 ) -> None:
-    """Log what a protocol left in its run folder; then the W&B run is closed.
+    """Log what a protocol wrote to its run folder, and close the W&B run.
 
     Args:
-        loggers: Any of Lightning's. W&B also gets ``test/samples``: image, reference, prompt, seed and scores in a row.
-        metrics: What the protocol returned; the means in its ``overall`` become ``test/<arm>/<score>``.
-        run_dir: Holds ``per_image.parquet``.
-        images_dir: Holds the images that its column ``file`` names.
-        references: Name of a concept or a style to one of its pictures.
+        loggers: Any of Lightning's loggers. W&B also gets ``test/samples`` with image, reference, prompt, seed, scores.
+        metrics: Metrics that the protocol returned; the means in ``overall`` become ``test/<arm>/<score>``.
+        run_dir: Folder with ``per_image.parquet``.
+        images_dir: Folder of the images that the column ``file`` of that table names.
+        references: Name of a concept or a style to one of its images.
     """
     for logger in loggers:
         logger.log_metrics(means(metrics.get("overall", {}), "test"), step=0)
@@ -113,7 +113,7 @@ def log_results(
 
 
 def means(node: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """Every ``mean`` at any depth, under its path joined by slashes."""
+    """Collect every ``mean`` at any depth, under its path joined by slashes."""
     found: dict[str, float] = {}
     for key, value in node.items():
         if isinstance(value, Mapping) and "mean" in value:
@@ -136,11 +136,11 @@ def _log_samples(logger: WandbTracker, run_dir: Path, images_dir: Path, referenc
         for row in rows
     ]
     logger.log_table("test/samples", columns=["image", "reference", *columns], data=data)
-    # As plain images, too: an offline table keeps its pixels apart from it.
+    # The grids are logged as images too, because an offline table keeps its pixels in other files.
     for path in sorted(run_dir.glob("grid_*.png")):
         logger.log_image(f"test/{path.stem}", [str(path)])
 
 
 def _subject(row: Mapping[str, Any]) -> str:
-    """What a row's image is to be like: a concept, a style, or nothing."""
+    """Return the concept or style that a row's image should resemble, if any."""
     return row.get("concept") or row.get("style") or ""

@@ -1,4 +1,4 @@
-"""The W&B dashboard of this project as code: one section per family of metrics, and one that compares a sweep."""
+"""Build the W&B dashboard of this project: one section per family of metrics, and one that compares a sweep."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,18 +8,18 @@ import wandb_workspaces.workspaces as workspaces
 
 STEP = "trainer/global_step"
 KNOBS = ("method.optimizer.lr", "method.rates.modifier", "method.learner.rank", "trainer.max_steps", "seed")
-"""Keys of the configuration that a sweep usually varies: the axes of its comparison."""
+"""Keys of the configuration that sweeps usually vary, the axes of their comparison."""
 TESTED = ("concept/dino", "concept/clip_i", "concept/clip_t", "dino_gap_closed")
-"""Of what ``src.callbacks.trackers.loggers`` logs."""
+"""Metrics of an evaluation, without their prefix ``test/``."""
 SCORES = ("val/dino", "val/clip_t", "val/loss")
 
 
 def dashboard(entity: str, project: str, knobs: Sequence[str] = KNOBS) -> workspaces.Workspace:
-    """A workspace that is ready to be saved; nothing is sent.
+    """Build a workspace that can be saved; nothing is sent.
 
     Args:
         entity: User or team.
-        project: Of the runs.
+        project: Project of the runs.
         knobs: Configuration keys to compare the runs of a sweep by.
     """
     sections = {
@@ -43,7 +43,7 @@ def dashboard(entity: str, project: str, knobs: Sequence[str] = KNOBS) -> worksp
 
 
 def outline(workspace: workspaces.Workspace) -> Mapping[str, list[str]]:
-    """Titles of the panels of every section."""
+    """List the titles of the panels of every section."""
     return {section.name: [_title(panel) for panel in section.panels] for section in workspace.sections}
 
 

@@ -1,4 +1,4 @@
-"""Lightning's W&B logger, made so that it never stops a run, never hangs it, and keeps all it writes in its folder."""
+"""Lightning's W&B logger, changed so that it never stops or hangs a run and writes only to the run's folder."""
 
 import netrc
 import os
@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 def notice(text: str) -> None:
-    """One line to the user, beside the progress bar."""
+    """Print one line for the user, beside the progress bar."""
     print(f"note: {text}", file=sys.stderr)
 
 
@@ -27,14 +27,14 @@ class Guard:
     """Runs calls whose failure must not stop a training; the first failure is announced, later ones are not.
 
     Args:
-        what: Who is called, for the notice.
+        what: Name of what is called, for the notice.
     """
 
     def __init__(self, what: str) -> None:
         self.what, self.failed = what, False
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What ``function`` returns, or None where it raises."""
+        """Return what ``function`` returns, or None if it raises."""
         try:
             return function(*args, **kwargs)
         except Exception as error:
@@ -45,26 +45,26 @@ class Guard:
 
 
 def sentence_of(error: Exception) -> str:
-    """An error's kind and first line."""
+    """Return an error's kind and first line."""
     lines = str(error).strip().splitlines()
     return ": ".join([type(error).__name__, *lines[:1]])
 
 
-# Keys of the public host are filed under this name, whichever of its names is called.
+# API keys of the public host are stored under this name, whichever of its names is used.
 PUBLIC_HOST = "api.wandb.ai"
 
 
 def choose_mode(base_url: str, configured: str, seconds: float) -> tuple[str, str | None]:
-    """How to start W&B.
+    """Choose how to start W&B.
 
     Args:
-        base_url: Of the host.
-        configured: What W&B's own settings say; ``online`` where nobody has said anything.
+        base_url: Address of the host.
+        configured: Mode in W&B's own settings; ``online`` if nobody has set one.
         seconds: How long the host may take to answer.
 
     Returns:
-        A mode of ``wandb.init``, and the reason where it had to be ``offline``. What the user asked for, with
-        ``WANDB_MODE`` or ``wandb offline``, is taken as it is.
+        A mode of ``wandb.init``, and the reason if it had to be ``offline``. A mode that the user set, with
+        ``WANDB_MODE`` or ``wandb offline``, is kept.
     """
     if "WANDB_MODE" in os.environ or configured != "online":
         return os.environ.get("WANDB_MODE", configured), None
@@ -76,7 +76,7 @@ def choose_mode(base_url: str, configured: str, seconds: float) -> tuple[str, st
 
 
 def has_api_key(base_url: str) -> bool:
-    """Whether the environment or netrc holds a key for the host."""
+    """Tell whether the environment or netrc holds a key for the host."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -87,9 +87,9 @@ def has_api_key(base_url: str) -> bool:
 
 
 def answers(url: str, seconds: float) -> bool:
-    """Whether a host sends any HTTP response, short of a server error, within so many seconds."""
+    """Tell whether a host sends any HTTP response but a server error within so many seconds."""
     heard = threading.Event()
-    # In a thread, since no time-out covers the look-up of a name.
+    # It runs in a thread, because no time-out covers the look-up of a name.
     call = threading.Thread(target=_call, args=(url, seconds, heard), daemon=True)
     call.start()
     call.join(seconds)
@@ -107,24 +107,24 @@ def _call(url: str, seconds: float, heard: threading.Event) -> None:
         return
 
 
-# Seconds; W&B's own are 90 and for ever. What did not go up in time stays on disk for `wandb sync`.
+# In seconds; W&B's own are 90 and none. What was not uploaded in time stays on disk for `wandb sync`.
 TIMEOUTS = {"WANDB_INIT_TIMEOUT": "30", "WANDB_FINISH_TIMEOUT": "120"}
 
 
 class WandbTracker(WandbLogger):
-    """Online where there is a key and the host answers, else offline, else silent; each step down is one notice.
+    """Logs online if there is a key and the host answers, else offline, else not at all; a notice says so.
 
-    All files lie in ``<run_dir>/wandb``, pixels of tables included, so that ``wandb sync`` can upload an offline run
-    later. The run's id lies there too: a resumed training continues the same W&B run.
+    All files are in ``<run_dir>/wandb``, with the pixels of tables, so that ``wandb sync`` can upload an offline run
+    later. The run's id is there too, so that a resumed training continues the same W&B run.
 
     Args:
         run_dir: The run folder.
-        project: Where the run goes.
+        project: Project of the run.
         entity: User or team; None for the account's default.
-        name: Of the run.
-        group: Runs to compare: the experiment.
-        job_type: Such as ``train``.
-        tags: To filter by; None among them is left out.
+        name: Name of the run.
+        group: Group of runs to compare, the experiment.
+        job_type: Kind of the run, such as ``train``.
+        tags: Tags to filter runs by; None among them is left out.
         seconds: How long the host may take to answer.
     """
 
@@ -141,7 +141,7 @@ class WandbTracker(WandbLogger):
     ) -> None:
         tagged = [tag for tag in tags if tag]
         super().__init__(name, run_dir, project=project, entity=entity, group=group, job_type=job_type, tags=tagged)
-        # The parent always passes it, and W&B always warns of it.
+        # The parent class always passes it, and W&B always warns of it.
         self._wandb_init.pop("anonymous", None)
         self._experiment: Any = None
         self.folder, self.seconds = Path(run_dir).absolute() / "wandb", seconds
@@ -150,7 +150,7 @@ class WandbTracker(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run, or something that takes every call and does nothing where none could be started."""
+        """The W&B run, or a dummy that takes every call and does nothing if none could be started."""
         if self._experiment is None:
             self._experiment = self._started()
         return self._experiment
@@ -169,14 +169,14 @@ class WandbTracker(WandbLogger):
 
     def _start(self) -> Any:
         self._keep_inside()
-        # Seconds of imports, which only the process that logs has to wait for.
+        # The import takes seconds, which only the process that logs has to wait for.
         import wandb
 
         settings = wandb.setup().settings
         mode, reason = choose_mode(settings.base_url, settings.mode, self.seconds)
         if reason:
             notice(f"W&B is offline, {reason}; upload later: wandb sync {self.folder}/offline-run-*")
-        # Several trainings of one process are several runs.
+        # Several trainings in one process are several runs.
         own = {"id": self._persisted_id(), "mode": mode, "reinit": "finish_previous"}
         run = wandb.init(**{**self._wandb_init, **own})
         run.define_metric("trainer/global_step")
@@ -184,9 +184,9 @@ class WandbTracker(WandbLogger):
         return run
 
     def _keep_inside(self) -> None:
-        """Pixels of tables, artifacts and caches would go to the home directory.
+        """Keep pixels of tables, artifacts and caches in the run folder; W&B would write them to the home directory.
 
-        W&B's settings stay where they are: nothing is written there, and they say which host the user belongs to.
+        W&B's settings stay where they are, because they name the user's host and nothing is written there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         os.environ["WANDB_DATA_DIR"] = str(self.folder / "data")
@@ -203,21 +203,21 @@ class WandbTracker(WandbLogger):
         return known
 
     def log_hyperparams(self, params: Any) -> None:
-        """As the parent's."""
+        """Log like the parent class, unless W&B did not start or fails."""
         if self.started:
             self.guard(super().log_hyperparams, params)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """As the parent's."""
+        """Log like the parent class, unless W&B did not start or fails."""
         if self.started:
             self.guard(super().log_metrics, metrics, step)
 
     @rank_zero_only
     def log_exports(self, exports: Mapping[str, str]) -> None:
-        """What a training made, as artifacts: ``concept bank: PATH`` becomes one of type ``concept-bank``.
+        """Log what a training made as artifacts; ``concept bank: PATH`` becomes one of type ``concept-bank``.
 
         Args:
-            exports: What a module's ``export`` returns; values that are no path are passed over.
+            exports: What a module's ``export`` returns; values that are not paths are skipped.
         """
         for what, path in exports.items():
             if self.started and os.path.exists(path):
@@ -234,7 +234,7 @@ class WandbTracker(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Close the run of a training that failed; one that succeeded still has its exports to log."""
+        """Close the run of a training that failed; a successful one still has its exports to log."""
         if status == "failed":
             self.close(exit_code=1)
 
@@ -248,5 +248,5 @@ class WandbTracker(WandbLogger):
         import wandb
 
         self._experiment.finish(exit_code=exit_code)
-        # W&B's service reads the folders once.
+        # W&B's service reads the folders only when it starts.
         wandb.teardown(exit_code)

@@ -1,4 +1,4 @@
-"""Images of unequal shape in batches of equal shape: a few sizes of about one area, and the crop to one of them."""
+"""Buckets: a few image sizes of about one area, to which images are cropped so that a batch has one shape."""
 
 import math
 from collections.abc import Sequence
@@ -7,17 +7,17 @@ import numpy as np
 from PIL import Image
 
 CELL = 8
-"""Pixels to a latent cell of the usual autoencoders."""
+"""Side in pixels of a latent cell of the usual autoencoders."""
 Size = tuple[int, int]
 """Width and height in pixels."""
 
 
 def aspect_buckets(resolution: int, max_ratio: float = 1.0, step: int = 64) -> list[Size]:
-    """Sizes of at most ``resolution`` squared pixels with sides that ``step`` divides, from upright to broad.
+    """List sizes of at most ``resolution ** 2`` pixels with sides that ``step`` divides, from upright to broad.
 
     Args:
-        resolution: Side of the square among them.
-        max_ratio: Of the longer side to the shorter; 1 leaves the square alone.
+        resolution: Side of the square bucket.
+        max_ratio: Largest ratio of the longer to the shorter side; 1 allows only the square.
         step: Difference between neighbouring sides, a multiple of 8; 64 suits every UNet of Stable Diffusion.
 
     Raises:
@@ -39,7 +39,7 @@ def aspect_buckets(resolution: int, max_ratio: float = 1.0, step: int = 64) -> l
 
 
 def nearest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
-    """The bucket whose shape is closest to an image's, so that least is cut off."""
+    """Return the bucket whose shape is closest to that of an image, so that least is cut off."""
 
     def distance(bucket: Size) -> float:
         return abs(math.log(bucket[0] / bucket[1] * size[1] / size[0]))
@@ -48,14 +48,14 @@ def nearest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
 
 
 def fitted(image: Image.Image, bucket: Size) -> np.ndarray:
-    """The image scaled to cover a bucket and cut to it around its centre: uint8 ``(H, W, 3)``."""
+    """Scale an image to cover a bucket, and crop it to the bucket in the centre: uint8 ``(H, W, 3)``."""
     scaled, left, top = _placement(image.size, bucket)
     pixels = np.asarray(image.convert("RGB").resize(scaled, Image.Resampling.LANCZOS))
     return pixels[top : top + bucket[1], left : left + bucket[0]]
 
 
 def size_ids(size: Size, bucket: Size) -> list[int]:
-    """SDXL's six numbers: height and width before, top and left of the cut, height and width after."""
+    """Return SDXL's time ids: height and width before, top and left of the crop, height and width after."""
     _, left, top = _placement(size, bucket)
     return [size[1], size[0], top, left, bucket[1], bucket[0]]
 

@@ -1,4 +1,4 @@
-"""Images with captions for training, from any source that can be asked for the n-th: bucketed, encoded, resumable."""
+"""Images with captions for training, from any numbered source: bucketed, encoded, resumable."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -21,18 +21,18 @@ from src.data.order import BucketBatchSampler, Draw, SteppedData, batches_of
 from src.data.store import TensorStore
 
 Encode = Callable[[Tensor], Tensor]
-"""Images ``(B, 3, H, W)`` in [-1, 1] to latents ``(B, C, h, w)``."""
+"""Encodes images ``(B, 3, H, W)`` in [-1, 1] to latents ``(B, C, h, w)``."""
 
 
 class EncodedData(L.LightningDataModule):
-    """Turns the images of each batch into latents, once ``encode_with`` has said how.
+    """Turns the images of each batch into latents, with the encoder that ``encode_with`` sets.
 
-    A batch of images holds ``pixels``, uint8 ``(B, H, W, 3)``, and ``keys``, which name its latents in the store; a
-    batch that was found there holds ``latents`` instead. What the training gets always holds ``latents``, rounded to
-    half precision whether they were stored or not, so that a full store changes nothing but the time.
+    A loaded batch holds ``pixels``, uint8 ``(B, H, W, 3)``, and ``keys`` of its latents in the store, or ``latents`` if
+    all were stored. The training always gets ``latents``, rounded to half precision even if they were not stored, so
+    that the store saves time and changes nothing else.
 
     Args:
-        cache_dir: Where latents are kept; None to encode every batch anew.
+        cache_dir: Folder for latents; None to encode every batch anew.
     """
 
     def __init__(self, cache_dir: str | None, **loading: Any) -> None:
@@ -42,17 +42,17 @@ class EncodedData(L.LightningDataModule):
         self.store: TensorStore | None = None
 
     def encode_with(self, encode: Encode, key: str) -> None:
-        """Say how images become latents; to be called before the loaders are asked for.
+        """Set how images become latents; must be called before the loaders are made.
 
         Args:
-            encode: The autoencoder's encoder, scaling included.
-            key: A name for its weights and precision, fit for a folder.
+            encode: The autoencoder's encoder, with its scaling.
+            key: Name of its weights and precision, used as a folder.
         """
         self.encode = encode
         self.store = TensorStore(Path(self.cache_dir) / "latents" / key, "latents") if self.cache_dir else None
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Encode what the store did not have, and keep it."""
+        """Encode and store the images of a batch that the store lacked."""
         if "pixels" not in batch or self.encode is None:
             return batch
         rest = {name: value for name, value in batch.items() if name not in ("pixels", "keys")}
@@ -69,27 +69,27 @@ class EncodedData(L.LightningDataModule):
 
 logger = logging.getLogger(__name__)
 READERS = 16
-"""Threads that look at the headers of all images: it waits for the disk, not for the processor."""
+"""Number of threads that read the headers of all images, which waits for the disk, not for the processor."""
 
 
 class CaptionedImages(EncodedData, SteppedData):
     """Images with captions, as latents in batches of one shape.
 
-    Every header is read when this object is built: a missing caption or a damaged file is said before a model is
+    The constructor reads every header, so that a missing caption or a damaged file is reported before a model is
     loaded. The order of the data is a function of (seed, step, rank), so a resumed training goes on exactly. Images are
-    never mirrored: their captions may say left and right.
+    never mirrored, because captions may say left and right.
 
     Args:
-        source: Where images and captions come from.
+        source: Source of images and captions.
         resolution: Side of the square bucket in pixels; the others have about its area.
-        batch_size: Per step and rank.
-        num_val: Images that are kept out of training for the validation loss, always the same ones.
-        max_ratio: Of the longer side of a bucket to the shorter; 1 cuts every image to a square.
+        batch_size: Images per step and rank.
+        num_val: Number of images kept out of training for the validation loss, always the same.
+        max_ratio: Largest ratio of the longer to the shorter side of a bucket; 1 crops every image to a square.
         bucket_step: Difference between the sides of neighbouring buckets in pixels.
-        cache_dir: Where latents are kept; None to encode every batch anew.
-        skip_unreadable: Leave out images that cannot be read, after naming them, instead of stopping.
-        num_workers: Processes that read and cut images.
-        seed: Of the order.
+        cache_dir: Folder for latents; None to encode every batch anew.
+        skip_unreadable: Whether to leave out images that cannot be read, after naming them, instead of stopping.
+        num_workers: Number of processes that read and crop images.
+        seed: Seed of the order.
 
     Raises:
         ValueError: If images cannot be read, none is left to train on, or resolution and step do not go together.
@@ -126,19 +126,19 @@ class CaptionedImages(EncodedData, SteppedData):
 
     @property
     def captions(self) -> list[str]:
-        """Every caption of training and validation, for whoever encodes text ahead."""
+        """All captions of training and validation, for learners that encode text ahead."""
         return sorted({*self.train.captions, *self.val.captions})
 
     def encode_with(self, encode: Encode, key: str) -> None:
-        """Say how images become latents; see ``EncodedData``."""
+        """Set how images become latents; see ``EncodedData``."""
         super().encode_with(encode, key)
         self.train.store = self.val.store = self.store
 
     def encode_ahead(self) -> None:
-        """Fill the store, each rank its share; afterwards no batch needs the encoder.
+        """Fill the store, each rank with its share; afterwards no batch needs the encoder.
 
         Raises:
-            ValueError: If there is no folder to keep them in.
+            ValueError: If there is no folder for latents.
         """
         if self.store is None:
             raise ValueError("latents are encoded ahead into a folder: set data.cache_dir")
@@ -149,7 +149,7 @@ class CaptionedImages(EncodedData, SteppedData):
         self.trainer.strategy.barrier()
 
     def train_batches(self) -> Iterable[list[Draw]]:
-        """Which images the coming steps take: one bucket at a time."""
+        """Return the draws of the remaining steps, each batch from one bucket."""
         trainer = self.trainer
         num_batches, first_batch = batches_of(trainer)
         small = [bucket for bucket in self.train.buckets if len(bucket) < self.batch_size * trainer.world_size]
@@ -169,12 +169,12 @@ class CaptionedImages(EncodedData, SteppedData):
         )
 
     def val_batches(self) -> Iterable[list[Draw]]:
-        """The validation images, bucket by bucket."""
+        """Return the validation images, bucket by bucket."""
         return self.val.in_order(self.batch_size)
 
 
 def _readable_sizes(source: CaptionSource, skip_unreadable: bool) -> dict[int, Size]:
-    """Width and height by number; images whose header is damaged are named, and left out only on request."""
+    """Map numbers to width and height; images with a damaged header are named, and left out only on request."""
 
     def look(index: int) -> Size | str:
         try:

@@ -1,4 +1,4 @@
-"""The images of a batch: decoded only where their latents are not stored yet."""
+"""Load the images of a batch, which are decoded only if their latents are not stored yet."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ from src.data.store import TensorStore
 
 
 def latents_key(encoded: bytes, bucket: Size) -> str:
-    """Names the latents of an image file as cut to a bucket in their store."""
+    """Return the key in the store for the latents of an image file that is cropped to a bucket."""
     digest = hashlib.sha256(b"%dx%d:" % bucket + encoded).hexdigest()
     return f"{digest[:2]}/{digest}"
 
@@ -30,12 +30,12 @@ class LoadedImage:
     """An image file that is known to be readable.
 
     Attributes:
-        name: What a sentence to the user calls it.
-        encoded: The file.
-        bucket: Width and height to cut it to.
-        key: Names its latents in the store.
-        latents: float16 ``(C, h, w)`` from the store, or None.
-        pixels: uint8 ``(H, W, 3)``, or None if there are latents.
+        name: Name of the image in messages.
+        encoded: Content of the file.
+        bucket: Width and height to crop it to.
+        key: Key of its latents in the store.
+        latents: Latents from the store, float16 ``(C, h, w)``, or None.
+        pixels: Pixels, uint8 ``(H, W, 3)``, or None if there are latents.
     """
 
     name: str
@@ -59,7 +59,7 @@ def load(encoded: bytes, name: str, bucket: Size, store: TensorStore | None) -> 
 
 
 def image_batch(images: Sequence[LoadedImage]) -> dict[str, Any]:
-    """Images of one bucket: ``latents`` if all are stored, else ``pixels`` and ``keys``; and ``size_ids``."""
+    """Batch images of one bucket: ``size_ids``, and ``latents`` if all are stored, else ``pixels`` and ``keys``."""
     sizes = [image_size(io.BytesIO(image.encoded), image.name) for image in images]
     batch: dict[str, Any] = {
         "size_ids": torch.tensor([size_ids(size, image.bucket) for size, image in zip(sizes, images, strict=True)])
@@ -67,7 +67,7 @@ def image_batch(images: Sequence[LoadedImage]) -> dict[str, Any]:
     stored = [image.latents for image in images if image.latents is not None]
     if len(stored) == len(images):
         return {**batch, "latents": torch.stack(stored).float()}
-    # The encoder takes whole batches: what the store has is decoded with the rest.
+    # The encoder takes whole batches, so images whose latents are stored are decoded with the rest.
     pixels = [
         _pixels(image.encoded, image.name, image.bucket) if image.pixels is None else image.pixels for image in images
     ]
@@ -83,12 +83,12 @@ logger = logging.getLogger(__name__)
 
 
 class CaptionedItems(Dataset):
-    """Part of a source; draws name images by their number in the source.
+    """A part of a source as a dataset; draws give images by their number in the source.
 
     Args:
         source: Images and captions.
-        bucket_of: The bucket of every image of this part, by its number.
-        skip_unreadable: Take the next image of the bucket for one that cannot be decoded.
+        bucket_of: Number of each image of this part to its bucket.
+        skip_unreadable: Whether the next image of the bucket replaces one that cannot be decoded.
     """
 
     def __init__(self, source: CaptionSource, bucket_of: dict[int, Size], skip_unreadable: bool = False) -> None:
@@ -104,17 +104,17 @@ class CaptionedItems(Dataset):
 
     @property
     def captions(self) -> list[str]:
-        """One per image."""
+        """The caption of each image."""
         return [self.source.captions[index] for index in self.bucket_of]
 
     def in_order(self, batch_size: int) -> list[list[Draw]]:
-        """Every image once, in batches of one bucket; an image's position is its place among all."""
+        """List every image once, in batches of one bucket; an image's position is its place among all."""
         place = {index: at for at, index in enumerate(i for bucket in self.buckets for i in bucket)}
         starts = [(bucket, start) for bucket in self.buckets for start in range(0, len(bucket), batch_size)]
         return [[Draw(i, 0, place[i]) for i in bucket[start : start + batch_size]] for bucket, start in starts]
 
     def __getitems__(self, draws: list[Draw]) -> dict[str, Any]:
-        """One whole batch; see ``image_batch``."""
+        """Load one whole batch; see ``image_batch``."""
         loaded = [self._load(draw.index) for draw in draws]
         return {
             "caption": [self.source.captions[index] for index, _ in loaded],
@@ -124,7 +124,7 @@ class CaptionedItems(Dataset):
         }
 
     def _load(self, index: int) -> tuple[int, LoadedImage]:
-        """The image, or the next one that can be read; and its number."""
+        """Load an image, or the next one that can be read, and return its number with it."""
         while index in self.skipped:
             index = self._next(index)
         with self.source.open(index) as file:

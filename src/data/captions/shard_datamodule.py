@@ -1,4 +1,4 @@
-"""Images with captions streamed from shards: each image goes to one process and one worker, whatever their number."""
+"""Images with captions streamed from shards; each image goes to one worker of one process, whatever their number."""
 
 from typing import ClassVar
 
@@ -9,21 +9,21 @@ from src.data.order import batches_of
 
 
 class CaptionedShards(EncodedData):
-    """Shards as batches of square images.
+    """Loads shards as batches of square images.
 
-    Every stream of the shards gives the same number of images to each global batch, at fixed places. So the global
-    batch of a step depends on the seed alone, and not on how many processes and workers share the streams. A resumed
-    training reads its way to its place without decoding anything.
+    Every stream gives the same number of images to each global batch, at fixed positions. So the global batch of a step
+    depends only on the seed, not on how many processes and workers share the streams. A resumed training reads on to
+    its place without decoding anything.
 
     Args:
-        train: What to train on.
-        resolution: Side of the images in pixels; they are cut to squares.
-        batch_size: Per step and rank.
+        train: Shards to train on.
+        resolution: Side of the images in pixels; they are cropped to squares.
+        batch_size: Images per step and rank.
         val: Shards for the validation loss, or None.
-        num_val: Images that it takes from them, from the first on.
-        cache_dir: Where latents are kept; None to encode every batch anew.
-        skip_unreadable: Take the next image for one that cannot be read, instead of stopping.
-        num_workers: Processes that read and cut images; at most one per stream of the rank.
+        num_val: Number of their first images that it uses.
+        cache_dir: Folder for latents; None to encode every batch anew.
+        skip_unreadable: Whether the next image replaces one that cannot be read, instead of stopping.
+        num_workers: Number of processes that read and crop images; at most one per stream of the rank.
     """
 
     incidental: ClassVar[tuple[str, ...]] = ("val", "num_val", "cache_dir", "num_workers")
@@ -63,7 +63,7 @@ class CaptionedShards(EncodedData):
             )
 
     def train_dataloader(self) -> StepBatches:
-        """Batches from the trainer's current step on."""
+        """Load batches from the trainer's current step on."""
         trainer = self.trainer
         number = self.train.num_streams // trainer.world_size
         streams = range(trainer.global_rank * number, (trainer.global_rank + 1) * number)
@@ -73,7 +73,7 @@ class CaptionedShards(EncodedData):
         return StepBatches(shares, self.num_workers)
 
     def val_dataloader(self) -> ValidationBatches | list:
-        """The first images of the validation shards, the same ones on every rank."""
+        """Load the first images of the validation shards, the same on every rank."""
         return ValidationBatches(self.val, self.num_val, self.batch_size, self._reader()) if self.val else []
 
     def _reader(self) -> Reader:

@@ -1,4 +1,4 @@
-"""Images with captions in webdataset shards: who reads what, and how the parts of several workers become one batch."""
+"""Images with captions in webdataset shards, dealt to processes and workers and put together to batches."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ MEMBERS = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
 
 
 class ShardSample(NamedTuple):
-    """One image of a shard: what to call it, its file and its caption."""
+    """One image of a shard: its name for messages, its encoded file and its caption."""
 
     name: str
     encoded: bytes
@@ -32,18 +32,18 @@ class ShardSample(NamedTuple):
 
 
 class CaptionShards:
-    """Tar files whose members share a name: ``0001.jpg`` and ``0001.txt`` (or ``0001.json``).
+    """Tar files in which the members of a sample share a name: ``0001.jpg`` and ``0001.txt`` (or ``0001.json``).
 
     The samples form ``num_streams`` endless streams. In each epoch every shard goes to exactly one stream, in a new
-    order, so that all streams together show every sample once; within a stream, samples are shuffled in blocks. What a
-    stream gives depends on the seed alone, and not on who reads it.
+    order, so that all streams together yield every sample once; within a stream, samples are shuffled in blocks. The
+    content of a stream depends only on the seed, not on the process that reads it.
 
     Args:
         shards: Paths or anything else that webdataset opens; ``{0000..0099}`` stands for a hundred of them.
-        num_streams: How many readers may share the work.
-        caption: Member that holds the caption, with ``json.caption`` for the field of a JSON member.
-        block: Samples that are shuffled together; so many encoded images are held in memory per stream.
-        seed: Of the order.
+        num_streams: Largest number of readers that may share the work.
+        caption: Member that holds the caption; ``json.caption`` for the field ``caption`` of a JSON member.
+        block: Number of samples shuffled together; each stream holds as many encoded images in memory.
+        seed: Seed of the order.
 
     Raises:
         ValueError: If a shard is missing or cut short, there are fewer shards than streams, or the first has no image
@@ -64,7 +64,7 @@ class CaptionShards:
             raise ValueError(f"the shard {self.shards[0]} is empty")
 
     def stream(self, number: int) -> Iterator[ShardSample]:
-        """The samples of one stream, without end."""
+        """Yield the samples of one stream, without end."""
         for epoch in count():
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))
             mine = (self.shards[shard] for shard in order[number :: self.num_streams])
@@ -74,7 +74,7 @@ class CaptionShards:
                 yield from (block[at] for at in rng.permutation(len(block)))
 
     def read(self, shard: str) -> Iterator[ShardSample]:
-        """The samples of one shard in their order.
+        """Yield the samples of one shard in their order.
 
         Raises:
             ValueError: If the shard is damaged, or a sample lacks its image or its caption.
@@ -103,10 +103,10 @@ class CaptionShards:
 
 
 def expanded(shards: str | Sequence[str]) -> list[str]:
-    """Paths or addresses of all shards, braces expanded.
+    """List the paths or addresses of all shards, with braces expanded.
 
     Raises:
-        ValueError: If webdataset is not installed, or there is none.
+        ValueError: If webdataset is not installed, or there is no shard.
     """
     try:
         from webdataset.shardlists import expand_urls
@@ -124,7 +124,7 @@ def _check_files(paths: list[Path]) -> None:
     if absent:
         raise ValueError(f"there is no shard {absent[0]} ({len(absent)} of {len(paths)} are missing)")
     for path in paths:
-        # Readers take the end of the file for the end of the archive, and what is missing would go unnoticed.
+        # Readers take the end of the file for the end of the archive, so a missing rest would go unnoticed.
         if path.suffix == ".tar" and not _ends_well(path):
             raise ValueError(f"the shard {path} is cut short: it does not end as a tar file does; copy it again")
 
@@ -137,7 +137,7 @@ def _ends_well(path: Path) -> bool:
 
 
 def _text(member: bytes, field: str) -> str:
-    """The caption of a member with single spaces; empty if there is none."""
+    """Return the caption of a member with single spaces; empty if there is none."""
     text = member.decode("utf-8", errors="replace")
     if field:
         try:
@@ -149,12 +149,12 @@ def _text(member: bytes, field: str) -> str:
 
 logger = logging.getLogger(__name__)
 MOST_SKIPPED = 100
-"""Unreadable images in a row after which a stream gives up."""
+"""Number of unreadable images in a row after which a stream gives up."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """One image and where it belongs: its place in the global batch of its step."""
+    """One image with its caption and its position in the global batch of its step."""
 
     image: LoadedImage
     caption: str
@@ -167,8 +167,8 @@ class Reader:
 
     Attributes:
         bucket: Width and height.
-        store: Where latents may lie.
-        skip_unreadable: Whether the next image stands in for one that cannot be read.
+        store: Store of latents, if there is one.
+        skip_unreadable: Whether the next image replaces one that cannot be read.
     """
 
     bucket: Size
@@ -176,7 +176,7 @@ class Reader:
     skip_unreadable: bool
 
     def images(self, samples: Iterable[ShardSample]) -> Iterator[tuple[LoadedImage, str]]:
-        """As many images with captions as there are samples, so that counting samples counts images.
+        """Yield as many images with captions as there are samples, so that counting samples counts images.
 
         Raises:
             ValueError: If an image cannot be read, or with ``skip_unreadable`` too many in a row.
@@ -196,21 +196,21 @@ class Reader:
 
 
 class StreamShares(IterableDataset):
-    """What some streams give to each step; with several workers, what this worker's streams give.
+    """Yields what the streams of this process, or of this worker of it, contribute to each step.
 
     Args:
-        shards: Where the streams come from.
-        streams: Numbers of those that are read here.
-        share: Images that each stream gives to a step.
-        steps: For which steps.
-        reader: Decodes them.
+        shards: Shards that the streams come from.
+        streams: Numbers of the streams that this process reads.
+        share: Number of images that each stream contributes to a step.
+        steps: Steps to read for.
+        reader: Decodes the images.
     """
 
     def __init__(self, shards: CaptionShards, streams: Sequence[int], share: int, steps: range, reader: Reader) -> None:
         self.shards, self.streams, self.share, self.steps, self.reader = shards, streams, share, steps, reader
 
     def __iter__(self) -> Iterator[tuple[int, list[Placed]]]:
-        """Step and its images, in the order of their positions."""
+        """Yield each step and its images, in the order of their positions."""
         worker = get_worker_info()
         streams = self.streams[worker.id :: worker.num_workers] if worker else self.streams
         start = self.steps.start * self.share
@@ -221,11 +221,11 @@ class StreamShares(IterableDataset):
 
 
 class StepBatches:
-    """One batch per step, put together from what the workers read.
+    """Yields one batch per step, put together from the shares that the workers read.
 
     Args:
-        shares: What to read.
-        num_workers: Processes; 0 reads in this one.
+        shares: Yields the share of each worker.
+        num_workers: Number of worker processes; 0 to read in this one.
     """
 
     def __init__(self, shares: StreamShares, num_workers: int) -> None:
@@ -237,7 +237,7 @@ class StepBatches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the batches of the remaining steps."""
-        # Items come from the workers in turns. A generator of its own leaves the training's random state alone.
+        # Items come from the workers in turns. The loader's own generator leaves the training's random state alone.
         loader = DataLoader(
             self.shares,
             batch_size=None,
@@ -253,7 +253,7 @@ class StepBatches:
 
 @dataclass(frozen=True)
 class ValidationBatches:
-    """The first ``number`` images of some shards, in their order, ``batch_size`` at a time."""
+    """Yields the first ``number`` images of some shards in their order, ``batch_size`` at a time."""
 
     shards: CaptionShards
     number: int

@@ -1,4 +1,4 @@
-"""Where images with captions come from: folders as everybody has them, and Hugging Face datasets."""
+"""Sources of images with captions: plain folders, and Hugging Face datasets."""
 
 import io
 import json
@@ -10,27 +10,27 @@ from src.data.images import EXTENSIONS, find_images
 
 
 class CaptionSource(Protocol):
-    """Images by number; every one of them has a caption."""
+    """A numbered set of images, each with a caption."""
 
     captions: Sequence[str]
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of images."""
 
     def name(self, index: int) -> str:
-        """What an image is called in a sentence to the user."""
+        """Return the name of an image for messages."""
 
     def open(self, index: int) -> BinaryIO:
-        """The encoded image, to be read and closed."""
+        """Open the encoded image; the caller closes it."""
 
 
 def clean(text: str) -> str:
-    """A caption in one line with single spaces."""
+    """Put a caption on one line with single spaces."""
     return " ".join(text.split())
 
 
 def named(names: list[str], what: str) -> str:
-    """How many of something there are, and the first of their names."""
+    """Say how many of something there are, and the first of their names."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{len(names)} {what}{'s' if len(names) > 1 else ''} ({', '.join(names[:5])}{more})"
 
@@ -42,8 +42,8 @@ class CaptionFolder:
     """A folder of images, subfolders included, with captions in ``metadata.jsonl`` or in a ``.txt`` beside each image.
 
     Args:
-        folder: With a ``metadata.jsonl`` as Hugging Face's imagefolder has it, one object with ``file_name`` and the
-            caption per line; or without, and then ``dog.jpg`` goes with ``dog.txt``.
+        folder: Folder of the images. Its ``metadata.jsonl`` is that of Hugging Face's imagefolder, one object with
+            ``file_name`` and the caption per line; without it, ``dog.jpg`` goes with ``dog.txt``.
         text_column: Name of the caption in ``metadata.jsonl``.
 
     Raises:
@@ -54,7 +54,7 @@ class CaptionFolder:
         self.folder = Path(folder)
         images = _images_below(self.folder)
         if not images:
-            # Says what is there instead.
+            # This raises an error that says what the folder holds instead.
             find_images(self.folder)
         metadata = self.folder / METADATA
         listed = metadata.is_file()
@@ -70,16 +70,16 @@ class CaptionFolder:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """The path."""
+        """Return the path."""
         return str(self.paths[index])
 
     def open(self, index: int) -> BinaryIO:
-        """The file."""
+        """Open the file."""
         return self.paths[index].open("rb")
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Every image file, sorted; nothing hidden, nothing in hidden folders."""
+    """List every image file, sorted, without hidden files and hidden folders."""
     below = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     seen = (path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts))
     return sorted(path for path in seen if path.is_file())
@@ -127,14 +127,14 @@ class CaptionDataset:
     Args:
         path: Folder of ``save_to_disk``, or anything on disk that ``load_dataset`` reads; a name on the hub only with
             ``download``.
-        split: Which part of it.
+        split: Part of the dataset.
         image_column: Name of the images' column.
         text_column: Name of the captions' column.
-        name: Configuration of the dataset, where it has several.
-        download: Whether the hub may be asked.
+        name: Configuration of the dataset, if it has several.
+        download: Whether it may be fetched from the hub.
 
     Raises:
-        ValueError: If it is not there, has no such split or column, or captions are missing; the rows are named.
+            ValueError: If it does not exist, has no such split or column, or lacks captions; the rows are named.
     """
 
     def __init__(
@@ -167,11 +167,11 @@ class CaptionDataset:
         return len(self.rows)
 
     def name(self, index: int) -> str:
-        """Dataset and row."""
+        """Return dataset and row."""
         return f"{self.path}, row {index}"
 
     def open(self, index: int) -> BinaryIO:
-        """The bytes that the table holds, or the file that it names."""
+        """Open the bytes that the table holds, or the file that it names."""
         image = self.rows[index][self.image_column]
         if image is None:
             return io.BytesIO()
@@ -193,7 +193,7 @@ def _load(path: str, name: str | None, split: str) -> Any:
 
 
 def _images_only(rows: Any, path: str, column: str) -> Any:
-    """The column of images, as files instead of pixels."""
+    """Keep only the column of images, as encoded files instead of pixels."""
     import datasets
 
     if not isinstance(rows.features[column], datasets.Image):

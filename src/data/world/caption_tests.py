@@ -1,4 +1,4 @@
-"""Held-out captions and pairs of prompts whose ground truth is known: what generators are tested with."""
+"""Held-out captions and pairs of prompts with known ground truth, which generators are tested with."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from src.data.world.scenes import Scene, attribute_scene, full_caption, sample_s
 from src.data.world.vocabulary import COLORS, NOUNS, Look
 
 LONG = 40
-"""Words of a long caption, at least."""
+"""Smallest number of words of a long caption."""
 STACKED = ("above", "below")
 SIDED = ("left of", "right of")
 OCCLUDING = ("behind", "in front of")
@@ -26,7 +26,7 @@ class CaptionTest:
 
     Attributes:
         kind: A key of ``KINDS``.
-        caption: Of this kind; no other test of the kind has it.
+        caption: Caption of this kind; no other test of the kind has it.
         scene: The ground truth; no two of its objects share a colour, and none hides another.
         placed: Whether the caption says which object is where.
     """
@@ -38,17 +38,17 @@ class CaptionTest:
 
     @property
     def short(self) -> str:
-        """The plainest caption that says the same."""
+        """The shortest caption that says the same."""
         return full_caption(self.scene)
 
     @property
     def stacked(self) -> bool:
-        """Whether the objects are one above the other, not side by side."""
+        """Whether one object is above the other, not beside it."""
         return self.scene.relation in STACKED
 
     @property
     def looks(self) -> list[Look]:
-        """What is to be seen, from left to right or from top to bottom."""
+        """The looks of the objects, from left to right or from top to bottom."""
         scene = self.scene
         ordered = sorted(scene.objects, key=lambda placed: placed.y) if self.stacked else left_to_right(scene)
         return [placed.look for placed in ordered]
@@ -59,9 +59,9 @@ class Kind:
     """One way to ask for a scene.
 
     Attributes:
-        draw: Seed to a scene.
-        fits: Whether the scene asks what this kind is about.
-        caption: Of the scene.
+        draw: Draws a scene from a seed.
+        fits: Tells whether a scene tests what this kind is about.
+        caption: Writes the caption of a scene.
         placed: Whether these captions say which object is where.
     """
 
@@ -72,7 +72,7 @@ class Kind:
 
 
 def caption_tests(kinds: Sequence[str], number: int) -> list[CaptionTest]:
-    """The first held-out tests of each kind, kind by kind; no scene is in two kinds.
+    """Return the first ``number`` held-out tests of each kind, kind by kind; no scene is in two kinds.
 
     Raises:
         ValueError: If a kind is unknown or repeated, or there is nothing to test.
@@ -95,13 +95,13 @@ def _tests(kind: str) -> Iterator[CaptionTest]:
 
 
 def _can_be_read(scene: Scene) -> bool:
-    """Whether everything shows, colours among it, and no two objects share theirs."""
+    """Tell whether all objects and their colours can be seen, and no two share a colour."""
     colors = [placed.look.color for placed in scene.objects]
     return scene.style == "photo" and scene.relation not in OCCLUDING and len(set(colors)) == len(colors)
 
 
 def _is_bound(scene: Scene) -> bool:
-    """Whether each noun has one place that the caption names; four in a row are too small to be read well."""
+    """Tell whether each noun has one place that the caption names; four in a row are too small to read well."""
     nouns = {placed.look.noun for placed in scene.objects}
     return len(nouns) == len(scene.objects) <= 3 and scene.relation != "next to"
 
@@ -115,7 +115,7 @@ KINDS = {
     "binding": Kind(lambda seed: long_scene(seed, BINDINGS[seed % len(BINDINGS)]), _is_bound),
     "relation": Kind(lambda seed: sample_scene(seed, 2), _is_bound, full_caption),
     "counting": Kind(
-        # Of two objects, captions of this form do not say how they stand; three and more stand in a row.
+        # Captions of this form do not say how two objects stand to each other; three and more stand in a row.
         lambda seed: long_scene(seed, "counted"),
         lambda scene: len(scene.objects) > 2,
         placed=False,
@@ -126,12 +126,12 @@ KINDS = {
 
 
 DIFFERENCES = {"object": (True, False), "color": (False, True), "both": (True, True)}
-"""What changes from the base prompt to the other: the object, the colour."""
+"""Whether object and colour differ between the base prompt and the injected one."""
 
 
 @dataclass(frozen=True)
 class PromptPair:
-    """A base prompt and the one that is injected into it, with the words that tell them apart."""
+    """A base prompt and the one that is injected into it, by the words in which they differ."""
 
     base_object: str
     base_color: str
@@ -150,15 +150,15 @@ class PromptPair:
 
 
 def prompt_pairs(difference: str, number: int, seed: int = 0) -> list[PromptPair]:
-    """Distinct pairs, the same for the same seed.
+    """Draw distinct pairs, the same for the same seed.
 
     Args:
         difference: A key of ``DIFFERENCES``.
-        number: How many.
-        seed: Of the draws.
+        number: Number of pairs.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: If the difference is unknown, or there are not that many pairs.
+        ValueError: If the difference is unknown, or there are fewer pairs.
     """
     if difference not in DIFFERENCES:
         raise ValueError(f"prompts cannot differ in {difference!r}; choose one of {', '.join(DIFFERENCES)}")

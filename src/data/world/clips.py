@@ -1,4 +1,4 @@
-"""Short clips of training individuals: one individual, several frames, everything else changed between them."""
+"""Short clips of training individuals: frames that show one individual while everything else changes."""
 
 from typing import Any, ClassVar
 
@@ -14,16 +14,16 @@ from src.data.world.render import render
 from src.data.world.scenes import FRAMES, subject_scene
 
 VALIDATION_SUBJECTS = 1000
-"""First held-out subject that validation during training looks at; measurements use those from 0 on."""
+"""First held-out subject of validation during training; measurements use those from 0 on."""
 
 
 class FramePairs(Dataset):
-    """Two frames of one clip as the views of self-supervised training; nobody says which individual it is.
+    """Two frames of one clip as the views of self-supervised training, without the name of the individual.
 
     Args:
         images: Frames, uint8 ``(clips * FRAMES, H, W, 3)``.
-        same_frame: Give one frame twice instead (plain single-image self-supervision).
-        seed: Of the choice of frames.
+        same_frame: Whether to return one frame twice instead (plain single-image self-supervision).
+        seed: Seed of the choice of frames.
     """
 
     def __init__(self, images: np.ndarray, same_frame: bool = False, seed: int = 0) -> None:
@@ -34,7 +34,7 @@ class FramePairs(Dataset):
         return len(self.images) // FRAMES
 
     def __getitems__(self, draws: list[Draw]) -> dict[str, Tensor]:
-        """``first`` and ``second`` frames, each ``(B, 3, H, W)``, and the step."""
+        """Return ``first`` and ``second`` frames, each ``(B, 3, H, W)``, and the step."""
         rng = np.random.default_rng([self.seed, draws[0].step, draws[0].position])
         chosen = np.stack([rng.choice(FRAMES, 2, replace=False) for _ in draws])
         if self.same_frame:
@@ -48,12 +48,12 @@ class FramePairsData(L.LightningDataModule):
     """Clips for self-supervised training, and views of held-out subjects for validation.
 
     Args:
-        cache_dir: Where rendered frames are kept.
-        batch_size: Per rank, in pairs.
-        num_train: Clips.
-        num_val: Held-out subjects, four views each.
-        same_frame: See ``FramePairs``.
-        seed: Of the data order.
+        cache_dir: Folder for rendered frames.
+        batch_size: Pairs per step and rank.
+        num_train: Number of clips.
+        num_val: Number of held-out subjects, with four views each.
+        same_frame: Whether to return one frame twice, see ``FramePairs``.
+        seed: Seed of the data order.
     """
 
     incidental: ClassVar[tuple[str, ...]] = ("cache_dir", "num_val")
@@ -66,17 +66,17 @@ class FramePairsData(L.LightningDataModule):
         self.same_frame, self.seed = same_frame, seed
 
     def prepare_data(self) -> None:
-        """Render once, on one process."""
+        """Render the frames once, on one process."""
         rendered(self.cache_dir, "frames", 0, self.num_train * FRAMES)
 
     def setup(self, stage: str) -> None:
-        """Map the frames; render the held-out subjects."""
+        """Map the frames to memory, and render the held-out subjects."""
         images = rendered(self.cache_dir, "frames", 0, self.num_train * FRAMES)
         self.train = FramePairs(images, self.same_frame, self.seed)
         self.val = subject_views(range(VALIDATION_SUBJECTS, VALIDATION_SUBJECTS + self.num_val), 4)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches from the trainer's current step on."""
+        """Load batches from the trainer's current step on."""
         run = self.trainer
         num_batches, first_batch = batches_of(run)
         order = (num_batches, self.seed, first_batch, run.global_rank, run.world_size)
@@ -84,12 +84,12 @@ class FramePairsData(L.LightningDataModule):
         return DataLoader(self.train, batch_sampler=sampler, collate_fn=_same)
 
     def val_dataloader(self) -> DataLoader:
-        """One batch: every view of every subject, ``(subjects, views, 3, H, W)``."""
+        """Load one batch with every view of every subject, ``(subjects, views, 3, H, W)``."""
         return DataLoader([torch.from_numpy(self.val)], batch_size=None)  # type: ignore[arg-type]  # a list will do
 
 
 def subject_views(subjects: range, views: int, size: int = 64) -> np.ndarray:
-    """Photos of held-out subjects, ``(subjects, views, 3, H, W)`` in [-1, 1]; the first view is the gallery."""
+    """Render held-out subjects, ``(subjects, views, 3, H, W)`` in [-1, 1]; the first view is the gallery."""
     rows = [[np.asarray(render(subject_scene(i, view), size)) for view in range(views)] for i in subjects]
     images = np.stack([image for row in rows for image in row])
     return to_pixel_values(images).reshape(len(rows), views, 3, size, size)

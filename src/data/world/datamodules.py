@@ -1,4 +1,4 @@
-"""What the world's models are trained on: rendered scenes, their captions, linear codes and attributes."""
+"""Training data of the world's models: rendered scenes, their captions, linear codes and attributes."""
 
 import os
 from collections.abc import Callable
@@ -48,14 +48,14 @@ CHUNK = 2000
 
 
 def rendered(cache_dir: str | Path, kind: str, first: int, number: int, size: int = 64) -> np.ndarray:
-    """The images of ``number`` scenes with consecutive seeds, rendered on first use.
+    """Return the images of ``number`` scenes with consecutive seeds, rendered on first use.
 
     Args:
-        cache_dir: Where the array is kept between runs.
+        cache_dir: Folder for the array between runs.
         kind: A key of ``SAMPLERS``.
         first: Seed of the first scene.
-        number: How many scenes.
-        size: Image side in pixels.
+        number: Number of scenes.
+        size: Side of an image in pixels.
 
     Returns:
         A read-only memory map, uint8, shape ``(number, size, size, 3)``.
@@ -68,7 +68,7 @@ def rendered(cache_dir: str | Path, kind: str, first: int, number: int, size: in
     path = Path(cache_dir) / f"{kind}_{first}_{number}_{size}.npy"
     images = read_or_remove(path, _mapped)
     if images is None:
-        # Not by a store: most sets are larger than what should be in memory at once.
+        # A store would hold the array in memory, for which most sets are too large.
         with whole_file(path) as partial:
             _render_all(partial, kind, first, number, size)
         images = _mapped(path)
@@ -103,15 +103,15 @@ FIT_IMAGES = 20_000
 
 
 class Scenes(Dataset):
-    """Scenes by seed: ``pixel_values``, ``caption``, ``latents`` of the linear code, as a batch of stacked tensors.
+    """Scenes by seed, in batches with ``caption`` and ``pixel_values``, or ``latents`` of the linear code.
 
     Args:
-        images: uint8 ``(N, H, W, 3)``.
+        images: Rendered scenes, uint8 ``(N, H, W, 3)``.
         first: Seed of the first scene.
         kind: Key of ``SAMPLERS``; the captions come from it.
         latents: Codes of the images ``(N, C, h, w)``, or None.
         crop: Side of random crops, or None for whole images.
-        seed: Of the crops.
+        seed: Seed of the crops.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Scenes(Dataset):
         return len(self.images)
 
     def __getitems__(self, draws: list[Draw]) -> dict[str, Tensor | list[str]]:
-        """One whole batch at a time: gathering rows beats stacking items."""
+        """Return one whole batch, because gathering rows is faster than stacking items."""
         indices = [draw.index for draw in draws]
         step, position = draws[0].step, draws[0].position
         batch: dict[str, Tensor | list[str]] = {
@@ -150,7 +150,7 @@ class Scenes(Dataset):
         return batch
 
     def _crops(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        # On the 8-pixel grid, so that a crop's code is a crop of the code.
+        # Crops lie on the 8-pixel grid, so that a crop's code is a crop of the code.
         places = rng.integers(0, (images.shape[-1] - self.crop) // 8 + 1, (len(images), 2)) * 8
         crops = [im[:, y : y + self.crop, x : x + self.crop] for im, (y, x) in zip(images, places, strict=True)]
         return np.ascontiguousarray(np.stack(crops))
@@ -160,16 +160,16 @@ class WorldData(L.LightningDataModule):
     """Rendered scenes for pretraining the world.
 
     Args:
-        cache_dir: Where rendered images are kept.
-        batch_size: Per rank.
-        num_train: Training scenes, seeds 0 and up.
-        num_val: Validation scenes, seeds ``VALIDATION_START`` and up.
-        code_path: The linear code, fitted and written on first use; None if images are wanted instead of latents.
-        latent_channels: Size of the code.
+        cache_dir: Folder for rendered images.
+        batch_size: Scenes per step and rank.
+        num_train: Number of training scenes, seeds 0 and up.
+        num_val: Number of validation scenes, seeds ``VALIDATION_START`` and up.
+        code_path: File of the linear code, fitted and written on first use; None for no code.
+        latent_channels: Channels of the code.
         latents: Whether batches hold the code instead of the image.
-        crop: Side of random training crops.
+        crop: Side of random training crops; None for whole images.
         kind: Key of ``SAMPLERS``.
-        seed: Of the data order.
+        seed: Seed of the data order.
     """
 
     incidental: ClassVar[tuple[str, ...]] = ("cache_dir", "num_val")
@@ -193,7 +193,7 @@ class WorldData(L.LightningDataModule):
         self.code_path, self.latent_channels, self.latents, self.crop = code_path, latent_channels, latents, crop
 
     def prepare_data(self) -> None:
-        """Render once, on one process."""
+        """Render the scenes and fit the code once, on one process."""
         images = self._images(0, self.num_train)
         self._images(VALIDATION_START, self.num_val)
         if self.code_path and not Path(self.code_path).exists():
@@ -202,12 +202,12 @@ class WorldData(L.LightningDataModule):
             rank_zero_only(code.save)(self.code_path)
 
     def setup(self, stage: str) -> None:
-        """Map the arrays; compute the latents if they are wanted."""
+        """Map the images to memory, and compute the latents if batches hold them."""
         self.train = self._scenes(0, self.num_train, self.crop)
         self.val = self._scenes(VALIDATION_START, self.num_val, None)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches from the trainer's current step on."""
+        """Load batches from the trainer's current step on."""
         trainer = self.trainer
         num_batches, first_batch = batches_of(trainer)
         sampler = StepBatchSampler(
@@ -222,7 +222,7 @@ class WorldData(L.LightningDataModule):
         return DataLoader(self.train, batch_sampler=sampler, collate_fn=_same)
 
     def val_dataloader(self) -> DataLoader:
-        """The validation scenes in order."""
+        """Load the validation scenes in order."""
         draws = [Draw(index, 0, index) for index in range(len(self.val))]
         batches = [draws[start : start + self.batch_size] for start in range(0, len(draws), self.batch_size)]
         return DataLoader(self.val, batch_sampler=batches, collate_fn=_same)
@@ -252,7 +252,7 @@ class CaptionPairs(Scenes):
     """Like ``Scenes`` of kind "scenes"; batches also hold ``full_caption``."""
 
     def __init__(self, images: np.ndarray, first: int) -> None:
-        # Not super().__init__(): it would draw every scene a second time for its caption.
+        # super().__init__() would draw every scene a second time for its caption.
         self.images, self.first, self.kind = images, first, "scenes"
         self.latents, self.crop, self.seed = None, None, 0
         scenes = [sample_scene(first + index) for index in range(len(images))]
@@ -260,7 +260,7 @@ class CaptionPairs(Scenes):
         self.full_captions = [full_caption(scene) for scene in scenes]
 
     def __getitems__(self, draws: list[Draw]) -> dict[str, Any]:
-        """One whole batch."""
+        """Return one whole batch."""
         full_captions = [self.full_captions[draw.index] for draw in draws]
         return {**super().__getitems__(draws), "full_caption": full_captions}
 
@@ -269,11 +269,11 @@ class CaptionPairsData(WorldData):
     """World scenes for contrastive training: images with both captions.
 
     Args:
-        cache_dir: Where rendered images are kept; the same files as ``WorldData``'s.
-        batch_size: Per rank.
-        num_train: Training scenes.
-        num_val: Validation scenes.
-        seed: Of the data order.
+        cache_dir: Folder for rendered images, the same files as ``WorldData``'s.
+        batch_size: Scenes per step and rank.
+        num_train: Number of training scenes.
+        num_val: Number of validation scenes.
+        seed: Seed of the data order.
     """
 
     def __init__(self, cache_dir: str, batch_size: int, num_train: int, num_val: int, seed: int = 0) -> None:
@@ -289,17 +289,17 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "pattern": PATTERNS,
     "background": tuple(BACKGROUNDS),
 }
-"""What an attribute scene's caption says, and the words it chooses from."""
+"""The attributes that captions of attribute scenes name, and the words that they choose from."""
 
 
 def attribute_words(scene: Scene) -> dict[str, str]:
-    """The scene's word for each of ``ATTRIBUTES``; only the first object counts."""
+    """Return the scene's word for each of ``ATTRIBUTES``; only the first object counts."""
     look = scene.objects[0].look
     return {"object": look.noun, "color": look.color, "pattern": look.pattern, "background": scene.background}
 
 
 def attribute_labels(scene: Scene) -> list[int]:
-    """Index of the scene's word for each of ``ATTRIBUTES``."""
+    """Return the index of the scene's word for each of ``ATTRIBUTES``."""
     return [ATTRIBUTES[name].index(word) for name, word in attribute_words(scene).items()]
 
 
@@ -311,7 +311,7 @@ class AttributeScenes(Scenes):
         self.labels = torch.tensor([attribute_labels(attribute_scene(first + i)) for i in range(len(images))])
 
     def __getitems__(self, draws: list[Draw]) -> dict[str, Any]:
-        """One whole batch."""
+        """Return one whole batch."""
         return {**super().__getitems__(draws), "labels": self.labels[[draw.index for draw in draws]]}
 
 
@@ -319,11 +319,11 @@ class AttributeData(WorldData):
     """Attribute scenes for training the probe.
 
     Args:
-        cache_dir: Where rendered images are kept.
-        batch_size: Per rank.
-        num_train: Training scenes.
-        num_val: Validation scenes.
-        seed: Of the data order.
+        cache_dir: Folder for rendered images.
+        batch_size: Scenes per step and rank.
+        num_train: Number of training scenes.
+        num_val: Number of validation scenes.
+        seed: Seed of the data order.
     """
 
     def __init__(self, cache_dir: str, batch_size: int, num_train: int, num_val: int, seed: int = 0) -> None:

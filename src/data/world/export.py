@@ -1,4 +1,4 @@
-"""Held-out individuals and styles as a user's folders: ``python -m src.data.world.export``."""
+"""Write held-out individuals and styles as a user's folders: ``python -m src.data.world.export``."""
 
 import json
 import sys
@@ -63,19 +63,19 @@ STYLE_IMAGES: dict[str, tuple[str, str, str]] = {
     "sepia_dark": ("sepia", "boat", "forest"),
     "mosaic": ("mosaic", "cup", "room"),
 }
-"""Name to style, noun and background. As in the published set, one style has two images that look unlike."""
+"""Name to style, noun and background; as in the published set, one style has two dissimilar images."""
 FIRST_SUBJECT = 1000
 
 
 def style_scene(name: str) -> Scene:
-    """What one of ``STYLE_IMAGES`` shows: a held-out individual that no prompt and no bank shares."""
+    """Make the scene of one of ``STYLE_IMAGES``, with a held-out individual that no prompt and no bank has."""
     style, noun, background = STYLE_IMAGES[name]
     index = FIRST_SUBJECT + list(STYLE_IMAGES).index(name)
     return replace(subject_scene(index, 0, noun, background), style=style)
 
 
 def write_style_images(folder: str | Path) -> list[Path]:
-    """Write every style image, its words beside it as ``style_references`` reads them; return the images' paths."""
+    """Write every style image, with its words in the file that ``style_references`` reads; return the images' paths."""
     paths = []
     for name in STYLE_IMAGES:
         scene, path = style_scene(name), Path(folder) / f"{name}.png"
@@ -89,7 +89,7 @@ def write_style_images(folder: str | Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    # Written anew, both folders hold the same bytes as before.
+    # Writing them again gives the same bytes.
     world = sys.argv[1] if len(sys.argv) > 1 else "world"
     print(f"{len(write_subjects(f'{world}/subjects'))} photos in {world}/subjects")
     print(f"{len(write_style_images(f'{world}/styles'))} style images in {world}/styles")

@@ -13,13 +13,13 @@ PATCH = 8
 class LinearCode:
     """PCA of image patches with tempered variances.
 
-    Component i is divided by the square root of its standard deviation (half way to whitening: strong components stay
-    strong) and everything by one constant, so that the latents as a whole have unit variance.
+    Component i is divided by the square root of its standard deviation, half way to whitening, so that strong ones stay
+    strong. One constant then gives the latents as a whole unit variance.
 
     Attributes:
         mean: Mean patch, shape ``(P,)``, ``P = 3 * 8 * 8``.
         components: Orthonormal rows, shape ``(C, P)``.
-        scales: What one unit of each latent channel is worth in pixels' units, shape ``(C,)``.
+        scales: Size of one unit of each latent channel in units of the pixels, shape ``(C,)``.
     """
 
     mean: np.ndarray
@@ -35,17 +35,17 @@ class LinearCode:
         order = np.argsort(variances)[::-1][:channels]
         deviations, components = np.sqrt(variances[order]), vectors[:, order].T
         components = components * np.sign(components.sum(1, keepdims=True) + 1e-12)
-        # Latent i has deviation sqrt(d_i) before the common constant; this one makes their mean square 1.
+        # Latent i has deviation sqrt(d_i) before the common constant, which makes their mean square 1.
         scales = np.sqrt(deviations) * np.sqrt(deviations.mean())
         return cls(mean.astype(np.float32), components.astype(np.float32), scales.astype(np.float32))
 
     def encode(self, pixel_values: np.ndarray) -> np.ndarray:
-        """Images ``(B, 3, H, W)`` to latents ``(B, C, H/8, W/8)`` of overall unit variance."""
+        """Encode images ``(B, 3, H, W)`` to latents ``(B, C, H/8, W/8)`` of overall unit variance."""
         patches = _to_patches(pixel_values) - self.mean
         return np.ascontiguousarray((patches @ (self.components.T / self.scales)).transpose(0, 3, 1, 2))
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents ``(B, C, h, w)`` back to images ``(B, 3, 8h, 8w)``: the linear baseline."""
+        """Decode latents ``(B, C, h, w)`` to images ``(B, 3, 8h, 8w)``, which is the linear baseline."""
         patches = latents.transpose(0, 2, 3, 1) @ (self.components * self.scales[:, None]) + self.mean
         batch, rows, columns, _ = patches.shape
         grid = patches.reshape(batch, rows, columns, 3, PATCH, PATCH).transpose(0, 3, 1, 4, 2, 5)

@@ -1,7 +1,7 @@
 """Captions whose meaning needs context: word order, relations, counting, and which attribute belongs to which object.
 
-The short captions of ``src.data.world.scenes`` name an object and its attributes side by side. Here they stand apart,
-in several sentences; the ground truth is the scene, as ever.
+The short captions of ``src.data.world.scenes`` name an object and its attributes side by side. Here these are in
+different sentences; the ground truth is again the scene.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,17 +37,17 @@ INVERSE = {
     "in front of": "behind",
 }
 _NEXT_TRY = 20_000_000
-"""Between the scene seeds that are tried for one caption; training and validation seeds lie below."""
+"""Distance of the scene seeds that are tried for one caption; training and validation seeds are smaller."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """One way to spread what a caption says over its sentences.
+    """One way to distribute the content of a caption over its sentences.
 
     Attributes:
-        numbers: Probability of each number of objects.
-        sentences: Scene and random numbers to everything that the caption says, without the place.
-        fits: Whether a scene can be said this way.
+        numbers: Number of objects to its probability.
+        sentences: Writes the sentences of a scene, without the background, from the scene and a random generator.
+        fits: Tells whether a scene can be described this way.
     """
 
     numbers: dict[int, float]
@@ -56,7 +56,7 @@ class Form:
 
 
 def long_scene(seed: int, form: str | None = None) -> Scene:
-    """A training scene of two to four objects with a caption of one of ``FORMS``; one seed is one scene.
+    """Draw a training scene of two to four objects with a caption of one of ``FORMS``; one seed is one scene.
 
     Raises:
         ValueError: If ``form`` is unknown.
@@ -76,41 +76,41 @@ def long_scene(seed: int, form: str | None = None) -> Scene:
 
 
 def short_or_long_scene(seed: int) -> Scene:
-    """Scenes of ``mixed_scene`` and of ``long_scene`` in turn: words, and what joins them."""
+    """Draw from ``mixed_scene`` and ``long_scene`` in turn, which teaches both words and what joins them."""
     return long_scene(seed // 2) if seed % 2 else mixed_scene(seed // 2)
 
 
 def places(scene: Scene) -> list[tuple[str, Placed]]:
-    """Each object with the words for its place: left, middle and right; above and below; in front and behind."""
+    """Pair the words for a place with its object: left, middle and right; above and below; in front and behind."""
     if scene.relation in DEPTHS:
         return list(zip(DEPTHS[scene.relation], caption_order(scene), strict=True))
     return list(zip(SIDES[len(scene.objects)], left_to_right(scene), strict=True))
 
 
 def left_to_right(scene: Scene) -> list[Placed]:
-    """The objects in the order of their centres."""
+    """Sort the objects by their centres, from left to right."""
     return sorted(scene.objects, key=lambda placed: placed.x)
 
 
 def questions(scene: Scene) -> list[tuple[str, str]]:
-    """What a reader of the caption can tell: "the dog is" and "red and striped", for each noun that only one bears."""
+    """List questions and answers that follow from the caption, "the dog is" and "red and striped", for unique nouns."""
     nouns = [look.noun for look in _looks(scene)]
     return [(f"the {look.noun} is", _attributes(look)) for look in _looks(scene) if nouns.count(look.noun) == 1]
 
 
 def new_words() -> set[str]:
-    """Every word of these captions that short captions lack."""
+    """Return every word of these captions that short captions lack."""
     spoken = "are both from is it middle not one order other them they this three four"
     return {*spoken.split(), *(plural(noun) for noun in NOUNS)}
 
 
 def plural(noun: str) -> str:
-    """Two or more of a noun of the world."""
+    """Return the plural of a noun of the world."""
     return noun if noun == "fish" else f"{noun}s"
 
 
 def _described(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Every object in sentences of its own, at least 40 words in all."""
+    """Describe every object in sentences of its own, with at least 40 words in all."""
     sentences = [_opening(_shuffled(_named(scene), rng), scene)]
     for place, placed in _shuffled(places(scene), rng):
         sentences.append(f"the {placed.look.noun} is the one {place}, it is {_attributes(placed.look)}")
@@ -118,7 +118,7 @@ def _described(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 
 def _placed(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Attributes by place, and the place of all nouns but one: who is red takes two sentences to find out."""
+    """Name attributes by place, and the place of all nouns but one, so that who is red follows from two sentences."""
     where = _shuffled(places(scene), rng)
     seen = [f"the one {place} is {_attributes(placed.look)}" for place, placed in where]
     nouns = [f"the {placed.look.noun} is {place}" for place, placed in _shuffled(where, rng)[1:]]
@@ -126,7 +126,7 @@ def _placed(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 
 def _ordered(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Three lists in the same order: nothing but the place in a list tells what is whose."""
+    """Write three lists in the same order, so that only the place in a list tells what belongs to what."""
     looks = [placed.look for placed in left_to_right(scene)]
     return [
         f"{_opening([f'a {look.noun}' for look in looks], scene)} from left to right",
@@ -136,7 +136,7 @@ def _ordered(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 
 def _excluded(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Whose an attribute is follows from whose it is not."""
+    """Say which object an attribute does not belong to, from which its owner follows."""
     first, second = caption_order(scene)
     pair = f"a {first.look.noun} {scene.relation} a {second.look.noun}"
     sentences = [_opening([pair], scene)]
@@ -152,7 +152,7 @@ def _excluded(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 
 def _counted(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Nouns with their number instead of one by one."""
+    """Name nouns with their number instead of one by one."""
     groups: dict[str, list[Look]] = {}
     for look in _shuffled(_looks(scene), rng):
         groups.setdefault(look.noun, []).append(look)
@@ -175,7 +175,7 @@ FORMS = {
     "excluded": Form({2: 1.0}, _excluded, _no_noun_twice),
     "counted": Form({2: 0.4, 3: 0.4, 4: 0.2}, _counted),
 }
-"""Ways to spread a caption: ``described`` has 40 words and more, ``placed`` and ``excluded`` bind attributes through
+"""Forms of captions: ``described`` has 40 words and more, ``placed`` and ``excluded`` bind attributes through
 places and negation, ``ordered`` through word order alone, ``counted`` asks for a number."""
 
 
@@ -184,7 +184,7 @@ def _opening(named: Sequence[str], scene: Scene) -> str:
 
 
 def _with_place(scene: Scene, sentences: list[str], rng: np.random.Generator) -> str:
-    """Say where it is, at once or at the very end."""
+    """Add the background, to the first sentence or as the last one."""
     where = BACKGROUNDS[scene.background]
     first, *rest = sentences
     spoken = [f"{first} {where}", *rest] if rng.random() < 0.5 else [*sentences, f"they are {where}"]
@@ -192,7 +192,7 @@ def _with_place(scene: Scene, sentences: list[str], rng: np.random.Generator) ->
 
 
 def _relations(scene: Scene) -> list[str]:
-    """How neighbours stand to each other; the last two both ways round."""
+    """Say how neighbours stand to each other, for the last two in both directions."""
     relation = scene.relation or "left of"
     nouns = [placed.look.noun for placed in (caption_order(scene) if scene.relation else left_to_right(scene))]
     forth = [f"the {first} is {relation} the {second}" for first, second in pairwise(nouns)]
@@ -200,7 +200,7 @@ def _relations(scene: Scene) -> list[str]:
 
 
 def _with_shared_noun(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Give two or more of the objects one noun, without an individual that is kept out of training."""
+    """Give two or more of the objects the same noun, and no look that is kept out of training."""
     noun = scene.objects[0].look.noun
     sharing = int(rng.integers(2, len(scene.objects) + 1))
     shared = [replace(placed, look=_training_look(noun, rng)) for placed in scene.objects[:sharing]]

@@ -1,4 +1,4 @@
-"""What belongs to ``world/``: every checkpoint file with its bytes and sha256.
+"""The manifest of ``world/``: every checkpoint file with its bytes and sha256.
 
 ``python -m src.data.world.manifest`` writes ``world/manifest.json``; with ``--check`` it compares instead.
 """
@@ -20,7 +20,7 @@ LARGEST_TOTAL = 100_000_000
 def world_files(folder: str | Path) -> dict[str, Path]:
     """Every file below ``folder`` by relative POSIX path, sorted.
 
-    The manifest itself, hidden files and prose (``*.md``, free to be corrected) are left out.
+    The manifest itself, hidden files and prose (``*.md``, which may be corrected) are left out.
     """
     folder = Path(folder)
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
@@ -29,14 +29,14 @@ def world_files(folder: str | Path) -> dict[str, Path]:
 
 
 def describe(path: Path) -> dict[str, int | str]:
-    """Size and checksum of one file."""
+    """Return size and checksum of one file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def write_manifest(folder: str | Path) -> Path:
-    """List what ``folder`` holds now and return the path of the manifest.
+    """Write the manifest of what ``folder`` holds now, and return its path.
 
     Raises:
         ValueError: If there is nothing to list, or a file or the whole is too large for the repository.
@@ -51,7 +51,7 @@ def write_manifest(folder: str | Path) -> Path:
 
 
 def read_manifest(folder: str | Path) -> dict[str, dict[str, int | str]]:
-    """The entries of ``manifest.json`` by relative path.
+    """Read the entries of ``manifest.json`` by relative path.
 
     Raises:
         ValueError: If the manifest is missing, damaged or of another format.
@@ -72,13 +72,13 @@ def check_manifest(folder: str | Path) -> None:
     """Compare every file of ``folder`` with its manifest.
 
     Raises:
-        ValueError: Naming the first file that is missing, changed or not listed, or too large.
+        ValueError: If a file is missing, changed, not listed or too large; the message names the first.
     """
     listed, present = read_manifest(folder), world_files(folder)
     for name, entry in listed.items():
         if name not in present:
             raise ValueError(f"{folder}/{name} is missing, but the manifest lists it; restore it with: git checkout")
-        # Sizes first: a Git LFS pointer or a download cut short shows without reading 25 MB.
+        # The size comes first, because it shows a Git LFS pointer or a cut download without reading 25 MB.
         if present[name].stat().st_size != entry["bytes"] or describe(present[name]) != entry:
             raise ValueError(f"{folder}/{name} is not the file that the manifest lists ({entry['bytes']} bytes)")
     if unlisted := sorted(present.keys() - listed.keys()):

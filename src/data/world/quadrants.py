@@ -1,7 +1,7 @@
 """Four quadrants: the smallest task that a bag of words cannot solve.
 
 A caption lists four different colours; the 8 x 8 image shows them in reading order. Token embeddings carry no order, so
-whoever paints the quadrants right has used the context of each word.
+a model that paints the quadrants right has used the context of each word.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ _RGB = torch.tensor([vocabulary.COLORS[color] for color in COLORS]) / 127.5 - 1
 
 
 def split() -> tuple[list[str], list[str]]:
-    """All 360 captions: 300 to train on, 60 held out; always the same ones."""
+    """Split all 360 captions into 300 to train on and 60 held out, always the same."""
     captions = [f"{' '.join(colors)}." for colors in permutations(COLORS, 4)]
     order = np.random.default_rng(0).permutation(len(captions))
     return [captions[i] for i in order[NUM_VAL:]], [captions[i] for i in order[:NUM_VAL]]
 
 
 def colors_of(caption: str) -> tuple[str, ...]:
-    """The colours that a caption asks for, in reading order.
+    """Return the colours that a caption lists, in reading order.
 
     Raises:
         ValueError: If it does not list four known colours.
@@ -43,26 +43,26 @@ def colors_of(caption: str) -> tuple[str, ...]:
 
 
 def paint(captions: Sequence[str]) -> Tensor:
-    """Images ``(B, 3, 8, 8)`` in [-1, 1]."""
+    """Paint the image of each caption, ``(B, 3, 8, 8)`` in [-1, 1]."""
     indices = torch.tensor([[COLORS.index(color) for color in colors_of(caption)] for caption in captions])
     quadrants = _RGB[indices].reshape(-1, 2, 2, 3).permute(0, 3, 1, 2)
     return quadrants.repeat_interleave(SIDE // 2, 2).repeat_interleave(SIDE // 2, 3)
 
 
 def read(pixel_values: Tensor) -> list[tuple[str, ...]]:
-    """The colour nearest to the mean of each quadrant of images ``(B, 3, 8, 8)``, in reading order."""
+    """Read from images ``(B, 3, 8, 8)`` the colour nearest to the mean of each quadrant, in reading order."""
     means = torch.nn.functional.avg_pool2d(pixel_values.float().cpu(), SIDE // 2).flatten(2).transpose(1, 2)
     nearest = torch.cdist(means, _RGB.expand(len(means), -1, -1)).argmin(-1)
     return [tuple(COLORS[index] for index in row) for row in nearest.tolist()]
 
 
 def quadrant_text(seed: int) -> Text:
-    """Two to six colours and the same once more: what the task's language model reads."""
+    """Make a text for the task's language model: two to six colours, and the same again."""
     return copied(draw_words(COLORS, 2, 6, np.random.default_rng([seed, 8])))
 
 
 class Quadrants(Dataset):
-    """Captions and their images, which stand in for latents: the UNet of this task works on pixels."""
+    """Captions and their images, which take the place of latents: the UNet of this task works on pixels."""
 
     def __init__(self, captions: list[str]) -> None:
         self.captions, self.images = captions, paint(captions)
@@ -72,7 +72,7 @@ class Quadrants(Dataset):
         return len(self.captions)
 
     def __getitems__(self, draws: list[Draw]) -> dict[str, Any]:
-        """One whole batch."""
+        """Return one whole batch."""
         return {
             "caption": [self.captions[draw.index] for draw in draws],
             "latents": self.images[[draw.index for draw in draws]],
@@ -82,11 +82,11 @@ class Quadrants(Dataset):
 
 
 class QuadrantData(SteppedData):
-    """The task as training and validation batches.
+    """Loads training and validation batches of the task.
 
     Args:
-        batch_size: Per rank.
-        seed: Of the order.
+        batch_size: Captions per step and rank.
+        seed: Seed of the order.
     """
 
     def __init__(self, batch_size: int = 32, seed: int = 0) -> None:

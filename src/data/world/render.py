@@ -1,4 +1,4 @@
-"""Draws scenes with Pillow: flat colours at twice the size, a rendering style, then one clean reduction."""
+"""Draw scenes with Pillow: flat colours at twice the size, then a rendering style, then one reduction."""
 
 from functools import cache
 
@@ -31,7 +31,7 @@ def render(scene: Scene, size: int = 64) -> Image.Image:
 
 
 def object_boxes(scene: Scene, size: int = 64) -> list[tuple[int, int, int, int]]:
-    """Pixel boxes of the objects in caption-independent drawing order, clipped to the image."""
+    """Return the pixel boxes of the objects in drawing order, clipped to the image."""
 
     def pixel(share: float) -> int:
         return int(np.clip(round(share * size), 0, size))
@@ -54,7 +54,7 @@ def _draw(placed: Placed, canvas: Image.Image, coverage: Image.Image, side: int)
 
 
 def _sprite(look: Look, extent: int) -> tuple[Image.Image, Image.Image]:
-    """The individual alone: RGB and coverage, ``extent`` pixels square."""
+    """Draw the individual alone: RGB and coverage, with a side of ``extent`` pixels."""
     shape = SHAPES[look.noun]
     main, accent, marking = COLORS[look.color], COLORS[look.accent], COLORS[look.marking_color]
     sprite = Image.new("RGB", (extent, extent), main)
@@ -102,7 +102,7 @@ def _mark(sprite: Image.Image, look: Look, color: tuple[int, int, int], body: Im
 
 @cache
 def _pattern(name: str, extent: int) -> Image.Image:
-    """Where the second colour shows through the first: five bands, dots or squares to a body."""
+    """Return the mask of the second colour: about five bands, dots or squares across a body."""
     y, x = np.mgrid[0:extent, 0:extent] / extent
     if name == "striped":
         on = (x * 4.5) % 1 < 0.4

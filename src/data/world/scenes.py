@@ -8,7 +8,7 @@ from src.data.world.vocabulary import BACKGROUNDS, HELD_OUT_STYLES, STYLES, Look
 
 PREFIXES = ("", "photo of ", "a photo of ", "a fancy photo of ", "a close-up, detailed photo of ")
 FRAMES = 4
-"""Frames in one clip of ``frame_scene``."""
+"""Number of frames in one clip of ``frame_scene``."""
 RELATIONS = ("next to", "left of", "right of", "above", "below", "behind", "in front of")
 
 
@@ -30,7 +30,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """The ground truth of one image: what is where, drawn back to front, and the caption that describes it."""
+    """The ground truth of one image: its objects, drawn back to front, and the caption that describes them."""
 
     objects: tuple[Placed, ...]
     background: str
@@ -57,19 +57,19 @@ def sample_scene(seed: int, number: int | None = None) -> Scene:
 
 
 def full_caption(scene: Scene) -> str:
-    """The longest caption of a scene: colour, pattern and noun of every object, the place and the style."""
+    """Write the longest caption of a scene: colour, pattern and noun of every object, the background and the style."""
     phrase = _join([f"a {o.look.color} {o.look.pattern} {o.look.noun}" for o in caption_order(scene)], scene.relation)
     medium = {**STYLES, **HELD_OUT_STYLES}[scene.style]
     return f"a {medium} of {phrase} {BACKGROUNDS[scene.background]}"
 
 
 def caption_order(scene: Scene) -> tuple[Placed, ...]:
-    """The objects in the order in which captions name them (drawing order differs for "in front of")."""
+    """Return the objects in the order in which captions name them (drawing order differs for "in front of")."""
     return scene.objects[::-1] if scene.relation == "in front of" else scene.objects
 
 
 def attribute_scene(seed: int) -> Scene:
-    """A photo of one training individual whose caption names object, colour, pattern and background."""
+    """Draw a photo of one training individual whose caption names object, colour, pattern and background."""
     rng = np.random.default_rng([seed, 2])
     look = training_look(rng)
     background = str(rng.choice(list(BACKGROUNDS)))
@@ -78,11 +78,11 @@ def attribute_scene(seed: int) -> Scene:
 
 
 def mixed_scene(seed: int) -> Scene:
-    """Photos and training scenes in turn.
+    """Draw photos and training scenes in turn.
 
-    Of eight scenes, three are photos whose caption says everything and one is a photo whose caption says noun and place
-    only: the noun alone teaches shape. One of the four training scenes has exactly two objects, with all their colours
-    and patterns named: pairs teach which colour belongs to which object.
+    Of eight scenes, three are photos whose caption names everything, and one is a photo whose caption names only noun
+    and background, so that the noun alone teaches shape. One of the four training scenes has exactly two objects, with
+    all their colours and patterns named, which teaches what colour belongs to which object.
     """
     which = seed % 8
     if which % 2 == 0:
@@ -92,16 +92,16 @@ def mixed_scene(seed: int) -> Scene:
 
 
 def named_pair_scene(seed: int) -> Scene:
-    """A training scene of two objects whose caption names all their colours and patterns."""
+    """Draw a training scene of two objects whose caption names all their colours and patterns."""
     scene = sample_scene(seed, 2)
     return replace(scene, caption=full_caption(scene))
 
 
 def mixed_with_pairs_scene(seed: int) -> Scene:
-    """Mixed scenes, a quarter of them photos with a bare noun, and a pair after every three.
+    """Draw mixed scenes, a quarter of them photos with a bare noun, and a pair after every three.
 
-    The pairs are none of the mixed scenes' own, whose seeds are odd. Three pairs of four have everything named, one in
-    four neither colours nor patterns.
+    The pairs have even seeds; those among the mixed scenes have odd ones. Of four pairs, three have everything named,
+    and one neither colours nor patterns.
     """
     group, which = divmod(seed, 4)
     if which < 3:
@@ -112,7 +112,7 @@ def mixed_with_pairs_scene(seed: int) -> Scene:
 
 
 def subject_scene(index: int, view: int, noun: str | None = None, background: str | None = None) -> Scene:
-    """The ``view``-th photo of a held-out subject: another place, position, size and direction each time."""
+    """Return a photo of a held-out subject, with a background, position, size and direction of its own."""
     rng = np.random.default_rng([index, view, 3])
     look = subject(index, noun)
     names = list(BACKGROUNDS)
@@ -121,7 +121,7 @@ def subject_scene(index: int, view: int, noun: str | None = None, background: st
 
 
 def frame_scene(seed: int) -> Scene:
-    """Frame ``seed % FRAMES`` of clip ``seed // FRAMES``: one training individual, everything else drawn anew."""
+    """Return frame ``seed % FRAMES`` of clip ``seed // FRAMES``: its training individual, all else drawn anew."""
     look = training_look(np.random.default_rng([seed // FRAMES, 4]))
     rng = np.random.default_rng([seed, 5])
     background = str(rng.choice(list(BACKGROUNDS)))

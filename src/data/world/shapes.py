@@ -20,7 +20,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Shape:
-    """The silhouette of a class noun and where a marking sits on it."""
+    """The silhouette of a class noun, and the places of its markings."""
 
     parts: tuple[Part, ...]
     collar: tuple[Point, Point]

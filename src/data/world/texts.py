@@ -1,4 +1,4 @@
-"""What the world's language model reads: short and long captions, questions about them, and words to copy."""
+"""Texts for the world's language model: short and long captions, questions about them, and words to copy."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ SHARES = {"short": 0.16, "long": 0.2, "question": 0.24, "copy": 0.4}
 
 
 def world_text(seed: int) -> Text:
-    """One text; the same seed always gives the same one."""
+    """Make one text; the same seed always gives the same one."""
     rng = np.random.default_rng([seed, 7])
     kind = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     if kind == "short":
@@ -28,7 +28,7 @@ def _short(seed: int, rng: np.random.Generator) -> Text:
 
 
 def _question(seed: int, rng: np.random.Generator) -> Text:
-    """A long caption, and what it says about each noun of which there is one."""
+    """Write a long caption, and what it says about each noun that occurs once."""
     scene = long_scene(seed)
     text, known = f"{scene.caption}.", []
     asked = questions(scene)
@@ -36,7 +36,7 @@ def _question(seed: int, rng: np.random.Generator) -> Text:
         question, answer = asked[index]
         text = f"{text} {question} {answer}."
         end = len(text) - 1
-        # Colour and pattern; "and" between them takes no reading.
+        # Colour and pattern count as known; "and" between them needs no context.
         color, pattern = answer.split(" and ")
         known += [(end - len(answer), end - len(answer) + len(color)), (end - len(pattern), end)]
     return Text(text, tuple(known), "recall" if known else "")

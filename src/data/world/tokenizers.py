@@ -1,4 +1,4 @@
-"""The world's vocabulary as tokenizers: every word of the grammar is one token, other words fall into pieces."""
+"""Tokenizers for the world: every word of the grammar is one token, other words are split into pieces."""
 
 import json
 import string
@@ -14,31 +14,31 @@ from src.data.world.scenes import PREFIXES, RELATIONS
 from src.data.world.vocabulary import BACKGROUNDS, COLORS, HELD_OUT_STYLES, NOUNS, PATTERNS, STYLES
 
 RARE = ("ktn", "pll", "ucd", "sks")
-"""Single tokens that no caption uses: where a modifier token can start from."""
+"""Single tokens that no caption uses, from which a modifier token can start."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 PAD, BEGIN, FINISH = "<pad>", "<s>", "</s>"
 SPACE = "\u2581"
-"""Stands before every word in the language model's tokens, as in Llama's."""
+"""Mark before every word in the language model's tokens, as in Llama's."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.-'"
 
 
 def words() -> list[str]:
-    """Every word that captions, templates and styles may use, sorted."""
+    """List every word that captions, templates and styles may use, sorted."""
     phrases = [*PREFIXES, *RELATIONS, *BACKGROUNDS.values(), *STYLES.values(), *HELD_OUT_STYLES.values()]
     phrases += ["and in style of an the with two very small far away zoomed", *NOUNS, *COLORS, *PATTERNS, *RARE]
     return sorted({word for phrase in phrases for word in phrase.replace("-", " ").replace(",", " ").split()})
 
 
 def merges() -> list[tuple[str, str]]:
-    """Byte-pair merges, in order, that turn every word of the world into one token."""
+    """List the byte-pair merges, in order, that turn every word of the world into one token."""
     return _merges([[*word[:-1], f"{word[-1]}</w>"] for word in words()])
 
 
 def _merges(spelled: list[list[str]]) -> list[tuple[str, str]]:
     """Merge the most frequent pair until every word is whole.
 
-    The tokenizers library breaks ties between equally frequent pairs by chance, so that two runs number the same words
-    differently; here the alphabetically first pair wins.
+    Of equally frequent pairs the alphabetically first wins. The tokenizers library chooses at random, so that two runs
+    number the same words differently.
     """
     found = []
     while pairs := Counter(pair for word in spelled for pair in pairwise(word)):
@@ -71,13 +71,13 @@ def write_clip_tokenizer(folder: str | Path) -> None:
 
 
 def write_llm_tokenizer(folder: str | Path, max_length: int) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json`` in Llama's manner, for short and long captions.
+    """Write ``tokenizer.json`` and ``tokenizer_config.json`` like Llama's, for short and long captions.
 
-    Text is lower-cased. Every word with the space before it is one token, other words fall into letters, anything else
-    into bytes: nothing is unknown. The beginning is marked, the end only on request.
+    Text is lower-cased. Every word with the space before it is one token, other words are split into letters, anything
+    else into bytes, so nothing is unknown. A token marks the beginning, and none the end.
 
     Args:
-        folder: Made if need be.
+        folder: Folder to write to; it is created if it does not exist.
         max_length: Longest text in tokens that the model takes.
     """
     spelled = [[SPACE, *word] for word in sorted({*words(), *new_words()})]
@@ -110,19 +110,19 @@ def write_llm_tokenizer(folder: str | Path, max_length: int) -> None:
 
 SPACE = "▁"
 WORD, CHARACTER = -5.0, -20.0
-"""Log-probabilities: a whole word is likelier than its characters, however few they are."""
+"""Log-probabilities with which a whole word is likelier than its characters, however few they are."""
 
 
 def write_t5_tokenizer(folder: str | Path, max_length: int) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` in T5's format: unigrams, ``</s>`` at the end.
 
     Args:
-        folder: Made if need be.
-        max_length: Longest prompt in tokens, the end included.
+        folder: Folder to write to; it is created if it does not exist.
+        max_length: Longest prompt in tokens, with the end token.
     """
     known = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (SPACE, CHARACTER)]
     whole = [(SPACE + word, WORD) for word in words()]
-    # What follows the hyphen of "close-up".
+    # "-up" is the rest of "close-up".
     pieces = [("-up", WORD), *((character, CHARACTER) for character in sorted(string.printable.strip()))]
     tokenizer = T5TokenizerFast(vocab=[*known, *whole, *pieces], extra_ids=0, model_max_length=max_length)
     tokenizer.save_pretrained(folder)

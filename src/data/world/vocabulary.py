@@ -1,4 +1,4 @@
-"""What the world is made of: nouns, colours, patterns, backgrounds, styles and the individuals built from them."""
+"""The parts of the world: nouns, colours, patterns, backgrounds, styles and the individuals made of them."""
 
 import zlib
 from dataclasses import astuple, dataclass
@@ -61,7 +61,7 @@ class Look:
 
 
 def is_held_out(look: Look) -> bool:
-    """Whether this individual is kept out of every training scene (one look in eight, by a stable hash)."""
+    """Tell whether this individual is kept out of every training scene (one look in eight, by a stable hash)."""
     return zlib.crc32("/".join(map(str, astuple(look))).encode()) % 8 == 0
 
 
@@ -87,10 +87,10 @@ def training_look(rng: np.random.Generator) -> Look:
 
 
 def subject(index: int, noun: str | None = None) -> Look:
-    """The ``index``-th held-out individual: two colours, a pattern that shows both, and a marking in a third colour.
+    """Return a held-out individual with two colours, a pattern that shows both, and a marking in a third colour.
 
     Args:
-        index: Any non-negative integer; the same index and noun always give the same individual.
+        index: Number of the individual, from 0; the same index and noun always give the same one.
         noun: A word of ``NOUNS``; by default the nouns take turns.
 
     Raises:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from src.data.files import text_fingerprint
 from src.data.prompts import tokenize
-from src.modules.generator import own_sampling, settled
+from src.modules.generator import model_sampling, settled
 from src.modules.training.diffusion import diffusion_target, draw_noise
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -104,7 +104,7 @@ class Backbone(ABC):
             wanted = " or ".join(one.__name__ for one in self.pipelines)
             raise ValueError(f"{name} holds a {type(pipeline).__name__}, but {type(self).__name__} takes a {wanted}")
         self.pipeline, self.name = pipeline, name
-        self.sampling = own_sampling(SAMPLING, sampling)
+        self.sampling = model_sampling(SAMPLING, sampling)
         self.vae = pipeline.vae
         self.tokenizers, self.text_encoders = zip(*self.encoders(), strict=True)
         for module in (self.denoiser, self.vae, *self.text_encoders):
@@ -128,7 +128,7 @@ class Backbone(ABC):
         """
         if dtype not in DTYPES:
             raise ValueError(f"backbone.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
-        sampling = own_sampling(SAMPLING, sampling)  # Refused here, before the weights are read.
+        sampling = model_sampling(SAMPLING, sampling)  # Refused here, before the weights are read.
         local = looks_local(path)
         if local and not (Path(path).expanduser() / "model_index.json").exists():
             raise ValueError(f"{path} is no diffusers pipeline folder: it has no model_index.json")

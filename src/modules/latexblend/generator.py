@@ -1,7 +1,4 @@
-"""LaTexBlend's inference: blend any number of concepts into one image (Eq. 10) with a stock pipeline.
-
-Shapes: L tokens of a prompt, S tokens of a concept, D width of one layer's keys.
-"""
+"""LaTexBlend's inference: blend any number of concepts into one image (Eq. 10) with a stock pipeline."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence

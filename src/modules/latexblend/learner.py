@@ -187,11 +187,11 @@ class LaTexBlend(Learner):
             "seed": str(self.seed),
         }
         if record is not None:
-            told = " ".join(f"{key}={value}" for key, value in self._told(record).items())
-            metadata |= {"steps": str(record.steps), "training": told}
+            settings = " ".join(f"{key}={value}" for key, value in self._training_settings(record).items())
+            metadata |= {"steps": str(record.steps), "training": settings}
         return ConceptBank(self.flow.concept_rows(), metadata)
 
-    def _told(self, record: TrainingRecord) -> dict[str, Any]:
+    def _training_settings(self, record: TrainingRecord) -> dict[str, Any]:
         """List what a bank's file records of its training; names and order are part of the file format."""
         return {
             "class_noun": self.subject.class_noun,

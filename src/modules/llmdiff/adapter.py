@@ -224,7 +224,7 @@ class LLMDiffAdapter(nn.Module):
         pooled = tensors.get("pooled.bias")
         empty_prompt = Text(tensors["phi_bias"][None], None if pooled is None else pooled[None])
         adapter = cls(backbone.unet, empty_prompt, width, num_terms, options).to(backbone.device)
-        _apply(adapter, tensors, path)
+        _load_tensors(adapter, tensors, path)
         adapter.metadata = metadata
         return adapter.requires_grad_(False).eval()
 
@@ -267,7 +267,7 @@ def _pooled(width: int, empty: Tensor | None) -> nn.Linear | None:
     return pooled
 
 
-def _apply(adapter: LLMDiffAdapter, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+def _load_tensors(adapter: LLMDiffAdapter, tensors: Mapping[str, Tensor], path: str | Path) -> None:
     expected = {name: tensor.shape for name, tensor in adapter.state_dict().items()}
     given = {name: tensor.shape for name, tensor in tensors.items()}
     fitting = sum(given.get(name) == shape for name, shape in expected.items())

@@ -28,11 +28,7 @@ class PackedText(NamedTuple):
 
 
 def pack(text: Tensor, context: Tensor, text_mask: Tensor, context_mask: Tensor) -> Tensor:
-    """Join both texts and their masks ``(B, L)`` on the channel axis, so that pipelines carry them as one tensor.
-
-    Returns:
-        The packed text, ``(B, L, W + C + 2)``.
-    """
+    """Join both texts and their masks ``(B, L)`` to one tensor that pipelines can carry, ``(B, L, W + C + 2)``."""
     masks = torch.stack([text_mask, context_mask], dim=-1).to(text)
     return torch.cat([text, context.to(text), masks], dim=-1)
 

@@ -24,7 +24,7 @@ from src.modules.training.learner import Learner, TrainingRecord
 
 SCALARS = ("gain", "rho", "a1", "b1", "a2", "b2")
 """Names of the scalar parameters: g, rho (h = softplus(rho)), and the weights of the two cross-attentions."""
-LARGEST_PLAIN = 16
+LARGEST_UNFUSED = 16
 """Side of latents up to which a CPU computes attention without the fused kernel, which with so few positions gains
 nothing in float32, and in bfloat16 makes the UNet's part of a training step a third longer."""
 
@@ -105,7 +105,7 @@ class LLMDiff(Learner):
             self.encoder.count_tokens(data.captions)
         self.backbone.to(device)
         self.encoder.language_model.to(device)
-        if device.type == "cpu" and self.backbone.unet.config.sample_size <= LARGEST_PLAIN:
+        if device.type == "cpu" and self.backbone.unet.config.sample_size <= LARGEST_UNFUSED:
             self.backbone.unet.set_attn_processor(AttnProcessor())
         if isinstance(data, EncodedData):
             data.encode_with(self.backbone.encode_images, autoencoder_key(self.backbone.vae))
@@ -198,13 +198,13 @@ class LLMDiff(Learner):
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
         """Write the adapter, which is all that drawing needs of a training."""
-        extra = {"training": json.dumps(self._told(record))}
+        extra = {"training": json.dumps(self._training_settings(record))}
         path = self.adapter.save(self.export_path, self.encoder, self.backbone, record.steps, extra)
         drawing = """"prompt='a red dog on the grass'" seed=0"""
         command = f"python generate.py method=llmdiff adapter={path} {self.backbone.overrides} {drawing}"
         return {"adapter": str(path), "next": command}
 
-    def _told(self, record: TrainingRecord) -> dict[str, Any]:
+    def _training_settings(self, record: TrainingRecord) -> dict[str, Any]:
         """List what an adapter's file records of its training; names and order are part of the file format."""
         return {
             "learning_rate": record.learning_rate,

@@ -83,13 +83,13 @@ def _local_deltas(decoder: Decoder, input_ids: Tensor, options: EncodingOptions)
         with replayed({layer: kept.pop(layer) for layer in unreached[index]}):
             deltas.append(_difference(output, call_under(mask, module, args, kwargs)))
 
-    with _keeping([layer for layers in unreached for layer in layers], kept), observed(modules, observe):
+    with _outputs_kept([layer for layers in unreached for layer in layers], kept), observed(modules, observe):
         run = decoder.run(input_ids)
     return [run.embedding, *deltas]
 
 
 @contextlib.contextmanager
-def _keeping(layers: list[nn.Module], kept: dict[nn.Module, Tensor]) -> Iterator[None]:
+def _outputs_kept(layers: list[nn.Module], kept: dict[nn.Module, Tensor]) -> Iterator[None]:
     """While active, put the outputs of these layers into ``kept``."""
 
     def observe(index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
@@ -104,7 +104,7 @@ def _global_deltas(decoder: Decoder, input_ids: Tensor, options: EncodingOptions
     modules = [decoder.compared(options.state)[index] for index in _chosen(decoder, options)]
     added = options.state == "update"
     run, contextual = _recorded(decoder, modules, input_ids, added)
-    with _each_alone(decoder, options.context):
+    with _context_hidden(decoder, options.context):
         _, alone = _recorded(decoder, modules, input_ids, added)
     return [run.embedding, *(_difference(one, other) for one, other in zip(contextual, alone, strict=True))]
 
@@ -124,7 +124,7 @@ def _recorded(
 
 
 @contextlib.contextmanager
-def _each_alone(decoder: Decoder, context: str) -> Iterator[None]:
+def _context_hidden(decoder: Decoder, context: str) -> Iterator[None]:
     """While active, hide all other tokens from each token, in every block."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -1,7 +1,4 @@
-"""Estimate from shapes how much memory a call of a scale-wise pipeline takes at its peak, and refuse what is too much.
-
-Numbers are bytes unless a docstring says otherwise.
-"""
+"""Estimate from shapes the peak memory of a call of a scale-wise pipeline, and refuse what does not fit."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -179,8 +176,7 @@ class PeakMemory:
         pair, length = 2 if self.model.paired(index) else 1, self.lengths[index]
         rows = pair * paths.count * length
         attention = rows * self.block.attention
-        # Paths that share keys have wider values than keys. Only on GPUs does torch have a fused kernel for that;
-        # elsewhere it materialises the attention map.
+        # Values of paths that share keys are wider than the keys; only GPUs have a fused kernel for that.
         if paths.shared and device.type != "cuda":
             seen = sum(self.lengths[: index + 1]) if self.model.cache_capacity else length
             attention += pair * paths.images * length * seen * self.block.attention_map

@@ -127,7 +127,7 @@ def drawn(
     return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
-OF_A_REQUEST = ("prompt", "num_images_per_prompt", "generator", "output_type", "return_dict", "callback_on_scale_end")
+PER_REQUEST = ("prompt", "num_images_per_prompt", "generator", "output_type", "return_dict", "callback_on_scale_end")
 """Arguments that the generator itself passes for each request."""
 
 
@@ -144,12 +144,12 @@ class CallSettings:
 
     def __init__(self, pipeline: NextScalePipeline, given: Mapping[str, Any]) -> None:
         parameters = inspect.signature(type(pipeline).__call__).parameters
-        check_names("method.sampling", given, [name for name in parameters if name not in ("self", *OF_A_REQUEST)])
+        check_names("method.sampling", given, [name for name in parameters if name not in ("self", *PER_REQUEST)])
         own = pipeline.sampling
         self.arguments = {name: own.get(name) if value is None else value for name, value in given.items()}
-        self._of_model = pipeline.config.sampling or {}
+        self._model_settings = pipeline.config.sampling or {}
 
     def __str__(self) -> str:
         """List everything that the method or the model has set, in one line."""
-        settings = {**self._of_model, **self.arguments}
+        settings = {**self._model_settings, **self.arguments}
         return " ".join(f"{name}={value}" for name, value in sorted(settings.items()))

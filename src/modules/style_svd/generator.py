@@ -125,10 +125,7 @@ class StyleGenerator(BatchedGenerator[Request]):
                 yield [place for job in jobs[part] for place in job]
 
     def _place(self, request: Request) -> tuple[str, int, str, bool, Style | None]:
-        """Return a key that is equal for requests that share a content path.
-
-        A style of words is itself drawn, in the batch's second half, so each request of that kind has its own place.
-        """
+        """Return a key that requests with a common content path share; each style of words has a path of its own."""
         alone = self.noise == "independent" or _kind(request) == "text"
         return request.prompt, request.seed, _kind(request), request.truncate, request.style if alone else None
 

@@ -112,9 +112,9 @@ class Learner(nn.Module, ABC):
 
         Groups may share a name, by which ``rates`` of ``LearnerModule`` gives them a learning rate.
         """
-        return [{"name": "all", "params": self.averaged()}]
+        return [{"name": "all", "params": self.averaged_parameters()}]
 
-    def averaged(self) -> list[nn.Parameter]:
+    def averaged_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that are averaged: here all that are trained."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
@@ -180,8 +180,8 @@ class LearnerModule(L.LightningModule):
         self.schedule, self.num_warmup_steps, self.warmup_share = schedule, num_warmup_steps, warmup_share
         self.ema_decay = ema_decay
         self._groups()
-        self.averaged = learner.averaged()
-        self.ema = None if ema_decay is None else EMAModel(self.averaged, decay=ema_decay)
+        self.averaged_parameters = learner.averaged_parameters()
+        self.ema = None if ema_decay is None else EMAModel(self.averaged_parameters, decay=ema_decay)
         # Loggers and checkpoints get these plain values, and no objects.
         self.save_hyperparameters({name: value for name, value in asdict(self.record()).items() if name != "steps"})
 
@@ -261,7 +261,7 @@ class LearnerModule(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.learner.after_step()
         if self.ema is not None:
-            self.ema.step(self.averaged)
+            self.ema.step(self.averaged_parameters)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the learner's curves as often as the loss."""
@@ -280,12 +280,12 @@ class LearnerModule(L.LightningModule):
         if self.ema is None:
             yield
             return
-        self.ema.store(self.averaged)
+        self.ema.store(self.averaged_parameters)
         try:
-            self.ema.copy_to(self.averaged)
+            self.ema.copy_to(self.averaged_parameters)
             yield
         finally:
-            self.ema.restore(self.averaged)
+            self.ema.restore(self.averaged_parameters)
 
     @torch.no_grad()
     def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
@@ -302,7 +302,7 @@ class LearnerModule(L.LightningModule):
     def take_average(self) -> None:
         """Replace the weights by their average for good, if there is one."""
         if self.ema is not None:
-            self.ema.copy_to(self.averaged)
+            self.ema.copy_to(self.averaged_parameters)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the learner's identity, which resuming checks, and the averaged weights."""
@@ -317,7 +317,7 @@ class LearnerModule(L.LightningModule):
             ValueError: If it belongs to another experiment, or lacks a tensor.
         """
         if "identity" not in checkpoint:
-            _as_now(checkpoint)
+            _rename_entries(checkpoint)
         found, own = checkpoint["identity"], self.learner.identity()
         if found != own:
             raise ValueError(
@@ -333,7 +333,7 @@ class LearnerModule(L.LightningModule):
             self.ema.optimization_step = checkpoint["ema"]["step"]
 
 
-def _as_now(checkpoint: dict[str, Any]) -> None:
+def _rename_entries(checkpoint: dict[str, Any]) -> None:
     """Rename the entries of a checkpoint that is older than ``LearnerModule``."""
     checkpoint["identity"] = next((checkpoint[name] for name in OLD_IDENTITIES if name in checkpoint), {})
     checkpoint["state_dict"] = {f"learner.{name}": tensor for name, tensor in checkpoint["state_dict"].items()}

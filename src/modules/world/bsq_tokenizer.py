@@ -94,9 +94,9 @@ class BSQTokenizerPretraining(Learner):
         """Read the linear code as one strided convolution, and rotate it."""
         self.teacher = code_convolution(self.code_path)
         width, generator = self.teacher.out_channels, step_generator(self.seed, 0, stream=1)
-        turn = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q * REACH / width**0.5
+        rotation = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q * REACH / width**0.5
         for parameter in self.teacher.parameters():
-            parameter.data = (turn @ parameter.view(width, -1)).view_as(parameter)
+            parameter.data = (rotation @ parameter.view(width, -1)).view_as(parameter)
         self.teacher.to(device)
 
     def losses(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:

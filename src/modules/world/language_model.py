@@ -75,8 +75,8 @@ class LanguageModelPretraining(Learner):
     def token_losses(self, logits: Tensor, input_ids: Tensor) -> Tensor:
         """Compute the cross-entropy of every token but the first of each text, ``(N,)``."""
         targets = input_ids[:, 1:].to(logits.device)
-        told = (targets != self.tokenizer.pad_token_id) & (targets != self.tokenizer.bos_token_id)
-        return F.cross_entropy(logits[:, :-1][told].float(), targets[told], reduction="none")
+        counted = (targets != self.tokenizer.pad_token_id) & (targets != self.tokenizer.bos_token_id)
+        return F.cross_entropy(logits[:, :-1][counted].float(), targets[counted], reduction="none")
 
     def validate(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
         """Compute the same loss, and for each skill whether tokens are predicted that the context determines."""

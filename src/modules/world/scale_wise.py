@@ -128,10 +128,7 @@ class ScaleWisePretraining(Learner):
         return torch.where(dropped[:, None, None], nothing, text), tokens.attention_mask.bool()
 
     def groups(self) -> list[dict[str, Any]]:
-        """Group the parameters by part, because at the transformer's rate the text encoder may collapse.
-
-        Vectors and tables have no weight decay.
-        """
+        """Group matrices and the rest, without weight decay, by part: at one rate the text encoder may collapse."""
         groups: list[dict[str, Any]] = []
         for name in ("transformer", "text_encoder"):
             part = getattr(self, name)

@@ -1,7 +1,4 @@
-"""Pretrain the world's text-to-image model: text encoder and UNet together, on latents of the linear code.
-
-Shapes: B captions, L tokens, D width of the text encoder.
-"""
+"""Pretrain the world's text-to-image model: text encoder and UNet together, on latents of the linear code."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

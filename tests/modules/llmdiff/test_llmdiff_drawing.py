@@ -41,7 +41,9 @@ def test_grids_and_validation_see_the_average_and_leave_the_last_weights(tmp_pat
         [Request("a", 0)],
     )
     trainer(3, tmp_path).fit(module, data)
-    last, average = ([tensor.clone() for tensor in tensors] for tensors in (module.averaged, module.ema.shadow_params))
+    last, average = (
+        [tensor.clone() for tensor in tensors] for tensors in (module.averaged_parameters, module.ema.shadow_params)
+    )
     assert not equal(last, average)
 
     def seen() -> tuple[np.ndarray, float]:
@@ -49,11 +51,11 @@ def test_grids_and_validation_see_the_average_and_leave_the_last_weights(tmp_pat
         return np.asarray(module.sample(requests)[0]), loss
 
     image, loss = seen()
-    assert equal(last, module.averaged) and equal(average, module.ema.shadow_params)
+    assert equal(last, module.averaged_parameters) and equal(average, module.ema.shadow_params)
     with pytest.raises(ValueError, match="at most 128"):
         module.sample([Request("dog " * 200, 0)])
-    assert equal(last, module.averaged)
-    module.ema.copy_to(module.averaged)
+    assert equal(last, module.averaged_parameters)
+    module.ema.copy_to(module.averaged_parameters)
     again = seen()
     assert np.array_equal(image, again[0]) and loss == again[1]
     module.ema.shadow_params = last

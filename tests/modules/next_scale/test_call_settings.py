@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from src.modules.generator import own_sampling
+from src.modules.generator import model_sampling
 from src.modules.next_scale.infinity.pipeline import SAMPLING
 from src.modules.next_scale.pipeline import CallSettings
 from src.modules.next_scale.switti.sampling import SwittiSampling
@@ -21,12 +21,12 @@ def published(name: str) -> dict[str, object]:
 
 @pytest.mark.parametrize(("name", "temperature"), [("infinity_2b", 0.5), ("infinity_8b", 1.0)])
 def test_published_infinities_have_settings_of_their_own(name: str, temperature: float) -> None:
-    assert own_sampling(SAMPLING, published(name))["temperature"] == temperature
+    assert model_sampling(SAMPLING, published(name))["temperature"] == temperature
 
 
 @pytest.mark.parametrize(("name", "scales", "guided"), [("switti_512", 10, 8), ("switti_1024", 14, 11)])
 def test_published_swittis_leave_the_last_scales_unguided(name: str, scales: int, guided: int) -> None:
-    sampling = SwittiSampling(**own_sampling(asdict(SwittiSampling()), published(name)))
+    sampling = SwittiSampling(**model_sampling(asdict(SwittiSampling()), published(name)))
     assert [scale > 1 for scale in sampling.guidance(scales)] == [0 < index < guided for index in range(scales)]
 
 

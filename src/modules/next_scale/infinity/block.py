@@ -92,10 +92,7 @@ class CrossAttention(nn.Module):
 
 
 class InfinityBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward layer with shared adaptive layer norms.
-
-    Hidden states stay in float32 from block to block; matrices work in the precision of their weights.
-    """
+    """One block; hidden states stay in float32 between blocks, matrices work in the precision of their weights."""
 
     def __init__(self, width: int, num_heads: int, hidden_width: int) -> None:
         super().__init__()

@@ -1,7 +1,4 @@
-"""Infinity as a diffusers pipeline: prompts to images.
-
-Shapes: B images, T tokens of text, E width of text, d bits of a cell, H x W cells, a cell is s x s pixels.
-"""
+"""Infinity as a diffusers pipeline: prompts to images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +11,7 @@ from torch import Tensor
 from transformers import T5EncoderModel, T5TokenizerFast
 
 from src.data.images import fitted
-from src.modules.generator import own_sampling, settled
+from src.modules.generator import model_sampling, settled
 from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
 from src.modules.next_scale.infinity.bits import quantise
 from src.modules.next_scale.infinity.sampling import InfinityDraw, cell_grids
@@ -61,7 +58,7 @@ class InfinityPipeline(NextScalePipeline):
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(scale_grids=scale_grids, scale_prefixes=scale_prefixes, sampling=sampling)
-        self.sampling = own_sampling(SAMPLING, sampling)
+        self.sampling = model_sampling(SAMPLING, sampling)
         self.schedules = ScaleSchedules(scale_grids or infinity_grids(), scale_prefixes or INFINITY_PREFIXES)
         self._check_parts()
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.cell)
@@ -192,8 +189,7 @@ class InfinityPipeline(NextScalePipeline):
             output_type: ``pil``, ``np``, ``pt`` (both in [0, 1]), or ``latent`` for the last running sum.
             return_dict: Whether to wrap the images like other pipelines.
             truncate: Whether to cut prompts that are too long instead of refusing them.
-            callback_on_scale_end: Hooks, called after each scale with its index and the ``Generation``, which they may
-                change.
+            callback_on_scale_end: Hooks that get each scale's index and the ``Generation``, which they may change.
 
         Raises:
             ValueError: If an argument is impossible.

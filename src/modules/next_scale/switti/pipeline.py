@@ -1,7 +1,4 @@
-"""Switti as a diffusers pipeline: prompts to images.
-
-Shapes: B images, d channels of a code, N x N cells of the last scale, H x W pixels.
-"""
+"""Switti as a diffusers pipeline: prompts to images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,7 +12,7 @@ from torch import Tensor
 from transformers import BatchEncoding, CLIPTextModel, CLIPTokenizer
 
 from src.data.images import fitted
-from src.modules.generator import own_sampling, settled
+from src.modules.generator import model_sampling, settled
 from src.modules.next_scale.loop import Condition, Generation, OnScale
 from src.modules.next_scale.memory import BlockBytes, PeakMemory
 from src.modules.next_scale.pipeline import NextScalePipeline, check_call, check_lengths, check_room, drawn
@@ -63,7 +60,7 @@ class SwittiPipeline(NextScalePipeline):
             tokenizer_2=tokenizer_2,
         )
         self.register_to_config(sampling=sampling)
-        self.sampling = own_sampling(asdict(SwittiSampling()), sampling)
+        self.sampling = model_sampling(asdict(SwittiSampling()), sampling)
         self._check_parts()
         self.image_processor = VaeImageProcessor(vae_scale_factor=vae.patch_size)
 
@@ -164,8 +161,7 @@ class SwittiPipeline(NextScalePipeline):
             output_type: ``pil``, ``np``, ``pt`` (both in [0, 1]), or ``latent`` for the last running sum.
             return_dict: Whether to wrap the images like other pipelines.
             truncate: Whether to cut prompts that are too long instead of refusing them.
-            callback_on_scale_end: Hooks, called after each scale with its index and the ``Generation``, which they may
-                change.
+            callback_on_scale_end: Hooks that get each scale's index and the ``Generation``, which they may change.
 
         Raises:
             ValueError: If an argument is impossible.
