@@ -236,9 +236,9 @@ def sweep_dir(root: str, name: str | None, task: str, resume: bool | None = None
     """``root/<name>/<hash of the command>``: where the points of a sweep are, by their numbers.
 
     Args:
-        root: Of all sweeps.
-        name: Of the sweep's file, if there is one.
-        task: Of the entry point: two scripts share no sweep.
+        root: The folder of all sweeps.
+        name: The name of the sweep's file, if there is one.
+        task: The entry point's name: two scripts share no sweep.
         resume: None where the same command goes on with the same sweep, as images and scores are found again. Else,
             as a training would overwrite another: False for a new folder each time, True for the newest one.
 

@@ -22,13 +22,13 @@ class Search:
     """Trials share one journal file: the same command goes on. One process at a time.
 
     Args:
-        folder: Of the journal and of the trials' run folders.
+        folder: Holds the journal and the trials' run folders.
         num_trials: To finish in all; trials that failed do not count.
         monitor: Logged metric that is sought, such as ``val/loss``.
         direction: ``minimize`` or ``maximize``.
         space: Key of the training's configuration to its range: ``{low, high}`` with ``log`` or ``step`` if wanted,
             or a list of choices.
-        seed: Of the sampler, together with the number of trials so far.
+        seed: Seeds the sampler, together with the number of trials so far.
 
     Raises:
         ValueError: If a range or the direction is not understood.
@@ -47,7 +47,7 @@ class Search:
         """Train until enough trials have finished; return where the best one is.
 
         Args:
-            cfg: Of one training; every trial changes a copy.
+            cfg: The configuration of one training; every trial changes a copy.
 
         Raises:
             ValueError: If a key of the space is not in ``cfg``, nothing logs ``monitor``, or no trial finished.

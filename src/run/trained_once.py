@@ -33,10 +33,10 @@ class Training:
     """One training whose product is kept.
 
     Attributes:
-        name: Of what is trained, on the screen.
+        name: What the screen calls it.
         product: What ``fit`` calls it, such as ``adapter``.
         path: Where it is kept.
-        overrides: Of the training's configuration.
+        overrides: What its configuration changes, as on the command line.
         former: Where the version before this one kept it.
     """
 
@@ -104,7 +104,7 @@ def training_digests(cfg: DictConfig, content: Sequence[str]) -> tuple[str, str]
     """Hash of a training's settings, of the weights of its backbone and of what else it reads.
 
     Args:
-        cfg: Of ``composed``.
+        cfg: What ``composed`` gave.
         content: Hashes of images and further models.
 
     Returns:

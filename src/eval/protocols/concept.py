@@ -225,7 +225,7 @@ class ConceptProtocol(Protocol[Concept]):
         num_seeds: Images per prompt and concept.
         profile: Encoders and scale of the scores; its name stands with every number.
         images_dir: Where the images go; what it holds is not drawn again.
-        seed: Of the first image of each prompt, and of the bootstrap.
+        seed: Seeds the first image of each prompt, and the bootstrap.
 
     Raises:
         ValueError: If a template has not exactly one slot, there is nothing to score, or the profile asks for another

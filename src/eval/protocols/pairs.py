@@ -38,7 +38,7 @@ class PairProtocol(Protocol[Pair]):
         num_seeds: Images per prompt and ordered pair.
         profile: Its CLIP gives CLIP-T on the whole image, its DINO identity on the crops.
         images_dir: Where the images go; what it holds is not drawn again.
-        seed: Of the first image of each prompt, and of the bootstrap.
+        seed: Seeds the first image of each prompt, and the bootstrap.
 
     Raises:
         ValueError: If a template lacks a slot or a relation, or the profile asks for another text or other pairs.

@@ -104,7 +104,7 @@ class StyleProtocol(Protocol[StyleReference]):
         profile: Encoders and rules; its name stands with every number.
         images_dir: Where the images go; what it holds is not drawn again.
         set_metrics: Numbers of the whole set that are asked for.
-        seed: Of the first image of each prompt, and of the bootstrap.
+        seed: Seeds the first image of each prompt, and the bootstrap.
 
     Raises:
         ValueError: If there is too little to score, names repeat, or the profile's rules do not fit.

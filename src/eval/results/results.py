@@ -214,7 +214,7 @@ def write_results(
 
     Args:
         run_dir: The run folder.
-        title: Of ``report.html``.
+        title: The heading of ``report.html``.
         metrics: Content of ``metrics.json``.
         tables: Content of ``table.md``.
         rows: Lines of ``per_image.csv`` and ``per_image.parquet``, all with the keys of the first.

@@ -33,7 +33,7 @@ class SetMetrics:
         preprocess: Image to what ``network`` takes, without the batch dimension.
         subset_size: Images per subset of KID.
         num_subsets: Subsets of KID.
-        seed: Of the subsets.
+        seed: Draws the subsets.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class SetScores:
         """Load the networks and count, before anything is drawn.
 
         Args:
-            num_images: Of the set.
+            num_images: How many images the set has.
             num_seeds: Samples of one prompt among them.
 
         Raises:

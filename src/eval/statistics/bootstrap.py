@@ -73,11 +73,11 @@ def bootstrap_statistic(
 
     Args:
         columns: Name to values, each of shape ``(n,)``, all about the same items.
-        statistic: Of the means of the columns, elementwise. A replicate where it is not finite is left out.
+        statistic: A function of the means of the columns, elementwise. A replicate where it is not finite is left out.
         groups: Factors whose levels are resampled, each of length ``n``. None: the values are independent. One: whole
             clusters are drawn. Two: both are drawn and crossed. A factor with one level is left out, for it says
             nothing about others.
-        seed: Of the draws.
+        seed: Seeds the draws.
         num: Replicates.
 
     Returns:

@@ -64,7 +64,7 @@ def compare(ours: Values, baseline: Values, groups: Groups, seed: int) -> Compar
         ours: Shape ``(n,)``.
         baseline: Shape ``(n,)``, in the same order of places.
         groups: As of ``bootstrap_statistic``; without a factor of several levels each place stands for itself.
-        seed: Of replicates and flips.
+        seed: Seeds replicates and flips.
 
     Raises:
         ValueError: If lengths differ or a score is not a number.
@@ -126,8 +126,8 @@ def sign_flip_p(differences: Values, clusters: Labels, seed: int, num: int = NUM
     Args:
         differences: Shape ``(n,)``.
         clusters: A label per difference, e.g. its prompt, or its prompt and subject.
-        seed: Of sampled flips.
-        num: Of sampled flips.
+        seed: Seeds the flips, where they are sampled.
+        num: How many flips are sampled.
 
     Raises:
         ValueError: If there is no difference, one is not a number, or there is not one label for each.

@@ -138,9 +138,9 @@ def compare_points(
 
     Args:
         sweep_dir: Holds one folder per point, named by its number, with ``metrics.json`` and ``per_image.csv``.
-        title: Of the page; the name of the sweep by default.
+        title: The heading of the page; by default the sweep's name.
         published: By point, published means of its scores.
-        seed: Of the bootstrap and the permutations.
+        seed: Seeds the bootstrap and the permutations.
         since: When the sweep was started, as of ``finished``.
 
     Raises:

@@ -25,7 +25,7 @@ def comparison_figure(
     """One panel per score, points from top to bottom; then one score against another, pair by pair.
 
     Args:
-        labels: Of the points, the baseline first.
+        labels: What each point is called, the baseline first.
         means: By point, the interval of each score.
         frontiers: The scores across and up in the last panels.
     """

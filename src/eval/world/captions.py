@@ -101,7 +101,7 @@ def summarise(tests: Sequence[CaptionTest], scores: Mapping[str, Sequence[float]
     Args:
         tests: One per image.
         scores: By name, one per image.
-        seed: Of the bootstrap.
+        seed: Seeds the bootstrap.
     """
     found: Summary = {}
     for kind, places in _places(tests).items():
@@ -130,14 +130,14 @@ class CaptionProtocol(Protocol[CaptionTest]):
 
     Args:
         kinds: Keys of ``caption_tests.KINDS``.
-        num_captions: Of each kind.
+        num_captions: How many captions of each kind.
         num_seeds: Images per caption.
         profile: Its CLIP and scale.
         probe: Reads objects.
         images_dir: Where the images go; what it holds is not drawn again.
         wording: What the generator is told, ``own`` or ``short``: with the short caption of every scene, a base model
             shows what it can draw where nothing has to be understood.
-        seed: Of the first image, of the loss's noise and of the bootstrap; every image has its own.
+        seed: Seeds the first image, the loss's noise and the bootstrap; every image has a seed of its own.
 
     Raises:
         ValueError: If there is nothing to draw, or a kind or the wording is unknown.

@@ -19,12 +19,12 @@ class InjectionProtocol(Protocol[PromptPair]):
 
     Args:
         difference: In what the two prompts of a pair differ: ``object``, ``color`` or ``both``.
-        num_pairs: Of prompts.
+        num_pairs: How many pairs of prompts.
         num_seeds: Images per pair.
         profile: Its CLIP and scale.
         probe: Reads object and colour.
         images_dir: Where the images go; what it holds is not drawn again.
-        seed: Of the pairs, of the first image of each and of the bootstrap.
+        seed: Draws the pairs; seeds the first image of each, and the bootstrap.
 
     Raises:
         ValueError: If there is nothing to draw, or the difference is unknown.

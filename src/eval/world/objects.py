@@ -23,7 +23,7 @@ def behind(images: Sequence[Image.Image]) -> list[Image.Image]:
     """Of each image the empty scene, a photo, that it differs from in the fewest pixels.
 
     Args:
-        images: Of the world's size, 64 x 64.
+        images: Images of the world, 64 x 64 pixels.
     """
     scenes = list(_empty_scenes())
     return [min(scenes, key=lambda scene: int(differs(image, scene).sum())) for image in images]
@@ -47,7 +47,7 @@ def count_objects(images: Sequence[Image.Image]) -> list[int]:
     """Connected patches of each image that are not its background; objects that touch count as one.
 
     Args:
-        images: Of the world's size, 64 x 64.
+        images: Images of the world, 64 x 64 pixels.
     """
     found = np.stack([differs(image, scene) for image, scene in zip(images, behind(images), strict=True)])
     return [_number(one) for one in _patches(_opened(torch.from_numpy(found)[:, None].float()))]
@@ -102,7 +102,7 @@ def object_images(test: CaptionTest, image: Image.Image) -> list[Image.Image]:
 
     Args:
         test: Says how the objects stand.
-        image: Of the world's size, 64 x 64.
+        image: An image of the world, 64 x 64 pixels.
     """
     if len(test.looks) == 1:
         return [image]

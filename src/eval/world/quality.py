@@ -134,7 +134,7 @@ class WorldQuality(Protocol[Scene]):
         num_scene_samples: The first of these captions that are also sampled, in groups of 100.
         num_attribute_samples: Captions that name object, colour, pattern and background, to be sampled and probed.
         num_subjects: Held-out individuals, with ``NUM_VIEWS`` photos each, the first being the gallery.
-        seed: Of the first sample, and of the bootstrap.
+        seed: Seeds the first sample, and the bootstrap.
 
     Raises:
         ValueError: If captions do not fill groups of 100, or more of them are sampled than there are.

@@ -174,7 +174,7 @@ class DualFlow:
         """
         unique = sorted(set(template_indices))
         prompts = [self.backbone.as_read(self.prompts[index]) for index in unique]
-        positions = torch.tensor([self.spans[index].start for index in unique])
+        positions = torch.tensor([self.spans[index].start for index in unique])  # (B,), V* of each prompt
         ids = [tokenize(tokenizer, prompts) for tokenizer in self.backbone.tokenizers]
         with self.backbone.modifier_embedded(list(self.delta.modifier), positions):
             text = self.backbone.encode_ids(ids)
@@ -199,12 +199,12 @@ class DualFlow:
         samples = torch.arange(number, device=rows.device)[:, None].expand(-1, rows.shape[1])  # (B, S)
         positions = torch.tensor([list(range(self.spans[at].start, self.spans[at].stop)) for at in base_at])
         positions = positions.to(rows.device)  # (B, S)
-        first = number if self.base_flow else 0
+        first = number if self.base_flow else 0  # the first row that is projected with W'
 
         def changed(name: str, hidden: Tensor, projected: Tensor) -> Tensor:
             # W' e = W_0 e + (W' - W_0) e, for the prior images only unless there is no base flow.
             trained = projected[first:] + self.delta(name, hidden[first:]).to(projected)
-            projected = torch.cat([projected[:first], trained])
+            projected = torch.cat([projected[:first], trained])  # (B + prior, L, D)
             if not self.base_flow:
                 return projected
             return projected.index_put((samples, positions), self.project(name, rows).to(projected))

@@ -51,7 +51,7 @@ class BlendedText:
         number, rows = len(self.placements), projected.shape[0]
         if rows not in (number, 2 * number):
             raise ValueError(f"concepts were placed for {number} prompts, but the denoiser got {rows} rows of text")
-        blended = projected.clone()
+        blended = projected.clone()  # (rows, L, D)
         for row, placements in enumerate(self.placements, start=rows - number):
             for bank, positions in placements:
                 concept = bank.rows[name] + blended[row, positions] if self.keep_context else bank.rows[name]

@@ -95,8 +95,8 @@ def separation_loss(attention: Tensor, size: tuple[int, int], phrases: Phrases) 
     distance = ((share[:, None] - share) * (log_share[:, None] - log_share)).sum(-1) / 2  # (T, T)
     stops = torch.tensor([len(phrase) for phrase in phrases]).cumsum(0).tolist()
     groups = [range(stop - len(phrase), stop) for stop, phrase in zip(stops, phrases, strict=True)]
-    gathered = [distance[group[0], group[1:]].max() for group in groups]
-    parted = [distance[a][:, b].amax(0).mean() for a in groups for b in groups if a != b]
+    gathered = [distance[group[0], group[1:]].max() for group in groups]  # g1 of each concept
+    parted = [distance[a][:, b].amax(0).mean() for a in groups for b in groups if a != b]  # g2 of each ordered pair
     return torch.stack(gathered).sum() - (torch.stack(parted).sum() if parted else 0.0)
 
 
@@ -117,7 +117,7 @@ def recorded_attention(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
             query = queries.pop(name)
             if query.shape[1] <= MAX_CELLS:
                 split_query, split_key = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key))
-                scores = split_query @ split_key.transpose(-1, -2) / math.sqrt(split_query.shape[-1])
+                scores = split_query @ split_key.transpose(-1, -2) / math.sqrt(split_query.shape[-1])  # (B, H, N, L)
                 maps[name] = scores.softmax(-1).mean(1)
 
         return hook

@@ -165,10 +165,10 @@ class LaTexBlend(Learner):
     def _denoising_errors(
         self, latents: Tensor, mask: Tensor, text: Text, transform, generators: list[Generator]
     ) -> Tensor:
-        noised = self.backbone.corrupt(latents, generators)
+        noised = self.backbone.corrupt(latents, generators)  # x_t and target, (B, C, h, w)
         with transformed_projections(self.backbone.denoiser, transform):
             prediction = self.backbone.denoise(noised, text)
-        errors = per_sample_mse(prediction, noised.target, mask)
+        errors = per_sample_mse(prediction, noised.target, mask)  # (B,)
         if self.snr_gamma is not None:
             errors = errors * min_snr_weights(self.backbone.noise_scheduler, noised.timesteps, self.snr_gamma)
         return errors

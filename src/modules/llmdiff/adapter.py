@@ -63,7 +63,7 @@ class LLMDiffAdapter(nn.Module):
         super().__init__()
         self.options = options or AdapterOptions()
         self.metadata: dict[str, str] = {}
-        rows = empty_prompt.prompt_embeds[0].detach().float()
+        rows = empty_prompt.prompt_embeds[0].detach().float()  # (S, W)
         self.width, self.num_terms, self.text_width = width, num_terms, rows.shape[-1]
         self.aggregation = Aggregation(width, num_terms, self.options)
         self.phi = nn.Linear(width, self.text_width, bias=False)
@@ -113,7 +113,7 @@ class LLMDiffAdapter(nn.Module):
         joined = self.aggregation(text.states, text.mask, generators)  # c, (B, L, D)
         missing = max(self.phi_bias.shape[0] - joined.shape[1], 0)
         tokens, mask = F.pad(joined, (0, 0, 0, missing)), F.pad(text.mask, (0, missing))
-        position = torch.arange(tokens.shape[1], device=tokens.device)
+        position = torch.arange(tokens.shape[1], device=tokens.device)  # (max(L, S),)
         # phi(c), (B, max(L, S), W)
         projected = self.phi(tokens) + self.phi_bias[position.clamp(max=len(self.phi_bias) - 1)]
         context = tokens[..., :0] if self.options.key_value == "phi" else self.bottleneck(tokens)
@@ -123,7 +123,7 @@ class LLMDiffAdapter(nn.Module):
 
     def _pool(self, joined: Tensor, mask: Tensor) -> Tensor:
         """Pool the tokens, ``(B, L, D) -> (B, D)``; padding is zero."""
-        lengths = mask.sum(1)
+        lengths = mask.sum(1)  # (B,)
         if self.options.pooling == "mean":
             return joined.sum(1) / lengths[:, None]
         return joined[torch.arange(len(joined), device=joined.device), lengths - 1]

@@ -44,14 +44,14 @@ class Aggregation(nn.Module):
         start = options.gain_init
         if start is None:
             start = 1.0 if options.normalisation == "none" else max(num_terms, 1) ** -0.5
-        gain = torch.full((num_terms, width if options.gain == "channel" else 1), start)
+        gain = torch.full((num_terms, width if options.gain == "channel" else 1), start)  # (T, D) or (T, 1)
         # A parameter without a gradient would stop training on several processes, so this is a buffer.
         if options.gain == "fixed" or num_terms == 0:
             self.register_buffer("gain", gain)
         else:
             self.gain = nn.Parameter(gain)
         if self._has_noise:
-            self.rho = nn.Parameter(torch.full((num_terms,), -8.0))
+            self.rho = nn.Parameter(torch.full((num_terms,), -8.0))  # h_i = softplus(-8), about 3e-4
         self.final_norm = nn.LayerNorm(width) if options.final_norm == "layer_norm" else nn.Identity()
 
     @property
@@ -98,12 +98,12 @@ class Aggregation(nn.Module):
                 terms = self._normalised(self._terms(states[:, 1:].float()))  # (B, T, L, D)
                 text = text + torch.einsum("td,btld->bld", self.gain.float().expand(-1, terms.shape[-1]), terms)
             if self._has_noise and (self.training or self.options.noise == "always"):
-                deviation = (2 * F.softplus(self.rho.float()).sum()).sqrt()
+                deviation = (2 * F.softplus(self.rho.float()).sum()).sqrt()  # sqrt(2 sum h)
                 text = text + deviation * drawn_tokens(mask, text.shape[-1], generators).to(text)
             return self.final_norm(text) * mask[..., None]
 
     def _start(self, states: Tensor, mask: Tensor, generators: Generators) -> Tensor:
-        embedding = self._normalised(states[:, 0].float())
+        embedding = self._normalised(states[:, 0].float())  # (B, L, D)
         if self.options.initial == "embed":
             return embedding
         if self.options.initial == "learned":
@@ -132,7 +132,7 @@ def drawn_tokens(mask: Tensor, width: int, generators: Generators) -> Tensor:
     assert generators is not None
     lengths = mask.sum(1).tolist()
     chosen = [generators] * len(lengths) if isinstance(generators, torch.Generator) else generators
-    noise = torch.zeros(*mask.shape, width)
+    noise = torch.zeros(*mask.shape, width)  # (B, L, D)
     for row, length, generator in zip(noise, lengths, chosen, strict=True):
         row[:length] = torch.randn(length, width, generator=generator)
     return noise

@@ -29,7 +29,7 @@ class PackedText(NamedTuple):
 
 def pack(text: Tensor, context: Tensor, text_mask: Tensor, context_mask: Tensor) -> Tensor:
     """Join both texts and their masks ``(B, L)`` to one tensor that pipelines can carry, ``(B, L, W + C + 2)``."""
-    masks = torch.stack([text_mask, context_mask], dim=-1).to(text)
+    masks = torch.stack([text_mask, context_mask], dim=-1).to(text)  # (B, L, 2)
     return torch.cat([text, context.to(text), masks], dim=-1)
 
 
@@ -44,8 +44,8 @@ def unpack(packed: Tensor, text_width: int) -> PackedText:
             f"an LLMDiff adapter is installed, but the UNet got text of width {packed.shape[-1]}, which is not the "
             "adapter's; pass prompt_embeds from the adapter, or leave its context"
         )
-    context = packed[..., text_width:-2]
-    text_bias, context_bias = ((1 - packed[..., None, :, index]) * HIDDEN for index in (-2, -1))
+    context = packed[..., text_width:-2]  # (B, L, C)
+    text_bias, context_bias = ((1 - packed[..., None, :, index]) * HIDDEN for index in (-2, -1))  # (B, 1, L) each
     return PackedText(packed[..., :text_width], text_bias, context, context_bias)
 
 
@@ -158,7 +158,7 @@ class JointProcessor(OriginalProcessor):
         context = packed.context if packed.context.shape[-1] else packed.text
         bias = packed.context_bias if attention_mask is None else packed.context_bias + attention_mask
         additional = self.additional(hidden_states, context, bias)
-        kept = 1 + self.strength * (self.additional.original_weight - 1)
+        kept = 1 + self.strength * (self.additional.original_weight - 1)  # 1 at strength 0, a1 e^b1 at 1
         joined = original * kept + additional * (self.strength * self.additional.additional_weight)
         return joined.to(hidden_states.dtype)
 

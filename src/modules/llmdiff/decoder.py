@@ -85,7 +85,7 @@ def alone_mask(hidden: Tensor, context: str = "self") -> Tensor:
         context: ``self``, or ``self+first`` to let every token see the first one too.
     """
     batch, length, _ = hidden.shape
-    visible = torch.eye(length, dtype=torch.bool, device=hidden.device)
+    visible = torch.eye(length, dtype=torch.bool, device=hidden.device)  # (L, L)
     if context == "self+first":
         visible[:, 0] = True
     mask = torch.zeros(length, length, dtype=hidden.dtype, device=hidden.device)
@@ -230,7 +230,7 @@ class Decoder:
 
     def _check_causal(self) -> None:
         other = self._ids.clone()
-        other[:, -1] = self._ids[:, 0]
+        other[:, -1] = self._ids[:, 0]  # only the last token differs
         before, after = self.run(self._ids).last[:, :-1], self.run(other).last[:, :-1]
         if _differ(before, after):
             raise ValueError(

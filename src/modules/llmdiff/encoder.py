@@ -57,7 +57,7 @@ class TextStates:
         """Join unpadded prompts ``(K, L_i, D)`` to a batch."""
         lengths = torch.tensor([row.shape[1] for row in rows], device=rows[0].device)
         number, _, width = rows[0].shape
-        states = rows[0].new_zeros(len(rows), number, int(lengths.max()), width)
+        states = rows[0].new_zeros(len(rows), number, int(lengths.max()), width)  # (B, K, L, D)
         for padded, row in zip(states, rows, strict=True):
             padded[:, : row.shape[1]] = row
         return cls(states, torch.arange(states.shape[2], device=states.device) < lengths[:, None])
@@ -186,7 +186,7 @@ class LLMEncoder:
     def _encode(self, batch: Mapping[str, list[int]]) -> dict[str, Tensor]:
         """Run the model on one batch; padding repeats the last token, and no real position sees it."""
         longest = max(map(len, batch.values()))
-        padded = torch.tensor([ids + ids[-1:] * (longest - len(ids)) for ids in batch.values()])
+        padded = torch.tensor([ids + ids[-1:] * (longest - len(ids)) for ids in batch.values()])  # (B, L)
         # The precision of a training must not change an encoding, which is cached for other uses.
         with torch.autocast(self.language_model.device.type, enabled=False):
             states = read_states(self.language_model.decoder, padded, self.options)

@@ -154,7 +154,7 @@ class LLMDiff(Learner):
             size_ids: SDXL's time ids, the size and crop of each image, ``(B, 6)``; None for whole images of this size.
         """
         noised = self.backbone.corrupt(latents, generators)
-        text = self.adapter(self.encoder.encode(captions), generators)
+        text = self.adapter(self.encoder.encode(captions), generators)  # packed, (B, L, W + C + 2)
         with self.installed():
             prediction = self.backbone.denoise(noised, text, size_ids)
         errors = per_sample_mse(prediction, noised.target)

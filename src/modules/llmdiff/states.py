@@ -49,7 +49,7 @@ def read_states(decoder: Decoder, input_ids: Tensor, options: EncodingOptions) -
         "ln_mean": [_normalised_mean(chosen)],
         "sum": [embedding, *chosen],
     }
-    return torch.stack(states[options.features], dim=1)
+    return torch.stack(states[options.features], dim=1)  # (B, K, L, D)
 
 
 def num_terms(number_of_blocks: int, options: EncodingOptions) -> int:
@@ -63,7 +63,7 @@ def _chosen(decoder: Decoder, options: EncodingOptions) -> list[int]:
 
 
 def _normalised_mean(outputs: list[Tensor]) -> Tensor:
-    normed = [F.layer_norm(output.float(), output.shape[-1:], eps=1e-8) for output in outputs]
+    normed = [F.layer_norm(output.float(), output.shape[-1:], eps=1e-8) for output in outputs]  # (B, L, D) each
     return torch.stack(normed).mean(0).to(outputs[0].dtype)
 
 

@@ -44,7 +44,7 @@ class KeyValueCache:
         """
         if self.streams == 1 and len(values) > len(queries):
             queries, keys = (t.repeat_interleave(len(values) // len(t), dim=0) for t in (queries, keys))
-        owners, heads, length, width = queries.shape
+        owners, heads, length, width = queries.shape  # (O, H, L, D)
         wanted = self.streams - first_stream
         by_owner = values.view(owners, wanted, heads, length, width).permute(0, 2, 3, 1, 4)  # (O, H, L, M, D)
         all_keys, all_values = self._extended(block, keys, by_owner, first_stream)
@@ -60,8 +60,8 @@ class KeyValueCache:
         kept_keys, kept_values = self.keys[block], self.values[block]
         if kept_keys is None or kept_values is None:
             owners, heads, _, width = keys.shape
-            kept_keys = keys.new_empty(owners, heads, self.capacity, width)
-            kept_values = values.new_empty(owners, heads, self.capacity, self.streams, width)
+            kept_keys = keys.new_empty(owners, heads, self.capacity, width)  # (O, H, capacity, D)
+            kept_values = values.new_empty(owners, heads, self.capacity, self.streams, width)  # (O, H, capacity, M, D)
             self.keys[block], self.values[block] = kept_keys, kept_values
         kept_keys[:, :, start:stop] = keys
         kept_values[:, :, start:stop, first_stream:] = values
@@ -113,7 +113,7 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, scale: float, mask:
     """
     if queries.is_cuda or queries.dtype != torch.bfloat16 or not torch.is_grad_enabled():
         return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
-    logits = (queries * scale) @ keys.mT
+    logits = (queries * scale) @ keys.mT  # (R, H, L, T)
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf)
     return logits.float().softmax(-1).to(values.dtype) @ values
@@ -151,6 +151,6 @@ def rotate(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         cosines: Cosines of the angles, ``(L, D / 2)``, float32.
         sines: Sines of the same angles, ``(L, D / 2)``, float32.
     """
-    first, second = states.float().unflatten(-1, (-1, 2)).unbind(-1)
+    first, second = states.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, L, D / 2) each
     rotated = torch.stack([first * cosines - second * sines, first * sines + second * cosines], dim=-1)
     return rotated.flatten(-2).to(states.dtype)

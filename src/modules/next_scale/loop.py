@@ -50,7 +50,7 @@ class Streams:
 
     def owners(self, hidden: Tensor) -> Tensor:
         """Select the rows that have queries and keys, ``(R, L, C) -> (R / count, L, C)`` if they are shared."""
-        return hidden[:: self.count] if self.shared else hidden
+        return hidden[:: self.count] if self.shared else hidden  # the first path of each image
 
     @property
     def drops_first(self) -> bool:
@@ -136,7 +136,7 @@ class Generation:
                 conditional ones, unconditional rows with its unconditional ones.
             shared_noise: Whether all paths draw with the noise of their image; otherwise only the first does.
         """
-        self.feature = self.feature.repeat_interleave(count, dim=0)
+        self.feature = self.feature.repeat_interleave(count, dim=0)  # (P, d, H, W)
         self.condition = self.condition.repeated(count)
         self.cache.fork(count, share_attention)
         self.streams = Streams(count, share_attention)
@@ -161,7 +161,7 @@ class Generation:
         """Run one pass: predict logits, draw codes from them, and add these to the running sum."""
         tokens = self.model.next_tokens(self.feature, scale_index) if scale_index else None  # (P, L, d)
         logits = self._guided_logits(tokens, scale_index)  # (P, N, K)
-        noise = self._noise((logits.shape[1], logits.shape[2]), logits)
+        noise = self._noise((logits.shape[1], logits.shape[2]), logits)  # (P, N, K)
         feature = self.feature
         if self.streams.drops_first:
             noise, feature = (t.unflatten(0, (self.images, -1))[:, 1:].flatten(0, 1) for t in (noise, feature))
@@ -176,7 +176,7 @@ class Generation:
             self.cache.keep(slice(self.images * self.streams.count // self.cache.streams))
         if tokens is not None and paired:
             tokens = torch.cat([tokens, tokens])
-        condition = self.condition.rows(slice(rows))
+        condition = self.condition.rows(slice(rows))  # without guidance: the conditional rows alone
         logits = self.model.logits(tokens, scale_index, condition, self.cache, self.streams)
         return guided(logits, self.model.guidance[scale_index]) if paired else logits
 
@@ -185,7 +185,7 @@ class Generation:
         if not self.further:
             return first.repeat_interleave(self.streams.count, dim=0)
         each = [first, *(exponential_noise(self.images, shape, generators, like) for generators in self.further)]
-        return torch.stack(each, dim=1).flatten(0, 1)
+        return torch.stack(each, dim=1).flatten(0, 1)  # (P, N, K), paths of an image adjacent
 
 
 OnScale = Callable[[int, Generation], None]

@@ -27,9 +27,9 @@ def truncated(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
         smallest = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
     if 0 < top_p < 1:
-        ascending, order = logits.sort(dim=-1)
+        ascending, order = logits.sort(dim=-1)  # (..., K) each
         unlikely = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
-        unlikely[..., -1] = False
+        unlikely[..., -1] = False  # the likeliest choice always stays
         logits = logits.masked_fill(torch.zeros_like(unlikely).scatter(-1, order, unlikely), -torch.inf)
     return logits
 

@@ -169,14 +169,14 @@ class StyleBlending:
         generated = paths[:, content:].flatten(0, 1)  # (B, C, H, W), B = images x styles
         own = principal_features(generated, self.weights)
         self._record(generated=own, style=style)
-        blended = blended_features(generated, own, style).unflatten(0, (-1, styles))
+        blended = blended_features(generated, own, style).unflatten(0, (-1, styles))  # (images, styles, C, H, W)
         generation.feature = torch.cat([paths[:, :content], blended], dim=1).flatten(0, 1)
 
     def _styles(self, generation: Generation) -> PrincipalFeatures:
         if self.style is not None:
             return self.style
         number = generation.images // 2
-        feature = generation.feature[number:]
+        feature = generation.feature[number:]  # (number, C, H, W)
         generation.keep_images(number)
         return principal_features(feature, self.weights)
 

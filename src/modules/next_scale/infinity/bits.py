@@ -71,11 +71,11 @@ def quantise(features: Tensor, grids: Sequence[Grid], flips: Sequence[Tensor] = 
     found = Quantised([], [])
     for index, grid in enumerate(grids):
         target = pooled(residual, grid)  # (B, d, h, w)
-        codes = _NearestCode.apply(target)
+        codes = _NearestCode.apply(target)  # R_s, (B, d, h, w)
         found.bits.append(target > 0)
         if index < len(flips):
             codes = torch.where(flips[index], -codes, codes)
-        running = running + resized(codes, features.shape[-2:])
+        running = running + resized(codes, features.shape[-2:])  # F_s, (B, d, H, W)
         residual = features - running
         found.features.append(running)
     return found

@@ -62,11 +62,11 @@ class SelfAttention(nn.Module):
         values = split_heads(self.to_v(hidden if kept is None else hidden[kept]), self.num_heads)  # (R, H, L, D)
         queries, keys = linear(streams.owners(hidden), self.to_qk.weight).chunk(2, dim=-1)
         queries, keys = (split_heads(states, self.num_heads) for states in (queries + self.q_bias, keys))
-        temperature = self.log_temperature.float().clamp(max=MAX_LOG_TEMPERATURE).exp()
+        temperature = self.log_temperature.float().clamp(max=MAX_LOG_TEMPERATURE).exp()  # (H, 1, 1)
         queries = rotate(normalize(queries.float(), dim=-1) * temperature, *rotation)
         keys = rotate(normalize(keys.float(), dim=-1), *rotation)
         first = 0 if kept is None else 1
-        out = memory.attend(index, queries.to(values.dtype), keys.to(values.dtype), values, 1.0, first)
+        out = memory.attend(index, queries.to(values.dtype), keys.to(values.dtype), values, 1.0, first)  # (R, H, L, D)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -86,7 +86,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Attend to the text, ``(R, L, C) -> (R, L, C)``; ``mask`` ``(R, 1, 1, T)`` is false on padding."""
-        queries = split_heads(self.to_q(hidden.to(self.to_q.weight.dtype)), self.num_heads)
+        queries = split_heads(self.to_q(hidden.to(self.to_q.weight.dtype)), self.num_heads)  # (R, H, L, D)
         out = attention(queries, keys, values, queries.shape[-1] ** -0.5, mask)
         return self.proj(out.transpose(1, 2).flatten(2))
 
@@ -139,9 +139,9 @@ class InfinityBlock(nn.Module):
         if kept is not None:
             hidden, condition = hidden[kept], condition.rows(kept)
         gate, gate_2, _, scale, _, shift = condition["ada"].unsqueeze(2).unbind(1)
-        hidden = hidden + gate * change
+        hidden = hidden + gate * change  # (R, L, C)
         query = normed(hidden) * self.cross_norm.weight.float() + self.cross_norm.bias.float()
         text = condition["keys"], condition["values"], condition.get("mask")
         hidden = hidden + self.cross_attention(query, *text)
-        inner = self.fc1((normed(hidden) * (1 + scale) + shift).to(self.fc1.weight.dtype))
+        inner = self.fc1((normed(hidden) * (1 + scale) + shift).to(self.fc1.weight.dtype))  # (R, L, 4 C)
         return hidden + gate_2 * self.fc2(gelu(inner, approximate="tanh"))

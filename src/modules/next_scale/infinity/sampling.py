@@ -34,7 +34,7 @@ def token_sequence(cells: Tensor, patchify: bool) -> Tensor:
 
 def cells_of(sequence: Tensor, grid: Grid, patchify: bool) -> Tensor:
     """Invert ``token_sequence``: ``(B, L, D)`` on a grid of tokens to ``(B, d, h, w)``."""
-    cells = sequence.mT.unflatten(-1, grid)
+    cells = sequence.mT.unflatten(-1, grid)  # (B, D, rows, columns)
     return pixel_shuffle(cells, 2) if patchify else cells
 
 
@@ -122,8 +122,8 @@ class InfinityDraw:
         self, tokens: Tensor | None, scale_index: int, condition: Condition, cache: KeyValueCache, streams: Streams
     ) -> Tensor:
         """Predict the logits of 0 and of 1 for every bit, divided by the temperature: ``(R, L D, 2)``."""
-        here = slice(*self.schedule.starts[scale_index : scale_index + 2])
-        rotation = self.rotation[0][here], self.rotation[1][here]
+        here = slice(*self.schedule.starts[scale_index : scale_index + 2])  # the scale's place among all tokens
+        rotation = self.rotation[0][here], self.rotation[1][here]  # (L, D / 2) each
         logits = self.transformer.scale_logits(
             tokens, scale_index, condition, rotation, cache, streams, self.block_guidance[scale_index]
         )

@@ -69,7 +69,7 @@ def random_flips(
     for grid in cell_grids(schedule, patchify):
         share = torch.randint(round(100 * strength) + 1, (), generator=generator) / 100
         drawn = torch.rand(*features.shape[:2], *grid, generator=generator)
-        flips.append((drawn < share).to(features.device))
+        flips.append((drawn < share).to(features.device))  # (B, d, h, w)
     return flips
 
 

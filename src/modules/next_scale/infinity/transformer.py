@@ -38,7 +38,7 @@ class TextPooling(nn.Module):
         """Pool the text; ``mask`` ``(R, 1, 1, T)`` is false on padding."""
         heads = len(self.query)
         keys, values = (to(text).unflatten(-1, (heads, -1)).transpose(1, 2) for to in (self.to_k, self.to_v))
-        queries = self.query.expand(len(text), -1, -1, -1)
+        queries = self.query.expand(len(text), -1, -1, -1)  # (R, H, 1, D)
         pooled = scaled_dot_product_attention(queries, keys, values, attn_mask=mask)  # (R, H, 1, D)
         return self.proj(pooled.transpose(1, 2).flatten(1))
 
@@ -128,7 +128,7 @@ class InfinityTransformer(PartlyExact, ModelMixin, ConfigMixin):
         """Return rotary cosines and sines of all tokens, ``(N, D / 2)`` each, float32: for rows, then columns."""
         device = self.word_embed.weight.device
         frequencies = rotary_frequencies(self.config.width // self.config.num_heads, device)
-        places = torch.cat([positions(grid, schedule.position_grid, device) for grid in schedule.grids])
+        places = torch.cat([positions(grid, schedule.position_grid, device) for grid in schedule.grids])  # (N, 2)
         angles = (places[..., None] * frequencies).flatten(1)  # (N, D / 2)
         return angles.cos(), angles.sin()
 
@@ -196,7 +196,7 @@ class InfinityTransformer(PartlyExact, ModelMixin, ConfigMixin):
             if index in block_guidance:
                 hidden = guided(hidden, block_guidance[index]).repeat(2, 1, 1)
         head_ada = condition["head_ada"] if kept is None else condition["head_ada"][kept]
-        scale, shift = head_ada.unsqueeze(2).unbind(1)
+        scale, shift = head_ada.unsqueeze(2).unbind(1)  # (R, 1, C) each
         with torch.autocast(hidden.device.type, enabled=False):
             return self.head((normed(hidden) * (1 + scale) + shift).to(self.head.weight)).float()
 
@@ -235,7 +235,7 @@ def positions(grid: Grid, position_grid: Grid, device: torch.device) -> Tensor:
         torch.round(torch.arange(number, device=device) * (finest / number))
         for number, finest in zip(grid, position_grid, strict=True)
     )
-    return torch.cartesian_prod(rows, columns)
+    return torch.cartesian_prod(rows, columns)  # (L, 2), row by row
 
 
 def _check(width: int, num_heads: int, token_bits: int, patchify: bool) -> None:

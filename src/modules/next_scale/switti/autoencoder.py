@@ -54,19 +54,19 @@ class ResidualCodebook(nn.Module):
     def codes(self, weights: Tensor) -> Tensor:
         """Look up indices ``(B, n * n)``, or average codes with weights ``(B, n * n, V)``: ``(B, d, n, n)``."""
         table = self.embedding.weight.to(weights.device, torch.float32)
-        rows = weights @ table if weights.is_floating_point() else table[weights]
+        rows = weights @ table if weights.is_floating_point() else table[weights]  # (B, n * n, d)
         return rows.mT.unflatten(-1, (round(rows.shape[1] ** 0.5), -1))
 
     def nearest(self, features: Tensor) -> Tensor:
         """Find the index of the nearest code for every cell, ``(B, d, n, n) -> (B, n * n)``."""
-        cells, table = features.flatten(2).mT, self.embedding.weight.float()
+        cells, table = features.flatten(2).mT, self.embedding.weight.float()  # (B, n * n, d), (V, d)
         # Squared distance without the square of the cell, which is the same for all codes.
         return (table.square().sum(-1) - 2 * cells @ table.mT).argmin(-1)
 
     def contribution(self, codes: Tensor, scale_index: int, num_scales: int, side: int) -> Tensor:
         """Compute what a scale adds to the running sum, ``phi(bicubic(codes))``: ``(B, d, side, side)``."""
         if codes.shape[-1] != side:
-            codes = interpolate(codes, size=(side, side), mode="bicubic", align_corners=False)
+            codes = interpolate(codes, size=(side, side), mode="bicubic", align_corners=False)  # (B, d, N, N)
         weight, bias = self.phi[phi_index(scale_index, num_scales, len(self.phi))].parameters()
         smoothed = conv2d(codes, weight.to(codes), bias.to(codes), padding=1)
         return torch.lerp(codes, smoothed, self.smoothing)

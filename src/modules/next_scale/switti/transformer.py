@@ -150,11 +150,11 @@ class Block(nn.Module):
         """Pass tokens on, ``(R, L, C) -> (R, L, C)``; with ``kept``, only these rows go beyond queries and keys."""
         # Two gates, two scales, two shifts; of each pair the first is for self-attention, the other for the last layer.
         ada = condition["ada"].unsqueeze(2)  # (R, 6, 1, C)
-        modulated = self.self_attention_norm1(hidden) * (1 + ada[:, 2]) + ada[:, 4]
+        modulated = self.self_attention_norm1(hidden) * (1 + ada[:, 2]) + ada[:, 4]  # (R, L, C)
         queries, keys = self.attn.queries_and_keys(streams.owners(modulated), rotation)
         if kept is not None:
             hidden, modulated, ada, condition = hidden[kept], modulated[kept], ada[kept], condition.rows(kept)
-        values, scale = self.attn.values(modulated), queries.shape[-1] ** -0.5
+        values, scale = self.attn.values(modulated), queries.shape[-1] ** -0.5  # (R, H, L, D)
         attended = attention.attend(index, queries, keys, values, scale, first_stream=int(kept is not None))
         hidden = hidden + self.self_attention_norm2(self.attn.proj(_joined(attended))) * ada[:, 0]
         text = (condition["keys"], condition["values"], condition["mask"])
@@ -279,7 +279,7 @@ class SwittiTransformer(PartlyExact, ModelMixin, ConfigMixin):
         """
         areas = torch.tensor([side**2 for side in self.sides], device=tokens.device)
         scale_of = torch.repeat_interleave(torch.arange(len(areas), device=tokens.device), areas)
-        visible = scale_of[:, None] >= scale_of if self.config.use_ar else scale_of[:, None] == scale_of
+        visible = scale_of[:, None] >= scale_of if self.config.use_ar else scale_of[:, None] == scale_of  # (N, N)
         embedded = torch.cat([condition["start"], self.word_embed(tokens.to(self.word_embed.weight))], dim=1)
         cosines, sines = zip(*(self._rotation(side) for side in self.sides), strict=True)
         rotation = torch.cat(cosines), torch.cat(sines)
@@ -312,7 +312,7 @@ class SwittiTransformer(PartlyExact, ModelMixin, ConfigMixin):
             ending = kept if block is self.blocks[-1] else None
             hidden = block(index, hidden, of_block, rotation, attention, streams, ending)
         head_ada = condition["head_ada"] if kept is None else condition["head_ada"][kept]
-        scales, shifts = head_ada.unsqueeze(2).unbind(1)
+        scales, shifts = head_ada.unsqueeze(2).unbind(1)  # (R, 1, C) each
         return self.head(normed(hidden) * (1 + scales) + shifts).float()
 
     def _rotation(self, side: int) -> Rotation:
@@ -321,7 +321,7 @@ class SwittiTransformer(PartlyExact, ModelMixin, ConfigMixin):
         frequencies = self.config.rope_theta**-exponents
         steps = torch.arange(side, device=device) * (self.config.rope_size / max(side - 1, 1))
         columns, rows = steps.repeat(side), steps.repeat_interleave(side)  # (L,) each, row by row
-        angles = torch.cat([torch.outer(columns, frequencies), torch.outer(rows, frequencies)], dim=1)
+        angles = torch.cat([torch.outer(columns, frequencies), torch.outer(rows, frequencies)], dim=1)  # (L, D / 2)
         return angles.cos(), angles.sin()
 
 
