@@ -111,7 +111,7 @@ def replace_rows(projected: Tensor, concept: Tensor, positions: Sequence[int]) -
     if concept.shape[-2] != len(positions):
         raise ValueError(f"the concept has {concept.shape[-2]} rows, but its phrase takes {len(positions)} tokens")
     index = torch.tensor(list(positions), device=projected.device)
-    values = concept.to(projected).expand(*projected.shape[:-2], -1, -1)
+    values = concept.to(projected).expand(*projected.shape[:-2], -1, -1)  # (..., S, D)
     return projected.index_copy(projected.ndim - 2, index, values)
 
 

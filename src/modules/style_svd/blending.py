@@ -85,7 +85,7 @@ def principal_features(feature: Tensor, weights: Tensor) -> PrincipalFeatures:
     squares, ascending = torch.linalg.eigh(exact @ exact.mT)  # S^2 (B, C) and U (B, C, C), smallest first
     basis = ascending.flip(-1)
     projection = (basis * weights.to(basis)) @ basis.mT  # (B, C, C)
-    flat = feature.float().flatten(2)
+    flat = feature.float().flatten(2)  # (B, C, H W)
     emphasised = (projection.to(flat) @ flat).view_as(feature).to(feature.dtype)
     return PrincipalFeatures(emphasised, squares.flip(-1).clamp_min(0).sqrt())
 
