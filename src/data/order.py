@@ -23,6 +23,13 @@ def batches_of(trainer: Any) -> tuple[int, int]:
     return trainer.max_steps * each, trainer.global_step * each
 
 
+def share_of(trainer: Any, batch_size: int, seed: int) -> dict[str, int]:
+    """What a sampler has to know of a training: its length, where it goes on, and the share of this process."""
+    num_steps, first_step = batches_of(trainer)
+    ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+    return {"batch_size": batch_size, "num_steps": num_steps, "seed": seed, "first_step": first_step, **ranks}
+
+
 class StepBatchSampler(Sampler[list[Draw]]):
     """Yields batches of draws for the steps ``first_step ... num_steps - 1``, where a step is a batch.
 
@@ -172,17 +179,7 @@ class SteppedData(L.LightningDataModule):
 
     def train_batches(self) -> Iterable[list[Draw]]:
         """Return the draws of the remaining steps, batch by batch."""
-        trainer = self.trainer
-        num_batches, first_batch = batches_of(trainer)
-        return StepBatchSampler(
-            self._size(self.train),
-            self.batch_size,
-            num_batches,
-            self.seed,
-            first_batch,
-            trainer.global_rank,
-            trainer.world_size,
-        )
+        return StepBatchSampler(self._size(self.train), **share_of(self.trainer, self.batch_size, self.seed))
 
     def val_batches(self) -> Iterable[list[Draw]]:
         """Return the validation draws, batch by batch; their positions differ."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.data.images import load_folder
-from src.data.order import Draw, StepBatchSampler, batches_of
+from src.data.order import Draw, StepBatchSampler, share_of
 
 LATENT_CELL = 8
 """Side of a latent cell in pixels, in the autoencoders of Stable Diffusion and of the world."""
@@ -137,17 +137,7 @@ class ConceptData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Draws only: the module holds the latents of all views."""
-        trainer = self.trainer
-        num_batches, first_batch = batches_of(trainer)
-        sampler = StepBatchSampler(
-            2**20,
-            self.batch_size,
-            num_batches,
-            self.seed,
-            first_batch,
-            trainer.global_rank,
-            trainer.world_size,
-        )
+        sampler = StepBatchSampler(2**20, **share_of(self.trainer, self.batch_size, self.seed))
         return DataLoader(_Draws(), batch_sampler=sampler, collate_fn=_stack)
 
     def val_dataloader(self) -> DataLoader | list:

@@ -17,7 +17,7 @@ from src.data.captions.buckets import Size, aspect_buckets, nearest_bucket
 from src.data.captions.items import LEAVE_OUT, CaptionedItems
 from src.data.captions.sources import CaptionSource
 from src.data.images import image_size
-from src.data.order import BucketBatchSampler, Draw, SteppedData, batches_of
+from src.data.order import BucketBatchSampler, Draw, SteppedData, share_of
 from src.data.store import TensorStore
 
 Encode = Callable[[Tensor], Tensor]
@@ -150,23 +150,14 @@ class CaptionedImages(EncodedData, SteppedData):
 
     def train_batches(self) -> Iterable[list[Draw]]:
         """Return the draws of the remaining steps, each batch from one bucket."""
-        trainer = self.trainer
-        num_batches, first_batch = batches_of(trainer)
-        small = [bucket for bucket in self.train.buckets if len(bucket) < self.batch_size * trainer.world_size]
+        global_batch = self.batch_size * self.trainer.world_size
+        small = [bucket for bucket in self.train.buckets if len(bucket) < global_batch]
         if small and len(self.train.buckets) > 1:
             rank_zero_warn(
                 f"{len(small)} of {len(self.train.buckets)} image shapes have fewer images than a batch, so that their "
                 "batches repeat some; data.max_ratio=1 puts all images into one shape"
             )
-        return BucketBatchSampler(
-            self.train.buckets,
-            self.batch_size,
-            num_batches,
-            self.seed,
-            first_batch,
-            trainer.global_rank,
-            trainer.world_size,
-        )
+        return BucketBatchSampler(self.train.buckets, **share_of(self.trainer, self.batch_size, self.seed))
 
     def val_batches(self) -> Iterable[list[Draw]]:
         """Return the validation images, bucket by bucket."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.order import Draw, StepBatchSampler, batches_of
+from src.data.order import Draw, StepBatchSampler, share_of
 from src.data.world.datamodules import rendered, to_pixel_values
 from src.data.world.render import render
 from src.data.world.scenes import FRAMES, subject_scene
@@ -77,10 +77,7 @@ class FramePairsData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Load batches from the trainer's current step on."""
-        run = self.trainer
-        num_batches, first_batch = batches_of(run)
-        order = (num_batches, self.seed, first_batch, run.global_rank, run.world_size)
-        sampler = StepBatchSampler(len(self.train), self.batch_size, *order)
+        sampler = StepBatchSampler(len(self.train), **share_of(self.trainer, self.batch_size, self.seed))
         return DataLoader(self.train, batch_sampler=sampler, collate_fn=_same)
 
     def val_dataloader(self) -> DataLoader:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.data.files import whole_file
-from src.data.order import Draw, StepBatchSampler, batches_of
+from src.data.order import Draw, StepBatchSampler, share_of
 from src.data.store import read_or_remove
 from src.data.world.linear_code import LinearCode
 from src.data.world.long_captions import long_scene, short_or_long_scene
@@ -208,17 +208,7 @@ class WorldData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Load batches from the trainer's current step on."""
-        trainer = self.trainer
-        num_batches, first_batch = batches_of(trainer)
-        sampler = StepBatchSampler(
-            len(self.train),
-            self.batch_size,
-            num_batches,
-            self.seed,
-            first_batch,
-            trainer.global_rank,
-            trainer.world_size,
-        )
+        sampler = StepBatchSampler(len(self.train), **share_of(self.trainer, self.batch_size, self.seed))
         return DataLoader(self.train, batch_sampler=sampler, collate_fn=_same)
 
     def val_dataloader(self) -> DataLoader:
