@@ -131,7 +131,7 @@ class ConceptData(L.LightningDataModule):
         return [view for view in views if view.mask.any()]
 
     def class_views(self, images: list[Image.Image]) -> list[View]:
-        """Each class image and its mirror image."""
+        """Make a view of each class image and of its mirror image."""
         mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
         return [self._plain(image) for image in (*images, *mirrored)]
 

@@ -18,7 +18,7 @@ LARGEST_TOTAL = 100_000_000
 
 
 def world_files(folder: str | Path) -> dict[str, Path]:
-    """Every file below ``folder`` by relative POSIX path, sorted.
+    """List every file below ``folder`` by relative POSIX path, sorted.
 
     The manifest itself, hidden files and prose (``*.md``, which may be corrected) are left out.
     """
