@@ -1,6 +1,7 @@
 """Imports point one way: entry points -> run -> callbacks -> modules | eval -> data; the world stays in its folders."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,15 @@ def test_the_walk_sees_what_it_should(tmp_path: Path) -> None:
     source = "import src.eval.draw\nfrom src.data import images\ndef f():\n    from src.modules.generator import g\n"
     (tmp_path / "a.py").write_text(source)
     assert of_project(tmp_path / "a.py") == {"eval", "data", "modules"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_holds_one_noun_and_a_constructor_few_arguments(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 350
+    assert not re.search(r"^\s+\w+: Of\b", text, re.MULTILINE), "an argument is said in whole words"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            number = len(node.args.args) + len(node.args.kwonlyargs) - 1
+            # Switti's is what the published config.json holds.
+            assert number <= 10 or path.parts[-2:] == ("switti", "transformer.py"), f"{number} arguments"
