@@ -1,8 +1,10 @@
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from src.run.cli import respelled
 from src.run.types import check_types
 
 
@@ -58,3 +60,27 @@ class Part:
         word: str = "",
         anything: Any = None,
     ) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["backbone=world_infinity"],
+            "a NextScalePipeline, but a Backbone is needed; choose backbone=pixart_sigma, sd15",
+        ),
+        (
+            ["method=style_svd", "backbone=world_sd"],
+            "a UNetBackbone, but a NextScalePipeline is needed; choose backbone=infini",
+        ),
+        (
+            ["method=llmdiff", "backbone=pixart_sigma"],
+            "a PixArtBackbone, but a UNetBackbone is needed; choose backbone=sd15",
+        ),
+    ],
+)
+def test_a_method_says_which_backbones_it_takes_before_weights_are_read(root, arguments, sentence) -> None:
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        cfg = compose("generate", respelled([*arguments, "prompt=a dog"], "generate.py"))
+    with pytest.raises(ValueError, match=sentence):
+        check_types(cfg)
