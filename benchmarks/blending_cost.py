@@ -71,4 +71,5 @@ def main(path: str = "world/sd", steps: int = 25, rounds: int = 9) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2], *map(int, sys.argv[2:4]))
+    path, *numbers = sys.argv[1:4] or ["world/sd"]
+    main(path, *map(int, numbers))

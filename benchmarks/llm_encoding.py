@@ -45,10 +45,10 @@ def arms(decoder: Decoder, tokens: int, cache: EncodingCache) -> dict[str, Calla
     ids = torch.arange(1, tokens + 1)[None]
     full, attention = EncodingOptions(), EncodingOptions(state="attention")
     identity = Identity("benchmark", "", "")
-    cache.write(cache.path(identity, full, "a prompt"), read_states(decoder, ids, full)[0])
+    cache.write(cache.key(identity, full, "a prompt"), read_states(decoder, ids, full)[0])
 
     def cached() -> TextStates:
-        row = cache.read(cache.path(identity, full, "a prompt"))
+        row = cache.read(cache.key(identity, full, "a prompt"))
         assert row is not None
         return TextStates.stack([row.to(decoder.module.device)])
 

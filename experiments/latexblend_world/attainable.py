@@ -65,7 +65,8 @@ def main() -> None:
 
 def _means(rows: list[tuple[str, str, float, float]]) -> list[str]:
     groups = [[row[factor] for row in rows] for factor in (0, 1) if len({row[factor] for row in rows}) > 1]
-    return [str(bootstrap_mean([row[score] for row in rows], groups)) for score in (2, 3)]
+    scores = ([row[2] for row in rows], [row[3] for row in rows])
+    return [str(bootstrap_mean(values, groups)) for values in scores]
 
 
 if __name__ == "__main__":
