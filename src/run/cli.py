@@ -18,8 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from src.run.errors import CONF, explain
-from src.run.spelling import ARGUMENT, GIVEN_WHOLE, METHODS, RESPELLED
+from src.run.errors import explain
+from src.run.spelling import ARGUMENT, CONF, GIVEN_WHOLE, METHODS, RESPELLED
 from src.run.types import refuse_unknown
 
 ADDABLE = {"experiment=": "+", "bank.": "++", "references.": "++", "training.": "++", "suite.subjects.": "++"}

@@ -4,7 +4,6 @@ import errno
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from pathlib import Path
 
 from hydra.errors import (
     ConfigCompositionException,
@@ -20,7 +19,9 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-CONF = Path(__file__).parents[2] / "conf"
+from src.run.spelling import CONF
+from src.run.types import options
+
 EXTRAS = {"optuna": "hpo"}
 """Package that is imported with a part of the configuration, to the extra that brings it."""
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm"}
@@ -119,8 +120,6 @@ def _same_leaf(key: str, known: Iterable[str]) -> list[str]:
 
 def _paths(config: DictConfig, prefix: str = "", with_options: bool = False) -> Iterator[str]:
     """Dotted names of every key, inner ones included; with what parts take beside, if wanted."""
-    from src.run.types import options  # It imports this file.
-
     taken = options(str(config._get_node("_target_"))) if with_options and "_target_" in config else {}
     yield from (f"{prefix}{name}" for name in taken)
     for key in map(str, config):

@@ -1,7 +1,9 @@
-"""Old names of methods and keys, which commands may use for one version more; see ``src.run.cli.respelled``."""
+"""Names on the command line: where parts are configured, and what methods and keys were called in the version before."""
 
 import re
+from pathlib import Path
 
+CONF = Path(__file__).parents[2] / "conf"
 PARTS = (
     *("method", "backbone", "data", "protocol", "callbacks", "trainer", "metrics", "suite", "hpo", "llm", "llmdiff"),
     "logger",

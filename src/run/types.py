@@ -10,8 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from src.run.errors import CONF
-from src.run.spelling import PARTS
+from src.run.spelling import CONF, PARTS
 
 OF_HYDRA = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 SETS = ("callbacks", "logger", "llmdiff")
