@@ -1,4 +1,4 @@
-"""Names on the command line: where parts are configured, and what methods and keys were called in the version before."""
+"""Names on the command line: where parts are configured, and what methods and keys were called one version before."""
 
 import re
 from pathlib import Path
