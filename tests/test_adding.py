@@ -20,18 +20,6 @@ from src.run.types import check_types
 from tests.modules.backbones import test_contract as contract
 from tests.tiny import tiny_sd
 
-IMPORTS = """
-from collections.abc import Sequence
-from typing import Any
-import torch
-from diffusers import StableDiffusionPipeline
-from PIL import Image
-from torch import Tensor, nn
-from src.data.request import Identity, Request
-from src.modules.backbones.base import Backbone, Noised, Text
-from src.modules.generator import BatchedGenerator
-"""
-
 
 @pytest.fixture
 def added(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -43,7 +31,7 @@ def added(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         for place, kind, block in re.findall(r"`((?:src|conf)/[\w/.]+)`\s+```(\w+)\n(.*?)```", section, re.DOTALL):
             if kind == "python":
                 module = types.ModuleType(place.removesuffix(".py").replace("/", "."))
-                exec(IMPORTS + block, module.__dict__)
+                exec(block, module.__dict__)
                 monkeypatch.setitem(sys.modules, module.__name__, module)
                 parent, _, name = module.__name__.rpartition(".")
                 if parent not in sys.modules:
@@ -67,7 +55,8 @@ def composed(root: Path, conf: Path, *arguments: str):
 def test_a_method_is_added_as_the_page_says(added, root: Path, tmp_path: Path) -> None:
     conf = added("Add a method")
     tiny_sd(tmp_path / "words").save_pretrained(tmp_path / "sd")
-    cfg = composed(root, conf, "method=without_words", f"backbone.path={tmp_path / 'sd'}")
+    here = [f"backbone.path={tmp_path / 'sd'}"]
+    cfg = composed(root, conf, "method=without_words", *here)
     check_types(cfg)
     generator = instantiate(cfg.method, _convert_="all")
     requests = [Request("a dog", seed) for seed in (0, 1)]
@@ -75,6 +64,8 @@ def test_a_method_is_added_as_the_page_says(added, root: Path, tmp_path: Path) -
     assert [path.exists() for path in paths] == [True, True]
     plain = ConceptGenerator(generator.backbone).sample(requests)
     assert not np.array_equal(np.asarray(generator.sample(requests)[0]), np.asarray(plain[0]))
+    other = composed(root, conf, "method=without_words", "backbone.sampling.guidance_scale=1.5", *here)
+    assert instantiate(other.method, _convert_="all").identity() != generator.identity()
     with pytest.raises(ValueError, match="draws no styles"):
         generator.check([Request("a dog", 0, TextStyle("neon"))])
     with pytest.raises(ValueError, match="a NextScalePipeline, but a Backbone is needed; choose backbone="):
