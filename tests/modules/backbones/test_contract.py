@@ -12,6 +12,9 @@ from PIL import Image
 from src.data.prompts import concept_positions
 from src.data.request import Request
 from src.data.subject import ConceptData, Zoom
+from src.eval.encoders.models import OpenClipEncoder, TimmEncoder
+from src.eval.profile import Profile
+from src.eval.protocols.concept import Concept, ConceptProtocol
 from src.modules.backbones.base import Backbone
 from src.modules.backbones.denoising import denoising_errors
 from src.modules.backbones.pixart import PixArtBackbone
@@ -167,3 +170,16 @@ def test_a_saved_folder_is_the_same_backbone_and_another_kind_is_said(backbone: 
         ValueError, match=f"saved holds a {type(backbone.pipeline).__name__}, but {wrong.__name__} takes"
     ):
         wrong.from_pretrained(str(tmp_path / "saved"))
+
+
+def test_a_concept_is_evaluated_and_nothing_is_drawn_twice(backbone: Backbone, root: Path, tmp_path: Path) -> None:
+    encoders = OpenClipEncoder(f"local-dir:{root}/world/clip"), TimmEncoder(f"local-dir:{root}/world/dino")
+    protocol = ConceptProtocol(["a {} at night"], 2, Profile("world", *encoders, "class_noun", "all"), str(tmp_path))
+    photos = [Image.new("RGB", (64, 64), color) for color in ("navy", "orange")]
+    generator = ConceptGenerator(backbone, {"rex": bank(backbone)}, SAMPLING)
+    metrics = protocol.run(generator, [Concept("rex", "dog", photos)], tmp_path / "run")
+    assert metrics["overall"].keys() >= {"control", "concept", "ceiling"}
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
+    again = protocol.run(generator, [Concept("rex", "dog", photos)], tmp_path / "again")
+    assert again["overall"] == metrics["overall"] and len(files) == 4
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
