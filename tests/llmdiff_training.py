@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from src.callbacks.ranks import Ranks
+from src.callbacks.progress import Ranks
 from src.data.order import Draw, StepBatchSampler, SteppedData
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.llmdiff.encoder import LLMEncoder

@@ -40,7 +40,7 @@ def fit(cfg: DictConfig) -> Fitted:
     # Seconds of imports, which help need not wait for.
     import lightning as L
 
-    from src.callbacks.ranks import Ranks
+    from src.callbacks.progress import Ranks
     from src.callbacks.trackers.loggers import log_config, log_exports
 
     # Its import sets this to INFO: advertisements and a list of devices that are not there.

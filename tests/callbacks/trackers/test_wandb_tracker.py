@@ -10,8 +10,8 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 
+from src.callbacks.progress import Throughput
 from src.callbacks.sample_grid import SampleGrid
-from src.callbacks.throughput import Throughput
 from src.callbacks.trackers.loggers import log_config, log_exports
 from src.callbacks.trackers.wandb import TIMEOUTS, WandbTracker
 from tests.callbacks.conftest import TinyData, TinyModule, tiny_trainer

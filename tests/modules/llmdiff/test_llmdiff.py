@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from src.callbacks.ranks import Ranks
+from src.callbacks.progress import Ranks
 from src.callbacks.run_report import read_curves
 from src.data.captions.datamodule import CaptionedImages
 from src.data.captions.sources import CaptionFolder
