@@ -26,8 +26,7 @@ from torch.nn.functional import normalize
 from src.data.world.render import render
 from src.data.world.scenes import sample_scene
 from src.eval.encoders.cache import CachedEncoder
-from src.eval.encoders.models import OpenClipEncoder
-from src.eval.encoders.network import BATCH, ImageEncoder
+from src.eval.encoders.models import BATCH, ImageEncoder, OpenClipEncoder
 
 SIDE = 512
 NUMBERS = (500, 2000)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from src.eval.encoders.cache import CachedEncoder, CachedTextEncoder
-from src.eval.encoders.network import ImageEncoder, TextImageEncoder
+from src.eval.encoders.models import ImageEncoder, TextImageEncoder
 from src.eval.scores.similarity import clip_t, own_reference, pair_mean, within_set
 
 TEXTS = {

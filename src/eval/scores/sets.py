@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from src.data.images import find_images, load_image
-from src.eval.encoders.network import Picture, fetching, read_ahead
+from src.eval.encoders.models import Picture, fetching, read_ahead
 
 INCEPTION_FEATURES = "2048"
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from src.data.world.datamodules import ATTRIBUTES
-from src.eval.encoders.network import LOCAL, Preprocessing
+from src.eval.encoders.models import LOCAL, Preprocessing
 
 BATCH = 64
 

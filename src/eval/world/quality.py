@@ -16,7 +16,7 @@ from src.data.world.datamodules import ATTRIBUTES, VALIDATION_START, attribute_w
 from src.data.world.linear_code import LinearCode
 from src.data.world.render import render
 from src.data.world.scenes import Scene, attribute_scene, full_caption, sample_scene, subject_scene
-from src.eval.encoders.network import ImageEncoder
+from src.eval.encoders.models import ImageEncoder
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol
 from src.eval.results.results import Row, Table

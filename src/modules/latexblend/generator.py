@@ -135,7 +135,8 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         device: Torch device to draw on, or ``auto``; None leaves the backbone where it is.
 
     Raises:
-        ValueError: If a bank does not fit the backbone, or torch cannot use the device.
+        ValueError: If a bank does not fit the backbone, the pipeline cannot be guided as asked, or torch cannot use
+            the device.
     """
 
     def __init__(
@@ -165,6 +166,8 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         self.blending_start, self.bind = blending_start, bind
         if isinstance(blending_guidance, Mapping):
             blending_guidance = BlendingGuidance(**blending_guidance)
+        if blending_guidance:
+            blending_guidance.check(backbone.pipeline)
         self.blending_guidance = blending_guidance
 
     def place(self, prompt: str) -> tuple[str, list[Placement]]:

@@ -53,6 +53,18 @@ class BlendingGuidance:
                 "give 0 or more steps, and a step size in (0, 1]"
             )
 
+    def check(self, pipeline: DiffusionPipeline) -> None:
+        """Refuse a pipeline that cannot be guided.
+
+        Raises:
+            ValueError: If its calls take no callback at the end of a step.
+        """
+        if self.num_steps and not hasattr(pipeline, "_callback_tensor_inputs"):
+            raise ValueError(
+                f"a {type(pipeline).__name__} cannot be guided: its calls take no callback at the end of a step; leave "
+                "method.blending_guidance out, or take a Stable Diffusion or SDXL backbone"
+            )
+
     def arguments(self, pipeline: DiffusionPipeline, phrases: Sequence[Phrases]) -> dict[str, Any]:
         """Return the keyword arguments that make a pipeline's call guided; empty if there is nothing to guide.
 

@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 from src.data.world.render import render
 from src.data.world.scenes import subject_scene
 from src.eval.encoders.cache import CachedEncoder
-from src.eval.encoders.models import TimmEncoder
-from src.eval.encoders.network import BATCH
+from src.eval.encoders.models import BATCH, TimmEncoder
 
 
 class Counting(TimmEncoder):

@@ -11,8 +11,7 @@ from timm.data import create_transform
 from torch.nn.functional import normalize
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
-from src.eval.encoders.models import OpenClipEncoder, TimmEncoder
-from src.eval.encoders.network import Preprocessing
+from src.eval.encoders.models import OpenClipEncoder, Preprocessing, TimmEncoder
 
 TEXTS = ["a dog on the grass", "a cat at night", "a dog on the grass"]
 

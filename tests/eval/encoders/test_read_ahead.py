@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from src.eval.encoders.network import read_ahead
+from src.eval.encoders.models import read_ahead
 
 
 def sized(number, seen=None):

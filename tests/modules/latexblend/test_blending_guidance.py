@@ -8,9 +8,11 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 
 from src.data.request import Request
+from src.modules.backbones.pixart import PixArtBackbone
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.guidance import BlendingGuidance, recorded_attention, separation_loss
 from tests.modules.latexblend.test_blending import PIPELINES, bank, generator, pixels, unet_inputs
+from tests.tiny import tiny_pixart
 
 GUIDED = BlendingGuidance(num_steps=3, step_size=0.2)
 PAIR = "a <rex> next to a <mittens>"
@@ -120,3 +122,10 @@ def test_guidance_is_part_of_what_an_image_depends_on(backbone: UNetBackbone) ->
     plain = generator(backbone, banks).identity()
     assert generator(backbone, banks, blending_guidance=BlendingGuidance()).identity() == plain
     assert generator(backbone, banks, blending_guidance=GUIDED).identity() != plain
+
+
+def test_a_pipeline_that_cannot_be_guided_is_said_before_anything_is_drawn(tmp_path: Path) -> None:
+    pixart = PixArtBackbone(tiny_pixart(tmp_path), "pixart")
+    with pytest.raises(ValueError, match="PixArtSigmaPipeline cannot be guided.*leave method.blending_guidance out"):
+        generator(pixart, {}, blending_guidance=GUIDED)
+    generator(pixart, {}, blending_guidance={"num_steps": 0})
