@@ -159,7 +159,7 @@ def test_a_variable_that_a_launcher_sets_is_named(monkeypatch):
 def test_a_launcher_that_is_not_installed_says_what_to_type(root):
     # Hydra's own words depend on what is installed, so the error is made by hand.
     missing = MissingConfigException("no", missing_cfg_file="hydra/launcher/submitit_slurm")
-    assert explain(missing) == "hydra/launcher/submitit_slurm needs a package; type: pip install -e '.[slurm]'"
+    assert explain(missing) == 'hydra/launcher/submitit_slurm needs a package; type: pip install -e ".[slurm]"'
 
 
 def test_the_larger_recipe_of_the_self_supervised_encoder_sets_what_the_smaller_sets(root):

@@ -25,3 +25,12 @@ def test_files_that_pages_name_are_there() -> None:
     for page in (ROOT / "src").rglob("README.md"):
         for name in re.findall(r"`(\w+\.py)`", page.read_text()):
             assert [*(ROOT / "src").rglob(name), *ROOT.glob(name), *(ROOT / "tests").rglob(name)], f"{page}: {name}"
+
+
+def test_extras_are_installed_from_this_folder() -> None:
+    """In the package index, Atelier's name belongs to somebody else's program."""
+    for folder in ("src", "conf", "docs", "experiments", "world", "benchmarks"):
+        for path in (path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml", ".md", ".toml")):
+            text = path.read_text()
+            assert not re.search(r"atelier\[|install ['\"]?atelier\b", text), path
+            assert not re.search(r"pip install (?!-e ['\"]\.\[)\S*\[", text), path

@@ -65,7 +65,7 @@ def _missing_extra(error: BaseException | None) -> str | None:
     while error is not None:
         package = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ImportError) else ""
         if package in EXTRAS:
-            return f"this needs the package {package}; type: pip install -e '.[{EXTRAS[package]}]'"
+            return f'this needs the package {package}; type: pip install -e ".[{EXTRAS[package]}]"'
         error = error.__cause__
     return None
 
@@ -85,7 +85,7 @@ def _missing_file(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").partition("/")
     launcher = LAUNCHERS.get(name.removeprefix("launcher/"))
     if group == "hydra" and launcher:
-        return f"{group}/{name} needs a package; type: pip install -e '.[{launcher}]'"
+        return f'{group}/{name} needs a package; type: pip install -e ".[{launcher}]"'
     folder = CONF / group
     choices = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
     if group == "method" and "/" in name:

@@ -81,7 +81,7 @@ def test_without_its_package_a_search_says_what_to_type(monkeypatch: pytest.Monk
     monkeypatch.delattr(src.run, "search")
     with pytest.raises(InstantiationException) as raised:
         instantiate({"_target_": "src.run.search.Search", "folder": "."})
-    assert explain(raised.value) == "this needs the package optuna; type: pip install -e '.[hpo]'"
+    assert explain(raised.value) == 'this needs the package optuna; type: pip install -e ".[hpo]"'
 
 
 def test_what_a_killed_process_was_trying_is_tried_again(trained: list[DictConfig], tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def tensorboard_tracker(run_dir: str) -> TensorBoardLogger:
     try:
         return TensorBoardLogger(run_dir, name="tensorboard", version="", default_hp_metric=False)
     except ModuleNotFoundError as error:
-        raise ValueError("logger=tensorboard needs a package; type: pip install -e '.[tensorboard]'") from error
+        raise ValueError('logger=tensorboard needs a package; type: pip install -e ".[tensorboard]"') from error
 
 
 def log_config(loggers: Sequence[Logger], cfg: DictConfig) -> None:

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from src.callbacks.trackers.panels import KNOBS, dashboard, outline
     except ModuleNotFoundError as error:
-        return _refuse(f"the package {error.name} is missing; type: pip install -e '.[dashboard]'")
+        return _refuse(f'the package {error.name} is missing; type: pip install -e ".[dashboard]"')
     workspace = dashboard(options.entity, options.project, options.knobs or KNOBS)
     for section, titles in outline(workspace).items():
         print(f"{section}: {', '.join(titles)}")

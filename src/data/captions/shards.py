@@ -111,7 +111,7 @@ def expanded(shards: str | Sequence[str]) -> list[str]:
     try:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
-        raise ValueError("webdataset is not installed; run: pip install 'atelier[webdataset]'") from error
+        raise ValueError('webdataset is not installed; run: pip install -e ".[webdataset]"') from error
     listed = [shards] if isinstance(shards, str) else list(shards)
     found = [url for pattern in listed for url in expand_urls(pattern)]
     if not found:

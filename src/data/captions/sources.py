@@ -182,7 +182,7 @@ def _load(path: str, name: str | None, split: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ValueError("Hugging Face datasets is not installed; run: pip install 'atelier[datasets]'") from error
+        raise ValueError('Hugging Face datasets is not installed; run: pip install -e ".[datasets]"') from error
     folder = Path(path)
     saved = any((folder / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
     loaded = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, name)

@@ -144,7 +144,7 @@ def _inception() -> nn.Module:
             return NoTrainInceptionV3(name="inception-v3-compat", features_list=[INCEPTION_FEATURES])
     except ModuleNotFoundError as error:
         raise ValueError(
-            "the Inception-v3 of FID and KID needs a package; type: pip install -e '.[set_metrics]'"
+            'the Inception-v3 of FID and KID needs a package; type: pip install -e ".[set_metrics]"'
         ) from error
 
 

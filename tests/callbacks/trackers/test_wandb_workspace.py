@@ -51,4 +51,4 @@ def test_without_the_package_it_says_what_to_type(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.delitem(sys.modules, "src.callbacks.trackers.panels", raising=False)
     assert main(["--entity", "me", "--dry-run"]) == 1
-    assert "pip install -e '.[dashboard]'" in capsys.readouterr().err
+    assert 'pip install -e ".[dashboard]"' in capsys.readouterr().err

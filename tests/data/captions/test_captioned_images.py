@@ -410,7 +410,7 @@ def test_a_resumed_training_sees_what_it_would_have_seen(folder: Path, tmp_path:
 
 @pytest.fixture
 def table(folder: Path):
-    datasets = pytest.importorskip("datasets", reason="needs pip install 'atelier[datasets]'")
+    datasets = pytest.importorskip("datasets", reason='needs pip install -e ".[datasets]"')
     rows = {"image": [str(folder / f"{n:02d}.png") for n in (1, 2, 4)], "text": ["number 1", "number 2", "number 4"]}
     return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
 
@@ -434,7 +434,7 @@ def test_a_saved_dataset_is_read(table, folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_imagefolder_is_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets", reason="needs pip install 'atelier[datasets]'")
+    datasets = pytest.importorskip("datasets", reason='needs pip install -e ".[datasets]"')
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     lines = [{"file_name": f"{n:02d}.png", "text": f"number {n}"} for n in range(30) if n % 3]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -466,7 +466,7 @@ def test_bad_datasets(table, tmp_path: Path) -> None:
 @pytest.fixture
 def shards(tmp_path: Path) -> list[str]:
     """Seven shards of unequal length, 36 images in all."""
-    pytest.importorskip("webdataset", reason="needs pip install 'atelier[webdataset]'")
+    pytest.importorskip("webdataset", reason='needs pip install -e ".[webdataset]"')
     numbers = iter(range(36))
     return [write_shard(tmp_path / f"{i}.tar", itertools.islice(numbers, size)) for i, size in enumerate(LENGTHS)]
 
@@ -595,7 +595,7 @@ def test_bad_shards(tmp_path: Path, shards: list[str]) -> None:
 
 
 def test_json_captions(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset", reason="needs pip install 'atelier[webdataset]'")
+    pytest.importorskip("webdataset", reason='needs pip install -e ".[webdataset]"')
     from src.data.captions.shards import CaptionShards
 
     with tarfile.open(tmp_path / "0.tar", "w") as tar:

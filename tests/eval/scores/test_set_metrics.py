@@ -83,7 +83,7 @@ def test_files_and_other_sizes_pass_where_the_network_resizes(sets, tmp_path):
 def test_inception_is_fetched_late_and_its_absence_is_a_sentence(sets, monkeypatch):
     metrics = SetMetrics()
     monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
-    with pytest.raises(ValueError, match=r"type: pip install -e '.\[set_metrics\]'"):
+    with pytest.raises(ValueError, match=r'type: pip install -e "\.\[set_metrics\]"'):
         metrics.fid(*sets)
 
 
