@@ -107,7 +107,7 @@ def tiny_sd(folder: Path, prediction_type: str = "epsilon") -> StableDiffusionPi
     )
 
 
-def tiny_sdxl(folder: Path) -> StableDiffusionXLPipeline:
+def tiny_sdxl(folder: Path, **options: bool) -> StableDiffusionXLPipeline:
     torch.manual_seed(0)
     words = tokenizer(folder / "words")
     unet = UNet2DConditionModel(
@@ -128,10 +128,11 @@ def tiny_sdxl(folder: Path) -> StableDiffusionXLPipeline:
         unet=unet,
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"),
         add_watermarker=False,
+        **options,
     )
 
 
-def tiny_pixart(folder: Path) -> PixArtSigmaPipeline:
+def tiny_pixart(folder: Path, kind: type[PixArtSigmaPipeline] = PixArtSigmaPipeline) -> PixArtSigmaPipeline:
     torch.manual_seed(0)
     write_t5_tokenizer(folder / "words", LENGTH)
     words = T5TokenizerFast.from_pretrained(folder / "words")
@@ -147,7 +148,7 @@ def tiny_pixart(folder: Path) -> PixArtSigmaPipeline:
     )
     # At its start a transformer of this kind hardly moves: its output layer is shaken, so that text can be seen.
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.5)
-    return PixArtSigmaPipeline(
+    return kind(
         tokenizer=words,
         text_encoder=T5EncoderModel(config),
         vae=_vae(),

@@ -1,5 +1,6 @@
 """Three to five photos of one subject: the augmented views that a method learns from, and their order."""
 
+import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -83,7 +84,8 @@ class ConceptData(L.LightningDataModule):
         batch_size: Instance images per step and rank; as many prior images are added.
         num_views: Number of augmented views, drawn and encoded once; a multiple of the number of photos is best.
         zoom: The augmentation; None to use the photos as they are.
-        class_dir: Folder of other members of the class; None to let the backbone draw them.
+        class_dir: Folder of other members of the class; None to let the backbone draw them. Fewer images than
+            ``num_class_images`` are used with a warning.
         num_class_images: Number of images of other members of the class.
         num_val: Number of validation draws, the same every time; 0 for no validation.
         seed: Seed of the views and their order.
@@ -115,6 +117,11 @@ class ConceptData(L.LightningDataModule):
             raise ValueError("class_noun is empty; say what the subject is, such as class_noun=dog")
         self.photos = load_folder(instance_dir)
         self.class_photos = load_folder(class_dir)[:num_class_images] if class_dir else None
+        if self.class_photos and len(self.class_photos) < num_class_images:
+            logging.getLogger(__name__).warning(
+                "%s holds %d images, fewer than data.num_class_images=%d; they are used as they are, each more often",
+                class_dir, len(self.class_photos), num_class_images,
+            )  # fmt: skip
         self.instance_dir, self.class_noun, self.resolution = instance_dir, class_noun, resolution
         self.batch_size, self.num_views, self.zoom = batch_size, num_views, zoom
         self.num_class_images, self.num_val, self.seed = num_class_images, num_val, seed

@@ -65,3 +65,11 @@ def test_views_are_a_function_of_the_seed(folder: Path) -> None:
 def test_mistakes_are_said_at_once(folder: Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ConceptData(**({"instance_dir": str(folder), "class_noun": "dog", "resolution": 64} | options))
+
+
+def test_fewer_class_images_than_asked_for_are_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = ConceptData(str(folder), "dog", class_dir=str(folder), num_class_images=4)
+    assert len(data.class_photos or ()) == 3 and f"{folder} holds 3 images, fewer than" in caplog.text
+    caplog.clear()
+    assert len(ConceptData(str(folder), "dog", class_dir=str(folder), num_class_images=2).class_photos or ()) == 2
+    assert not caplog.text

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
+from PIL import Image
 from torch import Tensor, nn
 
 from src.data.files import text_fingerprint
@@ -222,15 +223,54 @@ class Backbone(ABC):
         own = {name: value for name, value in self.sampling.items() if name != "keep_context"}
         return settled({**own, "negative_prompt": "", "resolution": self.resolution}, given)
 
-    def encode_text(self, prompts: Sequence[str]) -> Text:
-        """Encode plain prompts, without gradient.
+    def token_ids(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Tokenize plain prompts for each text encoder, ``(B, L)``.
 
         Raises:
             ValueError: If one has more tokens than the text encoder takes.
         """
+        read = [self.as_read(prompt) for prompt in prompts]
+        return [tokenize(tokenizer, read) for tokenizer in self.tokenizers]
+
+    def encode_text(self, prompts: Sequence[str]) -> Text:
+        """Encode plain prompts, without gradient.
+
+        Raises:
+            ValueError: As in ``token_ids``.
+        """
         with torch.no_grad():
-            read = [self.as_read(prompt) for prompt in prompts]
-            return self.encode_ids([tokenize(tokenizer, read) for tokenizer in self.tokenizers])
+            return self.encode_ids(self.token_ids(prompts))
+
+    def negatives(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Return the arguments of a stock call that leads away from texts, one for each image; an empty one is none."""
+        return {"negative_prompt": list(prompts)}
+
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], settings: Mapping[str, Any], **arguments: Any
+    ) -> list[Image.Image]:
+        """Draw one image for each plain prompt, with one call of the stock pipeline.
+
+        Args:
+            prompts: B prompts.
+            seeds: Seed of each image.
+            settings: What ``settled`` returns; its negative prompt holds for all images, and an empty one is none.
+            arguments: Further arguments of the pipeline's call.
+
+        Raises:
+            ValueError: As in ``token_ids``, also for the negative prompt.
+        """
+        self.token_ids([*prompts, settings["negative_prompt"]])
+        return self.pipeline(
+            list(prompts),
+            **self.negatives([settings["negative_prompt"]] * len(prompts)),
+            num_inference_steps=settings["num_inference_steps"],
+            guidance_scale=settings["guidance_scale"],
+            height=settings["resolution"],
+            width=settings["resolution"],
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            **self.call,
+            **arguments,
+        ).images
 
     @contextlib.contextmanager
     def modifier_embedded(self, vectors: Sequence[Tensor], positions: Tensor) -> Iterator[None]:

@@ -50,6 +50,21 @@ class UNetBackbone(Backbone):
         hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         return Text(hidden, outputs[1].text_embeds)
 
+    def negatives(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Return the arguments of a stock call that leads away from texts, one for each image; an empty one is none.
+
+        Many an SDXL (``force_zeros_for_empty_prompt``) takes zeros for no text, and not the states of an empty one.
+        """
+        if all(prompts) or not (self.is_sdxl and self.pipeline.config.force_zeros_for_empty_prompt):
+            return super().negatives(prompts)
+        if not any(prompts):
+            return {}
+        text, empty = self.encode_text(prompts), [at for at, prompt in enumerate(prompts) if not prompt]
+        named = {"prompt_embeds": text.prompt_embeds, "pooled_prompt_embeds": text.pooled_prompt_embeds}
+        for embeds in filter(torch.is_tensor, named.values()):
+            embeds[empty] = 0
+        return {f"negative_{name}": embeds for name, embeds in named.items()}
+
     def denoise(self, noised: Noised, text: Text, size_ids: Tensor | None = None) -> Tensor:
         """Predict noise or velocity, ``(B, C, h, w)``."""
         added = self.added_conditions(text, noised.noisy_latents.shape[-2:], size_ids)

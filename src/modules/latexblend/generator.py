@@ -125,7 +125,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         backbone: The stock model.
         banks: Name of a concept to its bank, or to the path of the bank.
         sampling: ``num_inference_steps``, ``guidance_scale``, ``negative_prompt`` and ``resolution`` (the image side);
-            the backbone's own values stand for missing ones and None.
+            the backbone's own values stand for missing ones and None, and an empty negative prompt is none.
         keep_context: Whether to add ``concept_offsets`` to the prompt's rows instead of replacing these, which is our
             extension; None for what suits the backbone.
         blending_start: Share of the noise schedule below which concepts act, see ``blended``.
@@ -135,8 +135,8 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         device: Torch device to draw on, or ``auto``; None leaves the backbone where it is.
 
     Raises:
-        ValueError: If a bank does not fit the backbone, the pipeline cannot be guided as asked, or torch cannot use
-            the device.
+        ValueError: If a bank does not fit the backbone, the negative prompt is too long, the pipeline cannot be guided
+            as asked, or torch cannot use the device.
     """
 
     def __init__(
@@ -155,6 +155,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         if device is not None:
             backbone.to(usable_device(device, "method.device"))
         self.backbone, self.sampling = backbone, backbone.settled(sampling)
+        backbone.token_ids([self.sampling["negative_prompt"]])  # Refused here, and not after the first batch.
         self.keep_context = backbone.sampling["keep_context"] if keep_context is None else keep_context
         widths = {name: linear.out_features for name, linear in backbone.text_layers().items()}
         self.banks = {}
@@ -241,17 +242,8 @@ class ConceptGenerator(BatchedGenerator[Placed]):
             phrases = [[positions for _, positions in one.concepts] for one in batch]
             guidance = self.blending_guidance.arguments(self.backbone.pipeline, phrases)
         with self._blended([one.concepts for one in batch]):
-            return self.backbone.pipeline(
-                [one.plain for one in batch],
-                negative_prompt=[self.sampling["negative_prompt"]] * len(batch),
-                num_inference_steps=self.sampling["num_inference_steps"],
-                guidance_scale=self.sampling["guidance_scale"],
-                height=self.sampling["resolution"],
-                width=self.sampling["resolution"],
-                generator=[torch.Generator().manual_seed(one.seed) for one in batch],
-                **self.backbone.call,
-                **guidance,
-            ).images
+            plain, seeds = [one.plain for one in batch], [one.seed for one in batch]
+            return self.backbone.draw(plain, seeds, self.sampling, **guidance)
 
     def _blended(self, placements: Sequence[Sequence[Placement]]) -> contextlib.AbstractContextManager[None]:
         return blended(self.backbone.denoiser, placements, self.blending_start, self.bind, self.keep_context)

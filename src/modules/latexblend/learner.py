@@ -24,8 +24,6 @@ from src.modules.latexblend.generator import ConceptGenerator
 from src.modules.training.diffusion import min_snr_weights, per_sample_mse, step_generator
 from src.modules.training.learner import Learner, TrainingRecord
 
-CLASS_STEPS, CLASS_GUIDANCE, BATCH = 25, 5.0, 8
-"""How class images are drawn: denoising steps, guidance scale, images at a time."""
 BLENDING = ("keep_context", "blending_start", "bind")
 """Settings of sample grids that say how concepts are blended; all others are arguments of the pipeline's call."""
 
@@ -253,7 +251,7 @@ class LaTexBlend(Learner):
 def class_images(
     backbone: Backbone, class_noun: str, number: int, resolution: int, cache_dir: str | Path
 ) -> list[Image.Image]:
-    """Draw "a photo of a <noun>" with seeds 0, 1, ...; images that are already stored are read instead.
+    """Draw "a photo of a <noun>" with seeds 0, 1, ... as drawing does; images that are already stored are read instead.
 
     Raises:
         ValueError: If ``number`` is not positive.
@@ -262,30 +260,19 @@ def class_images(
         raise ValueError(
             f"data.num_class_images is {number}; give at least 1, or method.learner.objective.prior_loss_weight=0"
         )
-    key = f"{backbone.name} {backbone.fingerprint} {class_noun} {resolution} {CLASS_STEPS} {CLASS_GUIDANCE}"
+    prompt, generator = f"a photo of a {class_noun}", ConceptGenerator(backbone, sampling={"resolution": resolution})
+    key = repr((prompt, sorted(generator.identity(prompt).items())))
     folder = Path(cache_dir) / "class_images" / hashlib.sha256(key.encode()).hexdigest()[:16]
     store = ImageStore(folder)
     images = {seed: store.read(f"{seed:04d}") for seed in range(number)}
     missing = [seed for seed, image in images.items() if image is None]
-    for start in track(range(0, len(missing), BATCH), "drawing class images", disable=not missing, transient=True):
-        seeds = missing[start : start + BATCH]
-        for seed, image in zip(seeds, _draw(backbone, class_noun, seeds, resolution), strict=True):
-            image.info = {"prompt": f"a photo of a {class_noun}", "seed": str(seed)}
+    batches = [missing[at] for at in generator.slices(len(missing))]
+    for seeds in track(batches, "drawing class images", disable=not missing, transient=True):
+        for seed, image in zip(seeds, generator.sample([Request(prompt, seed) for seed in seeds]), strict=True):
+            image.info = {"prompt": prompt, "seed": str(seed)}
             store.write(f"{seed:04d}", image)
             images[seed] = image
     return [image for image in images.values() if image is not None]
-
-
-def _draw(backbone: Backbone, class_noun: str, seeds: list[int], resolution: int) -> list[Image.Image]:
-    return backbone.pipeline(
-        [f"a photo of a {class_noun}"] * len(seeds),
-        num_inference_steps=CLASS_STEPS,
-        guidance_scale=CLASS_GUIDANCE,
-        height=resolution,
-        width=resolution,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        **backbone.call,
-    ).images
 
 
 def encoded_views(backbone: Backbone, views: Sequence[View], cache_dir: str | Path) -> tuple[Tensor, Tensor]:

@@ -143,7 +143,8 @@ class LLMDiffGenerator(BatchedGenerator[Request]):
         device: Torch device to draw on, or ``auto``; None leaves the backbone where it is.
 
     Raises:
-        ValueError: If the adapter does not fit the backbone or the language model, or torch cannot use the device.
+        ValueError: If the adapter does not fit the backbone or the language model, the negative prompt is too long, or
+            torch cannot use the device.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class LLMDiffGenerator(BatchedGenerator[Request]):
             backbone.to(usable_device(device, "method.device"))
         self.sampling = backbone.settled(sampling)
         self.backbone, self.encoder = backbone, encoder
+        encoder.count_tokens([self.sampling["negative_prompt"]])  # Refused here, and not after the first batch.
         self.adapter = adapter if isinstance(adapter, LLMDiffAdapter) else LLMDiffAdapter.load(adapter, backbone)
         encoder.language_model.to(backbone.device)
         self.pipeline = LLMDiffPipeline(backbone.pipeline, self.adapter, encoder, strength)

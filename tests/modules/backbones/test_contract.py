@@ -7,6 +7,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from diffusers import PixArtAlphaPipeline
 from PIL import Image
 
 from src.data.prompts import concept_positions
@@ -22,11 +23,17 @@ from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.flows import Subject
 from src.modules.latexblend.generator import ConceptGenerator, blended
-from src.modules.latexblend.learner import LaTexBlend
+from src.modules.latexblend.learner import LaTexBlend, class_images
 from src.modules.training.learner import LearnerModule
 from tests.tiny import tiny_pixart, tiny_sd, tiny_sdxl
 
-BACKBONES = {"sd": (UNetBackbone, tiny_sd), "sdxl": (UNetBackbone, tiny_sdxl), "pixart": (PixArtBackbone, tiny_pixart)}
+BACKBONES = {
+    "sd": (UNetBackbone, tiny_sd),
+    "sdxl": (UNetBackbone, tiny_sdxl),
+    "sdxl with empty text": (UNetBackbone, lambda folder: tiny_sdxl(folder, force_zeros_for_empty_prompt=False)),
+    "pixart": (PixArtBackbone, tiny_pixart),
+    "pixart alpha": (PixArtBackbone, lambda folder: tiny_pixart(folder, PixArtAlphaPipeline)),
+}
 PROMPTS = ["a dog on the grass", "a red cat"]
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0}
 
@@ -52,12 +59,11 @@ def weights(backbone: Backbone) -> dict[str, torch.Tensor]:
     return {f"{part}.{name}": tensor for part, one in parts.items() for name, tensor in one.state_dict().items()}
 
 
-def stock(backbone: Backbone, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+def stock(backbone: Backbone, prompts: list[str], seeds: list[int], **settings) -> list[Image.Image]:
     """What the stock pipeline draws without anything of ours."""
     return backbone.pipeline(
         prompts,
-        negative_prompt=[""] * len(prompts),
-        **SAMPLING,
+        **SAMPLING | settings,
         height=backbone.resolution,
         width=backbone.resolution,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
@@ -70,6 +76,48 @@ def test_without_concepts_every_image_is_the_stock_pipelines_bit_for_bit(backbon
         [Request(prompt, seed) for seed, prompt in enumerate(PROMPTS)]
     )
     assert np.array_equal(pixels(drawn), pixels(stock(backbone, PROMPTS, [0, 1])))
+
+
+def test_every_kind_of_pipeline_is_here(tmp_path: Path) -> None:
+    made = {(cls, type(maker(tmp_path / name))) for name, (cls, maker) in BACKBONES.items()}
+    assert made == {(cls, pipeline) for cls, _ in BACKBONES.values() for pipeline in cls.pipelines}
+
+
+@pytest.mark.parametrize("given", ["", None, "grass, a cat"])
+def test_a_negative_prompt_is_the_stock_pipelines_and_an_empty_one_is_none(backbone: Backbone, given) -> None:
+    requests = [Request(prompt, seed) for seed, prompt in enumerate(PROMPTS)]
+    drawn = ConceptGenerator(backbone, sampling={**SAMPLING, "negative_prompt": given}).sample(requests)
+    expected = stock(backbone, PROMPTS, [0, 1], **({"negative_prompt": [given] * 2} if given else {}))
+    assert np.array_equal(pixels(drawn), pixels(expected))
+
+
+def test_images_with_and_without_negative_prompts_share_a_batch(backbone: Backbone) -> None:
+    if not backbone.negatives([""]):  # Where no text is not the empty text, the stock call takes no list with both.
+        text, noughts = backbone.negatives(["grass", ""]), backbone.negatives(["", "grass"])
+        for name, embeds in text.items():
+            assert not embeds[1].any() and not noughts[name][0].any() and torch.equal(embeds[0], noughts[name][1])
+    settings = {"height": 64, "width": 64, **SAMPLING, **backbone.call}
+    alone = [stock(backbone, PROMPTS[:1], [0], negative_prompt=["grass"]), stock(backbone, PROMPTS[1:], [1])]
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    mixed = backbone.pipeline(PROMPTS, **backbone.negatives(["grass", ""]), generator=generators, **settings).images
+    assert np.abs(pixels(mixed) - pixels([image for one in alone for image in one])).max() <= 1
+
+
+def test_a_negative_prompt_that_is_too_long_is_refused(backbone: Backbone) -> None:
+    with pytest.raises(ValueError, match="but the text encoder takes"):
+        ConceptGenerator(backbone, sampling={"negative_prompt": "grass " * 400})
+
+
+def test_class_images_are_what_drawing_makes_of_their_prompt(backbone: Backbone, tmp_path: Path) -> None:
+    backbone.sampling |= SAMPLING
+    made = class_images(backbone, "dog", 2, backbone.resolution, tmp_path)
+    drawn = ConceptGenerator(backbone).sample([Request("a photo of a dog", seed) for seed in (0, 1)])
+    assert np.array_equal(pixels(made), pixels(drawn))
+    assert np.array_equal(pixels(made), pixels(stock(backbone, ["a photo of a dog"] * 2, [0, 1])))
+    assert np.array_equal(pixels(class_images(backbone, "dog", 2, backbone.resolution, tmp_path)), pixels(drawn))
+    backbone.sampling |= {"guidance_scale": 7.0}
+    other = class_images(backbone, "dog", 2, backbone.resolution, tmp_path)
+    assert not np.array_equal(pixels(other), pixels(made))
 
 
 def test_text_is_encoded_as_the_stock_pipeline_does(backbone: Backbone) -> None:

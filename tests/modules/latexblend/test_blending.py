@@ -169,21 +169,6 @@ def test_an_image_depends_on_its_request_alone(backbone: UNetBackbone) -> None:
     assert np.array_equal(together, pixels(generator(backbone, banks).sample(requests)))
 
 
-def test_prompts_without_concepts_are_the_stock_pipeline(backbone: UNetBackbone) -> None:
-    drawing = generator(backbone, {"rex": bank(backbone, 0)}, sampling={"guidance_scale": 3.0})
-    ours = drawing.sample([Request("a dog", 5)])
-    stock = backbone.pipeline(
-        ["a dog"],
-        negative_prompt=[""],
-        num_inference_steps=2,
-        guidance_scale=3.0,
-        height=64,
-        width=64,
-        generator=[torch.Generator().manual_seed(5)],
-    ).images
-    assert np.array_equal(pixels(ours), pixels(stock))
-
-
 def test_guidance_off_still_blends(backbone: UNetBackbone) -> None:
     banks = {"rex": bank(backbone, 0)}
     without = generator(backbone, banks, sampling={"guidance_scale": 1.0})

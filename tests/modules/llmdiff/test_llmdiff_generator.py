@@ -251,6 +251,8 @@ def test_wrong_files_are_said_before_anything_is_drawn(sd: UNetBackbone, encoder
     other = tiny_llm_folder(tmp_path / "other", "qwen2", seed=3)
     with pytest.raises(ValueError, match="was trained with .* give the same language model"):
         LLMDiffGenerator(sd, str(path), trained_encoder(path, path=str(other)))
+    with pytest.raises(ValueError, match="tokens, but .* is to take at most 128"):
+        generator(sd, encoder, adapter=adapter(sd, encoder), sampling={"negative_prompt": 2 * LONG})
     # The same weights in another place are the same language model.
     moved = tiny_llm_folder(tmp_path / "moved")
     LLMDiffGenerator(sd, str(path), trained_encoder(path, path=str(moved)))
