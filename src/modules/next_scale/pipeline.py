@@ -139,7 +139,8 @@ class CallSettings:
         given: Name to value; None stands for the model's own value.
 
     Raises:
-        ValueError: If the call has no such argument, or the generator itself passes it.
+        ValueError: If the call has no such argument, the generator itself passes it, or the negative prompt is too
+            long for the text encoder and is not to be cut.
     """
 
     def __init__(self, pipeline: NextScalePipeline, given: Mapping[str, Any]) -> None:
@@ -148,6 +149,9 @@ class CallSettings:
         own = pipeline.sampling
         self.arguments = {name: own.get(name) if value is None else value for name, value in given.items()}
         self._model_settings = pipeline.config.sampling or {}
+        negative = self.arguments.get("negative_prompt")
+        if negative and not self.arguments.get("truncate"):
+            pipeline.check_prompts([negative])
 
     def __str__(self) -> str:
         """List everything that the method or the model has set, in one line."""

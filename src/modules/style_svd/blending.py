@@ -122,6 +122,9 @@ class StyleBlending:
         blend_after: Number of scales after which features are blended; the paper's 3.
         correct_from: First pass, counted from 0, with structural attention correction; None for no correction.
         shared_noise: Whether all paths of an image draw with the same noise.
+
+    Raises:
+        ValueError: When features are blended, if the images cannot have equally many of the styles.
     """
 
     def __init__(
@@ -174,6 +177,9 @@ class StyleBlending:
 
     def _styles(self, generation: Generation) -> PrincipalFeatures:
         if self.style is not None:
+            number = len(self.style.emphasised)
+            if not number or number % generation.images:
+                raise ValueError(f"{number} styles were given for {generation.images} images; give each as many")
             return self.style
         number = generation.images // 2
         feature = generation.feature[number:]  # (number, C, H, W)

@@ -115,6 +115,29 @@ def test_a_style_is_the_references(case: str, correct_from: int | None) -> None:
     torch.testing.assert_close(image[..., :64, :64], expected[f"{case}.gen_image_pm1_crop64"], rtol=0, atol=IMAGE)
 
 
+@pytest.mark.parametrize("correct_from", [None, 3])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_style_is_the_references_beside_another_prompt_and_another_style(
+    place: int, correct_from: int | None
+) -> None:
+    expected, case = golden("infinity_A", "style"), "pfb" if correct_from is None else "pfb_sac"
+    own = golden("infinity_A", "encode")["s2.F_sty"][:, :, 0]
+    seeded = torch.Generator().manual_seed(0)
+    other, model = torch.randn(own.shape, generator=seeded), draw([3.0] * SCALES, 1.0, 1, 0.0)
+    weights = decay_weights(1.0, own.shape[1])
+    # Two prompts in two styles each, the styles of a prompt beside each other.
+    styles = principal_features(torch.cat([own, other, other, own]), weights)
+    text = golden("infinity_A", "inputs")["text.kv_compact"][None]
+    prompts = [text, torch.randn(text.shape, generator=seeded)][:: 1 if place == 0 else -1]
+    nothing = model.transformer.unconditional[None, : text.shape[1]]
+    condition = model.transformer.condition(torch.cat([*prompts, nothing, nothing]))
+    hook = StyleBlending(styles, weights, correct_from=correct_from)
+    feature = generate(Generation(model, condition, 2), [hook]).unflatten(0, (2, 2))
+    wanted = expected[f"{case}.F_final"][-1:]
+    torch.testing.assert_close(feature[place, place][None], wanted, rtol=0, atol=FEATURE)
+    assert (feature[place, 1 - place] - wanted[0]).abs().max() > 0.1, "another style shows"
+
+
 def no_flips(features: Tensor, tokens: Tensor) -> list[Tensor]:
     return []
 

@@ -47,7 +47,7 @@ def test_an_image_does_not_depend_on_what_else_is_in_the_batch(pipeline: Infinit
     for negatives in (None, ["a car on the beach at night", "a dog", ""]):
         together = latent(pipeline, PROMPTS, 0, 1, 2, negative_prompt=negatives)
         for index, prompt in enumerate(PROMPTS):
-            alone = latent(pipeline, prompt, index, negative_prompt=negatives and negatives[index])
+            alone = latent(pipeline, prompt, index, negative_prompt=(negatives and negatives[index]) or None)
             torch.testing.assert_close(alone, together[index : index + 1], rtol=0, atol=1e-5)
 
 
@@ -71,6 +71,7 @@ def test_the_prompt_matters_and_one_generator_will_do(pipeline: InfinityPipeline
         ({"guidance_scale": [3.0] * 4}, {}),
         ({"temperature": [0.5] * 4}, {}),
         ({"negative_prompt": ["a car"]}, {"negative_prompt": "a car"}),
+        ({"negative_prompt": ""}, {}),
         ({"guidance_scale": 1.0}, {"guidance_scale": 1.0, "negative_prompt": "a car on the beach"}),
         ({"height": 8, "width": 8}, {}),
         ({"guidance_scale": 1.0, "cfg_insertion_layer": [-1, 0]}, {"guidance_scale": 1.0}),

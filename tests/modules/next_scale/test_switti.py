@@ -164,6 +164,29 @@ def test_styled_draws_are_those_of_the_reference(tmp_path: Path, case: str, corr
     close((models[1].decode(record.feature[-1:]) + 1) / 2, expected[f"{case}.gen_image_01"], 5e-5)
 
 
+@pytest.mark.parametrize("correct_from", [None, 3])
+@pytest.mark.parametrize("place", [0, 1])
+def test_styled_draws_are_those_of_the_reference_beside_another_prompt_and_another_style(
+    tmp_path: Path, place: int, correct_from: int | None
+) -> None:
+    expected, models = golden("switti_A", "style"), golden_models(tmp_path)
+    case = "pfb" if correct_from is None else "pfb_sac"
+    image = golden("switti_A", "encode")["image_u8_rgb"].float() / 127.5 - 1
+    encoded = models[1].encode_scales(torch.cat([image, -image]), GOLDEN_SIDES, num_scales=3).features[2]
+    weights = decay_weights(1.0, encoded.shape[1])
+    # Two prompts in two styles each, the styles of a prompt beside each other.
+    hook = StyleBlending(principal_features(encoded[[0, 1, 1, 0]], weights), weights, correct_from=correct_from)
+    inputs = golden("switti_A", "inputs")
+    rows, signs = [0, 0, 1, 1], [1, -1, 1, 1] if place == 0 else [-1, 1, 1, 1]
+    text = inputs["context"][rows] * torch.tensor(signs)[:, None, None]
+    pooled = inputs["pooled"][rows] * torch.tensor(signs)[:, None]
+    condition = models[0].condition(text, (inputs["attn_bias"] == 0)[rows], pooled)
+    record = recorded(models, condition, SwittiSampling(1.5, **GREEDY), images=2, on_scale=[hook])
+    feature, wanted = record.feature.unflatten(0, (2, 2)), expected[f"{case}.F_final"][-1:]
+    close(feature[place, place][None], wanted, 1e-5)
+    assert (feature[place, 1 - place] - wanted[0]).abs().max() > 0.1, "another style shows"
+
+
 @pytest.mark.parametrize("use_ar", [False, True])
 def test_drawing_scale_by_scale_is_teacher_forcing(use_ar: bool) -> None:
     models = tiny_transformer(use_ar=use_ar), tiny_vqvae()

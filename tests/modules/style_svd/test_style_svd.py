@@ -222,6 +222,13 @@ def test_equal_singular_values_are_warned_of(caplog: pytest.LogCaptureFixture) -
     assert "which one dominates is chance" in caplog.text
 
 
+def test_images_have_equally_many_styles(backbone) -> None:
+    weights = decay_weights(1.0, 4)
+    styles = principal_features(torch.randn(3, 4, 4, 4), weights)
+    with pytest.raises(ValueError, match="3 styles were given for 2 images; give each as many"):
+        backbone(["a dog", "a cat"], callback_on_scale_end=[StyleBlending(styles, weights, blend_after=2)])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -235,6 +242,7 @@ def test_equal_singular_values_are_warned_of(caplog: pytest.LogCaptureFixture) -
         ({"noise": "same"}, "choose one of shared, independent"),
         ({"batch_size": 0}, "batch_size is 0; give 1 or more"),
         ({"sampling": {"guidance": 2.0}}, r"method\.sampling has no 'guidance'; choose among negative_prompt, "),
+        ({"sampling": {"negative_prompt": LONG}}, r"a prompt of \d+ tokens, but the text encoder takes"),
         ({"sampling": {"num_images_per_prompt": 2}}, "has no 'num_images_per_prompt'"),
     ],
 )

@@ -176,7 +176,7 @@ class InfinityPipeline(NextScalePipeline):
 
         Args:
             prompt: One prompt, or several different ones.
-            negative_prompt: What guidance leads away from: one for all prompts, or one for each; by default no text.
+            negative_prompt: What guidance leads away from: one for all prompts, or one for each; an empty one is none.
             height: Wanted height in pixels; the nearest shape and size is drawn. By default the largest square.
             width: Wanted width in pixels, given together with ``height``.
             guidance_scale: Factor g in ``g l_c + (1 - g) l_u``, for all scales or for each; 1 is no guidance.
@@ -230,17 +230,23 @@ class InfinityPipeline(NextScalePipeline):
         )
 
     def _condition(self, prompts: list[str], negatives: list[str], guided: bool, truncate: bool) -> Condition:
-        text, mask = self.encode_prompt(prompts + negatives if guided else prompts, truncate)
-        if guided and not negatives:
-            nothing = self.transformer.unconditional[: text.shape[1]].to(text).expand_as(text)
-            text, mask = torch.cat([text, nothing]), mask.repeat(2, 1)
-        return self.transformer.condition(text, mask)
+        given = [text for text in negatives if text] if guided else []
+        text, mask = self.encode_prompt([*prompts, *given], truncate)
+        if not guided:
+            return self.transformer.condition(text, mask)
+        # An empty negative prompt is none: the learnt states of no text, under the mask of its prompt.
+        number, further = len(prompts), iter(range(len(prompts), len(text)))
+        rows = [next(further) if negative else at for at, negative in enumerate(negatives)]
+        states, nothing = text[rows], torch.tensor([not negative for negative in negatives], device=text.device)
+        states = torch.where(nothing[:, None, None], self.transformer.unconditional[: text.shape[1]].to(text), states)
+        return self.transformer.condition(torch.cat([text[:number], states]), torch.cat([mask[:number], mask[rows]]))
 
 
 def _texts(prompt: Texts, negative_prompt: Texts | None) -> tuple[list[str], list[str]]:
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt or ())
-    if not prompts or (negative_prompt is not None and len(negatives) != len(prompts)):
+    given = negative_prompt or ""
+    negatives = [given] * len(prompts) if isinstance(given, str) else list(given)
+    if not prompts or len(negatives) != len(prompts):
         raise ValueError(
             f"{len(prompts)} prompts and {len(negatives)} negative prompts were given; give at least one prompt, and "
             "one negative prompt for all or one for each"
