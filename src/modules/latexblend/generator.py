@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from src.data.prompts import FIXED_TEMPLATE, concept_positions, concept_span, parse_prompt, tokenize
+from src.data.mentions import parse_prompt
+from src.data.prompts import FIXED_TEMPLATE, concept_positions, concept_span, tokenize
 from src.data.request import Identity, Request
 from src.modules.backbones.base import Backbone
 from src.modules.backbones.denoising import denoising_errors
@@ -175,7 +176,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         """Replace the concepts of a prompt by their nouns, and find their token positions.
 
         Raises:
-            ValueError: If a mention is unknown, the prompt too long, or the noun is tokenised unlike in training.
+            ValueError: As in ``concept_positions``, or if the prompt is too long or a bank has other tokens.
         """
         marked, rows = concept_positions(self.backbone.tokenizers[0], prompt, self._nouns, self.backbone.as_read)
         tokenize(self.backbone.tokenizers[0], [marked.plain])
@@ -183,8 +184,8 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         for (name, positions), (bank, _) in zip(rows, placements, strict=True):
             if len(positions) != bank.num_tokens:
                 raise ValueError(
-                    f"<{name}> takes {len(positions)} tokens in {marked.plain!r}, but its bank has {bank.num_tokens}; "
-                    "write it as a word of its own"
+                    f"<{name}> takes {len(positions)} tokens here, but its bank has {bank.num_tokens}: it was learnt "
+                    "with another tokenizer; learn it with this model"
                 )
         return marked.plain, placements
 
