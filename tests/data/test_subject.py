@@ -54,6 +54,14 @@ def test_views_are_a_function_of_the_seed(folder: Path) -> None:
     assert len(ConceptData(str(folder), "dog", 64).instance_views()) == 3
 
 
+def test_photos_take_turns(tmp_path: Path) -> None:
+    colors = [[250, 0, 0], [0, 250, 0], [0, 0, 250]]
+    for index, color in enumerate(colors):
+        Image.new("RGB", (64, 64), tuple(color)).save(tmp_path / f"{index}.png")
+    views = ConceptData(str(tmp_path), "dog", 64, num_views=6, zoom=Zoom(0.6)).instance_views()
+    assert [view.pixels[32, 32].tolist() for view in views] == colors + colors
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

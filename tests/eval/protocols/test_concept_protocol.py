@@ -54,6 +54,15 @@ def test_numbers_are_those_of_a_few_lines_of_numpy(protocol, generator, concepts
     assert closed == pytest.approx((expected["dino"] - control) / (ceiling - control), rel=1e-3)
 
 
+def test_diversity_is_between_the_seeds_of_a_prompt(protocol, generator, concepts, dino, tmp_path):
+    protocol.run(generator=generator, concepts=concepts[:1], run_dir=str(tmp_path))
+    for prompt in PROMPTS:
+        images = generator.sample([Request(prompt.replace("{}", "<rex>"), seed) for seed in range(2)])
+        first, second = dino.encode_images(images)
+        told = [row for row in rows(tmp_path) if (row["prompt"], row["arm"]) == (prompt, "concept")]
+        assert [float(row["diversity"]) for row in told] == pytest.approx([1 - float(first @ second)] * 2, abs=1e-5)
+
+
 def test_control_differs_from_the_concept_in_the_word_alone(protocol, generator, concepts, tmp_path):
     protocol.run(generator=generator, concepts=concepts[:1], run_dir=str(tmp_path))
     assert len(generator.requests) == 2 * 6
@@ -150,6 +159,37 @@ def test_pairs_are_scored_on_their_own_halves(generator, concepts, profile, tmp_
     lines = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines] == [request.prompt for request in protocol.requests(concepts)]
     assert [line["file"] for line in lines] == [row["file"] for row in rows(tmp_path)]
+
+
+def test_a_pair_is_right_only_if_both_are(generator, concepts, profile, tmp_path):
+    class FirstTwice:
+        """Draws one concept in both halves, whatever the prompt asks for."""
+
+        batch_size = 4
+
+        def identity(self, prompt=None):
+            return {"draws": "the first"}
+
+        def check(self, requests):
+            """Anything can be drawn."""
+
+        def sample(self, requests):
+            canvas = Image.new("RGB", (128, 64))
+            for left in (0, 64):
+                canvas.paste(concepts[0].references[0], (left, 0))
+            return [canvas] * len(requests)
+
+    protocol = PairProtocol(PAIR_PROMPTS, 1, profile, str(tmp_path / "images"))
+    metrics = protocol.run(generator=FirstTwice(), concepts=concepts, run_dir=str(tmp_path))
+    ours, theirs = (profile.dino.encode_images(concept.references) for concept in concepts)
+    drawn = profile.dino.encode_images(concepts[0].references[:1])
+    margin = cosines(drawn, ours).mean() - cosines(drawn, theirs).mean()
+    assert margin > 0 and metrics["overall"]["concept"]["both_own"]["mean"] == 0
+    told = {(row["pair"], row["arm"]): row for row in rows(tmp_path)}
+    assert float(told["rex_tom", "concept"]["identity_margin"]) == pytest.approx(0, abs=1e-5)
+    within = [cosines(one, one)[np.triu_indices(3, 1)].mean() for one in (ours, theirs)]
+    ceiling = np.mean(within) - cosines(ours, theirs).mean()
+    assert metrics["overall"]["ceiling"]["identity_margin"] == pytest.approx(ceiling, abs=1e-5)
 
 
 def test_layouts_come_from_the_relation():

@@ -91,6 +91,7 @@ def test_sampled_flips_agree_with_all_of_them_and_are_never_zero():
     exact = np.mean(np.abs(sums) >= abs(differences.sum()) - 1e-9)
     assert sign_flip_p(differences, range(13), seed=0) == pytest.approx(exact, abs=4 * math.sqrt(exact / 10_000))
     assert sign_flip_p(np.ones(40), range(40), seed=0) == 1 / 10_001
+    assert len({sign_flip_p(differences, range(13), seed=seed) for seed in range(4)}) > 1
 
 
 def test_holm_as_by_hand():

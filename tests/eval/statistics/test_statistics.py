@@ -63,6 +63,18 @@ def test_few_levels_widen_the_interval_of_the_factor_that_matters():
     assert of_prompts.high - of_prompts.low == pytest.approx(2.023 * width, rel=0.1)
 
 
+def test_factors_that_matter_alike_share_their_degrees_of_freedom():
+    """Satterthwaite: ``(V_1 + V_2)^2 / (V_1^2 / d_1 + V_2^2 / d_2)``, each V the squared standard error of a factor."""
+    prompts, subjects = (axis.ravel() for axis in np.mgrid[:9, :4])
+    of_prompts, of_subjects = np.sin(np.arange(9)), np.array([-0.6, 0.1, 0.2, 0.9])
+    variances = [of_prompts.var(ddof=1) / 9, of_subjects.var(ddof=1) / 4]
+    degrees = sum(variances) ** 2 / (variances[0] ** 2 / 8 + variances[1] ** 2 / 3)
+    interval = bootstrap_mean(of_prompts[prompts] + of_subjects[subjects], [prompts, subjects], num=20_000)
+    # A percentile interval is taken further out until a normal one would be as wide as Student's.
+    width = 2 * student_quantile(degrees) * math.sqrt(sum(variances))
+    assert 3 < degrees < 11 and interval.high - interval.low == pytest.approx(width, rel=0.05)
+
+
 def test_values_that_do_not_vary_have_no_width():
     interval = bootstrap_mean([0.5] * 4, ["aabb", "abab"])
     assert (interval.mean, interval.low, interval.high) == (0.5, 0.5, 0.5)

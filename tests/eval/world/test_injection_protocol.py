@@ -1,10 +1,12 @@
 """An injected prompt is measured by what is really in the image."""
 
+import csv
 import json
 from dataclasses import replace
 
 import pytest
 
+from src.data.images import load_image
 from src.data.request import TextStyle
 from src.data.world.caption_tests import prompt_pairs
 from src.data.world.render import render
@@ -72,6 +74,18 @@ def test_the_probe_reads_what_was_drawn(profile, probe, tmp_path):
     for score in ("injected_object", "injected_color"):
         assert drawn[False]["overall"][score]["mean"] <= 0.1
         assert drawn[True]["overall"][score]["mean"] >= 0.7
+
+
+def test_each_score_is_of_the_prompt_that_it_names(profile, probe, tmp_path):
+    protocol(profile, probe, tmp_path / "images", seed=7).run(Painter(True), [], str(tmp_path / "run"))
+    with (tmp_path / "run" / "per_image.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    pairs = [pair for pair in prompt_pairs("both", 6, 7) for _ in range(2)]
+    assert [int(row["seed"]) for row in rows] == [7, 8] * 6
+    embedded = profile.clip.encode_images([load_image(tmp_path / "images" / row["file"]) for row in rows])
+    for name, prompts in (("clip_injected", [p.injected for p in pairs]), ("clip_base", [p.base for p in pairs])):
+        expected = (embedded * profile.clip.encode_texts(prompts)).sum(-1).tolist()
+        assert [float(row[name]) for row in rows] == pytest.approx(expected, abs=1e-5)
 
 
 def test_points_of_a_sweep_are_compared(profile, probe, tmp_path):

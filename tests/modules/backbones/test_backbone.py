@@ -40,6 +40,16 @@ def test_another_backbone_has_another_hash(tmp_path: Path) -> None:
     assert UNetBackbone(pipeline, "tiny").fingerprint != first
 
 
+@pytest.mark.parametrize("maker", [tiny_sd, tiny_sdxl])
+def test_keys_and_values_of_every_layer_are_called_so(tmp_path: Path, maker) -> None:
+    unet = maker(tmp_path).unet
+    found = cross_attention_projections(unet)
+    for name, linear in found.items():
+        kind, _, layer = name.partition(".")
+        assert linear is getattr(unet.get_submodule(layer), {"k": "to_k", "v": "to_v"}[kind])
+    assert len(found) == 2 * sum(name.endswith("attn2") for name, _ in unet.named_modules())
+
+
 def test_fused_projections_are_refused(tmp_path: Path) -> None:
     pipeline = tiny_sd(tmp_path)
     pipeline.unet.fuse_qkv_projections()

@@ -70,6 +70,50 @@ def test_the_loss_is_least_where_each_concept_has_a_place_of_its_own() -> None:
     assert alone > 0 == pytest.approx(float(separation_loss(apart, (4, 4), phrases[:1])), abs=1e-4)
 
 
+def test_the_loss_is_a_few_lines_of_numpy() -> None:
+    """Eq. 13 to 15 on a map of 16 x 16 cells, with nouns of one and of two tokens."""
+    attention = torch.rand(256, 9, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    phrases = [[1, 2, 3], [5, 7], [8, 6]]
+
+    def share(token: int) -> np.ndarray:
+        pooled = attention[:, token].double().numpy().reshape(8, 2, 8, 2).mean((1, 3)).ravel()
+        return np.exp(100 * pooled) / np.exp(100 * pooled).sum()
+
+    def distance(one: int, other: int) -> float:
+        p, q = share(one), share(other)
+        return float(((p * np.log(p / q)).sum() + (q * np.log(q / p)).sum()) / 2)
+
+    gathered = sum(max(distance(first, token) for token in noun) for first, *noun in phrases)
+    parted = sum(
+        np.mean([max(distance(one, other) for one in first) for other in second])
+        for first in phrases
+        for second in phrases
+        if first is not second
+    )
+    assert float(separation_loss(attention, (16, 16), phrases)) == pytest.approx(gathered - parted, rel=1e-4)
+
+
+def test_a_step_has_its_share_of_the_length_of_the_latents(backbone: UNetBackbone) -> None:
+    inputs, pipeline = unet_inputs(backbone, 2), backbone.pipeline
+    state = {"latents": 3 * inputs["sample"][:1], "prompt_embeds": inputs["encoder_hidden_states"]}
+    if backbone.is_sdxl:
+        added = inputs["added_cond_kwargs"]
+        state |= {"add_text_embeds": added["text_embeds"], "add_time_ids": added["time_ids"]}
+    pipeline.scheduler.set_timesteps(4)
+    pipeline.scheduler.scale_model_input(state["latents"], pipeline.scheduler.timesteps[1])
+    after = BlendingGuidance(1, 0.02).arguments(pipeline, [[[2, 3], [6, 7]]])["callback_on_step_end"]
+
+    def moved(**changes: torch.Tensor) -> torch.Tensor:
+        return after(pipeline, 0, pipeline.scheduler.timesteps[0], state | changes)["latents"]
+
+    assert float((moved() - state["latents"]).norm() / state["latents"].norm()) == pytest.approx(0.02, rel=1e-4)
+    # The first half of the rows of a guided batch is unconditional.
+    text = state["prompt_embeds"].clone()
+    text[0] = torch.randn(text[0].shape, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(moved(prompt_embeds=text), moved())
+    assert not torch.equal(moved(prompt_embeds=text.flip(0)), moved())
+
+
 def test_without_guided_steps_or_concepts_no_image_changes(backbone: UNetBackbone) -> None:
     plain = drawn(backbone, [PAIR, "a dog"], blending_guidance=None)
     assert np.array_equal(drawn(backbone, [PAIR, "a dog"], blending_guidance=BlendingGuidance()), plain)

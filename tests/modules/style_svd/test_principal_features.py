@@ -44,6 +44,12 @@ def rotation(size: int) -> Tensor:
     return torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(9), dtype=torch.float64)).Q
 
 
+def test_the_weight_of_the_dominant_direction_is_one_and_the_others_decay_from_there() -> None:
+    assert decay_weights(1.0, 3).tolist() == pytest.approx([1, math.exp(-1), math.exp(-2)])
+    assert decay_weights(0.5, 3).tolist() == pytest.approx([1, math.exp(-0.5), math.exp(-1)])
+    assert decay_weights(math.inf, 3).tolist() == top_weights(1, 3).tolist() == [1, 0, 0]
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 1.0, 5.0, math.inf])
 def test_the_gram_route_is_the_singular_value_decomposition(alpha: float) -> None:
     feature, weights = random_feature(0), decay_weights(alpha, CHANNELS)
