@@ -17,6 +17,7 @@ def main(cfg: DictConfig) -> None:
     """Compose, build, draw what is missing, show where it is."""
     # Seconds of imports, which a mistyped key need not wait for.
     from src.data.files import free_disk_or_raise
+    from src.data.mentions import check_name, parse_prompt
     from src.data.request import ImageStyle, Request, Style, TextStyle
     from src.eval.draw import draw_missing, measured_plan, write_grid
     from src.run.types import check_types
@@ -24,7 +25,13 @@ def main(cfg: DictConfig) -> None:
     if not cfg.prompt:
         raise ValueError("nothing to draw: give a prompt, such as \"prompt='a <rex> on the grass'\" bank.rex=PATH")
     prompts = listed(cfg.prompt)
-    unused = [name for name in cfg.bank if not any(f"<{name}>" in prompt for prompt in prompts)]
+    nouns = dict.fromkeys(cfg.bank, "subject")
+    for name in nouns:
+        check_name(name, "the name of a bank")
+    # Before the model is read: without banks a method may take <name> as it stands.
+    marked = [parse_prompt(prompt, nouns) for prompt in prompts if nouns]
+    named = {mention.name for prompt in marked for mention in prompt.mentions}
+    unused = [name for name in nouns if name not in named]
     if unused:
         raise ValueError(
             f"bank.{unused[0]} is given, but no prompt names it: write <{unused[0]}> where it should stand"

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from src.run.errors import explain
+from src.run.home import expand_home, typed_at_home
 from src.run.spelling import ARGUMENT, CONF, GIVEN_WHOLE, METHODS, RESPELLED
 from src.run.types import refuse_unknown
 
@@ -74,6 +75,7 @@ def point(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
 
 
 def _run_point(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
+    expand_home(cfg)
     sweep = current_sweep()
     if sweep is None:
         main(cfg)
@@ -149,7 +151,8 @@ def respelled(arguments: Sequence[str], script: str) -> list[str]:
         script: The entry point's file, such as ``train.py``.
     """
     role = "train" if Path(script).stem == "train" else "draw"
-    return [addable(_with_plus(_with_role(_with_new_keys(argument, role), role))) for argument in arguments]
+    at_home = map(typed_at_home, arguments)
+    return [addable(_with_plus(_with_role(_with_new_keys(argument, role), role))) for argument in at_home]
 
 
 def addable(override: str) -> str:
@@ -221,7 +224,7 @@ def run_dir(root: str, resume: bool = False) -> str:
     Raises:
         ValueError: If there is nothing to resume.
     """
-    folder = Path(root)
+    folder = Path(root).expanduser()
     if resume:
         found = sorted(folder.glob("*/checkpoints/last.ckpt"), key=lambda path: path.parent.parent.name)
         if not found:
@@ -248,7 +251,7 @@ def sweep_dir(root: str, name: str | None, task: str, resume: bool | None = None
     starts = ("-m", "--multirun", "sweep=", "resume=")
     told = sorted(typed.get(word, word) for word in sys.argv[1:] if not word.startswith(starts))
     digest = hashlib.sha256(" ".join([task, *told]).encode()).hexdigest()[:8]
-    folder = Path(root) / (name or "multirun") / (digest if told else "default")
+    folder = Path(root).expanduser() / (name or "multirun") / (digest if told else "default")
     if resume is None:
         return str(folder)
     folders = [folder, *(folder.with_name(f"{folder.name}_{number}") for number in range(2, 1000))]

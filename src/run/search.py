@@ -1,5 +1,6 @@
 """Hyper-parameter search: a loop over trainings that asks Optuna what to try and tells it what came of it."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from src.data.commands import override
 from src.run.cli import console
 from src.run.errors import explain
 from src.run.training import fit
@@ -126,8 +128,8 @@ class Search:
 
 
 def _told(params: Mapping[str, Any]) -> str:
-    shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in params.items()}
-    return " ".join(f"{key}={value}" for key, value in shown.items())
+    shown = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in params.items()}
+    return " ".join(shlex.quote(override(*one)) for one in shown.items())
 
 
 def _finished(study: optuna.Study) -> int:

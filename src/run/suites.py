@@ -9,6 +9,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from src.data.commands import override
 from src.data.images import find_images
 from src.eval.protocols.concept import ConceptSource
 from src.run.trained_once import Training, as_overrides, composed, files_digest, train_missing, training_digests
@@ -60,7 +61,7 @@ class Suite:
 
     def _overrides(self, name: str) -> tuple[str, ...]:
         subject = as_overrides(self.subjects[name])
-        return (f"+experiment={self.experiment}", f"concept={name}", *subject, *self.training)
+        return (f"+experiment={self.experiment}", override("concept", name), *subject, *self.training)
 
     def _training(self, name: str, cfg: DictConfig) -> Training:
         # Finding images raises a sentence where there is none, before the first subject is trained.

@@ -14,9 +14,11 @@ from hydra import compose
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from src.data.commands import override
 from src.data.files import take_turns
 from src.run.cli import addable, console
 from src.run.former import former_settings
+from src.run.home import expand_home
 from src.run.training import fit
 from src.run.types import check_types, options
 
@@ -74,8 +76,8 @@ def _train(training: Training) -> None:
     """Train; a training that was killed goes on from its last checkpoint."""
     run_dir = training.path.with_suffix("")
     begun = (run_dir / "checkpoints" / "last.ckpt").exists()
-    told = (*training.overrides, f"paths.run_dir={run_dir}", f"resume={str(begun).lower()}")
-    cfg = compose("train", [*map(addable, told)])
+    told = (*training.overrides, override("paths.run_dir", str(run_dir)), override("resume", begun))
+    cfg = _composed(told)
     _refuse_several_processes(cfg)
     with open_dict(cfg.callbacks):
         for name in PAGES:
@@ -95,8 +97,14 @@ def _refuse_several_processes(cfg: DictConfig) -> None:
 
 def composed(overrides: Sequence[str]) -> DictConfig:
     """The whole configuration of a training, but for its place."""
-    cfg = compose("train", [*map(addable, overrides), "paths.run_dir=."])
+    cfg = _composed([*overrides, "paths.run_dir=."])
     check_types(cfg)
+    return cfg
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    cfg = compose("train", [*map(addable, overrides)])
+    expand_home(cfg)
     return cfg
 
 
@@ -164,5 +172,5 @@ def as_overrides(settings: Mapping[str, Any], prefix: str = "") -> tuple[str, ..
         if isinstance(value, Mapping):
             found += as_overrides(value, f"{prefix}{key}.")
         else:
-            found.append(f"{prefix}{key}={json.dumps(value) if not isinstance(value, str) else value}")
+            found.append(override(f"{prefix}{key}", value))
     return tuple(found)

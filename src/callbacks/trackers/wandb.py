@@ -3,6 +3,7 @@
 import netrc
 import os
 import re
+import shlex
 import sys
 import threading
 import uuid
@@ -175,7 +176,7 @@ class WandbTracker(WandbLogger):
         settings = wandb.setup().settings
         mode, reason = choose_mode(settings.base_url, settings.mode, self.seconds)
         if reason:
-            notice(f"W&B is offline, {reason}; upload later: wandb sync {self.folder}/offline-run-*")
+            notice(f"W&B is offline, {reason}; upload later: wandb sync {shlex.quote(str(self.folder))}/offline-run-*")
         # Several trainings in one process are several runs.
         own = {"id": self._persisted_id(), "mode": mode, "reinit": "finish_previous"}
         run = wandb.init(**{**self._wandb_init, **own})

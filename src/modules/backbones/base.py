@@ -98,7 +98,7 @@ class Backbone(ABC):
     incidental: ClassVar[tuple[str, ...]] = ("sampling",)
     """Settings that do not change what is learnt with this model."""
     option: ClassVar[str] = ""
-    """Override that chooses this kind of backbone in a command; empty for the default kind."""
+    """Configuration of this kind of backbone in a command; empty for the default kind."""
 
     def __init__(self, pipeline: DiffusionPipeline, name: str, sampling: Mapping[str, Any] | None = None) -> None:
         if not isinstance(pipeline, self.pipelines):
@@ -136,7 +136,10 @@ class Backbone(ABC):
         # bfloat16 loads through float16, so that the hash of the weights does not depend on the working precision.
         loaded = torch.float16 if dtype == "bfloat16" else DTYPES[dtype]
         pipeline = DiffusionPipeline.from_pretrained(
-            path, dtype=loaded, local_files_only=local_files_only, use_safetensors=True
+            Path(path).expanduser() if local else path,
+            dtype=loaded,
+            local_files_only=local_files_only,
+            use_safetensors=True,
         )
         backbone = cls(pipeline, Path(path).name if local else path, sampling)
         if DTYPES[dtype] != loaded:
@@ -184,10 +187,11 @@ class Backbone(ABC):
         return {}
 
     @property
-    def overrides(self) -> str:
-        """Overrides that choose this backbone on the command line, whatever configuration it came from."""
-        path = f"backbone.path={self.pipeline.name_or_path} backbone.dtype={str(self.dtype).removeprefix('torch.')}"
-        return f"{self.option} {path}".lstrip()
+    def overrides(self) -> dict[str, str]:
+        """Settings that choose this backbone on the command line, whatever configuration it came from."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        path = {"backbone.path": self.pipeline.name_or_path, "backbone.dtype": dtype}
+        return {"backbone": self.option, **path} if self.option else path
 
     @property
     def identity(self) -> str:

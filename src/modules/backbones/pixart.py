@@ -20,7 +20,7 @@ class PixArtBackbone(Backbone):
     """
 
     pipelines = (PixArtAlphaPipeline, PixArtSigmaPipeline)
-    option = "backbone=pixart_sigma"
+    option = "pixart_sigma"
 
     @property
     def denoiser(self) -> Any:

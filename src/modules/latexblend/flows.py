@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from src.data.mentions import check_name
 from src.data.prompts import FIXED_TEMPLATE, concept_span, initial_vector, tokenize
 from src.modules.backbones.base import Backbone, Text
 
@@ -23,6 +24,9 @@ class Subject:
         class_noun: What the subject is, such as ``dog``.
         concept: What prompts call it, as ``<name>``.
         references: Folder of its photos; the bank records it for scoring.
+
+    Raises:
+        ValueError: If no prompt can name the concept, or the noun is empty.
     """
 
     incidental: ClassVar[tuple[str, ...]] = ("references",)
@@ -30,6 +34,12 @@ class Subject:
     class_noun: str
     concept: str = "subject"
     references: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        check_name(self.concept, "concept")
+        if not self.class_noun.strip():
+            raise ValueError("class_noun is empty; give what the subject is, such as class_noun=dog")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from src.data.mentions import parse_prompt
+from src.data.mentions import check_name, parse_prompt
 from src.data.prompts import FIXED_TEMPLATE, concept_positions, concept_span, tokenize
 from src.data.request import Identity, Request
 from src.modules.backbones.base import Backbone
@@ -153,6 +153,8 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         device: str | None = None,
     ) -> None:
         super().__init__(batch_size)
+        for name in banks or {}:
+            check_name(name, "the name of a bank")
         if device is not None:
             backbone.to(usable_device(device, "method.device"))
         self.backbone, self.sampling = backbone, backbone.settled(sampling)

@@ -12,6 +12,7 @@ from PIL import Image
 from rich.progress import track
 from torch import Generator, Tensor
 
+from src.data.commands import command
 from src.data.files import autoencoder_hash
 from src.data.prompts import FIXED_TEMPLATE, TEMPLATES
 from src.data.request import Request
@@ -240,12 +241,10 @@ class LaTexBlend(Learner):
         path, name = self.extract_bank(record).save(self.export_path), self.subject.concept
         given = {key: value for key, value in (self.sampling or {}).items() if value is not None}
         settings = {**self.backbone.sampling, **given}
-        drawn_like = " ".join(
-            f"method.{'' if key in BLENDING else 'sampling.'}{key}={value}" for key, value in settings.items()
-        )
-        command = f"""python generate.py "prompt='a <{name}> on the beach'" bank.{name}={path} num_images=4 seed=0"""
-        command = f"{command} {self.backbone.overrides} {drawn_like}".rstrip()
-        return {"concept bank": str(path), "next": command}
+        drawn_like = {f"method.{'' if key in BLENDING else 'sampling.'}{key}": value for key, value in settings.items()}
+        drawing = {"prompt": f"a <{name}> on the beach", f"bank.{name}": str(path), "num_images": 4, "seed": 0}
+        following = command("generate.py", {**drawing, **self.backbone.overrides, **drawn_like})
+        return {"concept bank": str(path), "next": following}
 
 
 def class_images(

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 
 from src.data.captions.datamodule import EncodedData
+from src.data.commands import command
 from src.data.files import autoencoder_key
 from src.data.request import Request
 from src.modules.backbones.unet import UNetBackbone
@@ -200,9 +201,9 @@ class LLMDiff(Learner):
         """Write the adapter, which is all that drawing needs of a training."""
         extra = {"training": json.dumps(self._training_settings(record))}
         path = self.adapter.save(self.export_path, self.encoder, self.backbone, record.steps, extra)
-        drawing = """"prompt='a red dog on the grass'" seed=0"""
-        command = f"python generate.py method=llmdiff adapter={path} {self.backbone.overrides} {drawing}"
-        return {"adapter": str(path), "next": command}
+        chosen = {"method": "llmdiff", "adapter": str(path), **self.backbone.overrides}
+        following = command("generate.py", {**chosen, "prompt": "a red dog on the grass", "seed": 0})
+        return {"adapter": str(path), "next": following}
 
     def _training_settings(self, record: TrainingRecord) -> dict[str, Any]:
         """List what an adapter's file records of its training; names and order are part of the file format."""

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from PIL import Image
 
 from src.data.subject import ConceptData, Zoom
@@ -259,3 +262,12 @@ def test_a_damaged_bank_is_refused_in_a_sentence(tmp_path: Path, damage: str) ->
 def test_options_out_of_range_are_said(tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         module(tmp_path, **options)
+
+
+def test_a_name_that_no_prompt_can_name_is_refused_before_the_weights_are_read(root: Path) -> None:
+    """The subject stands before the backbone, which here could not be read."""
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        told = ["+experiment=concept_dog", "concept=my.dog", "backbone.path=/nowhere", "paths.run_dir=."]
+        cfg = compose("train", told)
+    with pytest.raises(InstantiationException, match="concept is 'my.dog', which no prompt can name.*such as my_dog"):
+        instantiate(cfg.method, _convert_="all")
