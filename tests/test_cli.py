@@ -130,7 +130,6 @@ def test_the_same_command_goes_on_but_for_trainings_and_other_scripts(tmp_path, 
     begun = []
     for _ in range(3):
         begun.append(sweep_dir(tmp_path, None, "train", resume=False))
-        Path(begun[-1]).mkdir()
     assert len({first, *begun}) == 4
     monkeypatch.setattr(sys, "argv", ["x.py", "-m", "seed=1,2", "resume=true"])
     assert sweep_dir(tmp_path, None, "train", resume=True) == begun[-1]

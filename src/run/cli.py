@@ -1,14 +1,19 @@
 """From a command line to a job: spellings, run folders, points of a sweep, and errors as one sentence."""
 
+import atexit
 import hashlib
 import os
 import re
+import shutil
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cache, wraps
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +36,18 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Where launchers tell a process its number."""
 typed: dict[str, str] = {}
 """Arguments as Hydra gets them to what was typed, by which a sweep is found again."""
-# The first process speaks for all.
-console = Console(soft_wrap=True, quiet=any(os.environ.get(name, "0") != "0" for name in RANKS))
+RUN_DIR = "ATELIER_RUN_DIR"
+"""By which the first process tells those that it starts where the run is."""
+named: dict[str, str] = {}
+"""Folder of all runs of a name to the folder of this process's run."""
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks and makes folders for all that train together."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
+console = Console(soft_wrap=True, quiet=not is_first())
 
 
 class Sweep(NamedTuple):
@@ -219,7 +234,10 @@ def _note(old: str, new: str) -> None:
 
 
 def run_dir(root: str, resume: bool = False) -> str:
-    """A new folder ``root/<date>_<time>``, or with ``resume`` the newest one that holds a checkpoint.
+    """Name the folder of a run: ``root/<date>_<time>``, or with ``resume`` the newest one that holds a checkpoint.
+
+    Of several processes only the first names one. Those that Lightning starts are told where it is; those that a
+    launcher starts write nothing, and what Hydra puts there for them goes when they end.
 
     Raises:
         ValueError: If there is nothing to resume.
@@ -230,9 +248,39 @@ def run_dir(root: str, resume: bool = False) -> str:
         if not found:
             raise ValueError(f"resume=true, but no {folder}/*/checkpoints/last.ckpt exists; start without resume=true")
         return str(found[-1].parent.parent)
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    names = [stamp, *(f"{stamp}_{number}" for number in range(2, 1000))]
-    return str(next(folder / name for name in names if not (folder / name).exists()))
+    if not is_first():
+        return os.environ.get(RUN_DIR) or _scratch()
+    return named.setdefault(root, str(folder / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
+
+
+def made(path: str) -> str:
+    """Make the folder that ``run_dir`` named, under another name if that is taken; other paths stay.
+
+    Only Hydra asks for it, when a job begins: to read or compose a configuration makes nothing.
+    """
+    root = str(Path(path).parent)
+    if named.get(root) != path:
+        return path
+    named[root] = os.environ[RUN_DIR] = str(new_folder(Path(path)))
+    return named[root]
+
+
+def new_folder(wanted: Path) -> Path:
+    """Make a folder that no other process has: ``wanted``, or ``wanted`` with a number behind it."""
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("numbers do not end")
+
+
+@cache
+def _scratch() -> str:
+    folder = tempfile.mkdtemp(prefix="atelier-rank-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def sweep_dir(root: str, name: str | None, task: str, resume: bool | None = None) -> str:
@@ -254,13 +302,17 @@ def sweep_dir(root: str, name: str | None, task: str, resume: bool | None = None
     folder = Path(root).expanduser() / (name or "multirun") / (digest if told else "default")
     if resume is None:
         return str(folder)
-    folders = [folder, *(folder.with_name(f"{folder.name}_{number}") for number in range(2, 1000))]
-    number_begun = next(number for number, path in enumerate(folders) if not path.exists())
-    if resume and not number_begun:
+    if not resume:
+        return str(new_folder(folder))
+    begun = chain([folder], (folder.with_name(f"{folder.name}_{number}") for number in count(2)))
+    newest = list(takewhile(Path.exists, begun))[-1:]
+    if not newest:
         raise ValueError(f"resume=true, but {folder} does not exist; start the same sweep without resume=true")
-    return str(folders[number_begun - 1 if resume else number_begun])
+    return str(newest[0])
 
 
-OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+# One job, one folder, however often it is asked for.
+OmegaConf.register_new_resolver("made", made, use_cache=True, replace=True)
 # Cached: the points of a sweep see other arguments than the sweep itself.
 OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)

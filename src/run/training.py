@@ -1,12 +1,16 @@
 """One training from one resolved configuration: what train.py runs, and what a suite runs for each of its banks."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from src.run.cli import is_first
 from src.run.types import check_types
 
 
@@ -35,8 +39,37 @@ class Fitted:
 
 
 def fit(cfg: DictConfig) -> Fitted:
-    """Build, train and export."""
+    """Build, train and export.
+
+    Raises:
+        ValueError: If a part cannot be built as the configuration says, or another process trains in the run folder.
+    """
     check_types(cfg)
+    with _alone_in(Path(cfg.paths.run_dir)):
+        return _fit(cfg)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a run folder; the system frees it when the process ends, however it ends."""
+    if not is_first():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"another process is training in {folder}; wait for it, or leave resume=true out for a run of its own"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fit(cfg: DictConfig) -> Fitted:
     # Seconds of imports, which help need not wait for.
     import lightning as L
 
