@@ -22,7 +22,7 @@ from omegaconf.errors import (
 from src.run.spelling import CONF
 from src.run.types import options
 
-EXTRAS = {"optuna": "hpo"}
+EXTRAS = {"lightly": "pretrain", "optuna": "hpo"}
 """Package that is imported with a part of the configuration, to the extra that brings it."""
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 """Hydra's launcher to the extra that brings it."""

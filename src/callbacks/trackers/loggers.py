@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from src.callbacks.trackers.wandb import Guard, WandbTracker
 from src.data.request import Request
+from src.eval.results.results import read_rows
 
 
 def tensorboard_tracker(run_dir: str) -> TensorBoardLogger:
@@ -98,7 +98,7 @@ def log_results(
     Args:
         loggers: Any of Lightning's loggers. W&B also gets ``test/samples`` with image, reference, prompt, seed, scores.
         metrics: Metrics that the protocol returned; the means in ``overall`` become ``test/<arm>/<score>``.
-        run_dir: Folder with ``per_image.parquet``.
+        run_dir: Folder with ``per_image.jsonl``.
         images_dir: Folder of the images that the column ``file`` of that table names.
         references: Name of a concept or a style to one of its images.
     """
@@ -126,7 +126,7 @@ def means(node: Mapping[str, Any], prefix: str) -> dict[str, float]:
 def _log_samples(logger: WandbTracker, run_dir: Path, images_dir: Path, references: Mapping[str, Image.Image]) -> None:
     import wandb
 
-    rows = [row for row in pq.read_table(run_dir / "per_image.parquet").to_pylist() if row.get("file")]
+    rows = [row for row in read_rows(run_dir / "per_image") if row.get("file")]
     if not rows:
         return
     columns = [column for column in rows[0] if column != "file"]

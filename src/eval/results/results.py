@@ -13,8 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 from PIL import Image
 
 from src.data.files import save_png, whole_file, write_text
@@ -100,9 +99,10 @@ def disagreements(
 
 
 def write_rows(rows: Sequence[Row], path: str | Path) -> None:
-    """Write ``<path>.csv`` and ``<path>.parquet``, each whole or not at all; a folder is made if need be.
+    """Write ``<path>.csv`` for people and ``<path>.jsonl`` for programs, each whole or not at all.
 
-    An empty text is a missing value in Parquet. No rows make files without columns.
+    Each line of the second is a row as a JSON object, whose numbers come back as they were; an empty text is a missing
+    value, ``null``. The folder is made if need be.
 
     Args:
         rows: All with the same columns, each column of one type.
@@ -115,25 +115,25 @@ def write_rows(rows: Sequence[Row], path: str | Path) -> None:
     for number, row in enumerate(rows):
         if set(row) != set(columns):
             raise ValueError(f"rows need the same columns, row {number} differs in {sorted(set(row) ^ set(columns))}")
-    contents = {".parquet": _parquet(rows, columns), ".csv": _csv(rows, columns)}
-    for suffix, content in contents.items():
+    rows = [{column: _plain(row[column]) for column in columns} for row in rows]
+    for column in columns:
+        types = {type(row[column]).__name__ for row in rows if row[column] is not None}
+        if len(types) > 1 and types != {"int", "float"}:
+            raise ValueError(f"column {column!r} has to be of one type, got {', '.join(sorted(types))}")
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    for suffix, content in {".jsonl": lines.encode(), ".csv": _csv(rows, columns)}.items():
         with whole_file(f"{path}{suffix}") as partial:
             partial.write_bytes(content)
 
 
-def _parquet(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
-    arrays = {column: _array(column, [row[column] for row in rows]) for column in columns}
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(arrays), buffer)
-    return buffer.getvalue()
+def read_rows(path: str | Path) -> list[Row]:
+    """Read the rows that ``write_rows`` wrote to ``<path>.jsonl``; a missing value is None."""
+    return [json.loads(line) for line in Path(f"{path}.jsonl").read_text().splitlines()]
 
 
-def _array(column: str, values: Sequence[Any]) -> pa.Array:
-    try:
-        return pa.array([None if value == "" else value for value in values])
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        types = sorted({type(value).__name__ for value in values})
-        raise ValueError(f"column {column!r} has to be of one type, got {', '.join(types)}") from error
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as Python's, an empty text as None."""
+    return None if isinstance(value, str) and not value else value.item() if isinstance(value, np.generic) else value
 
 
 def _csv(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
@@ -217,7 +217,7 @@ def write_results(
         title: The heading of ``report.html``.
         metrics: Content of ``metrics.json``.
         tables: Content of ``table.md``.
-        rows: Lines of ``per_image.csv`` and ``per_image.parquet``, all with the keys of the first.
+        rows: Lines of ``per_image.csv`` and ``per_image.jsonl``, all with the keys of the first.
         grids: File stem to picture.
     """
     folder = Path(run_dir)

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 
-from src.eval.results.results import Row
+from src.eval.results.results import Row, read_rows
 
 Arm = dict[int, Path]
 """The folder of the point of each training seed; 0 where none is set."""
@@ -183,7 +182,7 @@ def _read(path: Path, label: str) -> Point:
     if "compared" not in metrics:
         raise ValueError(f"the protocol {metrics.get('protocol')} says nothing about single images to compare")
     wanted = metrics["compared"]["rows"].items()
-    rows = pq.read_table(path / "per_image.parquet").to_pylist()
+    rows = read_rows(path / "per_image")
     rows = [row for row in rows if all(row[key] == value for key, value in wanted)]
     return Point(path, label, metrics, rows)
 

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import is_accelerate_available
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,8 +20,8 @@ from src.modules.generator import usable_device
 class PartlyExact(ModelMixin):
     """A diffusers model whose ``exact`` submodules and parameters stay in float32 when it is loaded.
 
-    Diffusers' own ``_keep_in_fp32_modules`` does the same, but only if accelerate is installed. Diffusers recognises
-    the parts of a pipeline by the name ``ModelMixin`` in their module, so subclasses name that base again.
+    Diffusers recognises the parts of a pipeline by the name ``ModelMixin`` in their module, so subclasses name that
+    base again.
     """
 
     exact: tuple[str, ...] = ()
@@ -71,12 +70,12 @@ class Placement:
 
     Attributes:
         device: Name of a torch device, or ``auto``.
-        offload: Whether parts wait in main memory and come to the device one at a time; needs the package accelerate.
+        offload: Whether parts wait in main memory and come to the device one at a time.
         tiling: Whether large images are decoded in overlapping squares, see ``TiledDecoding``.
         channels_last: Memory layout of the image tokenizer's convolutions, the faster one on GPUs.
 
     Raises:
-        ValueError: If torch cannot use the device, or accelerate is missing.
+        ValueError: If torch cannot use the device.
     """
 
     device: str = "cpu"
@@ -87,8 +86,6 @@ class Placement:
     def __post_init__(self) -> None:
         """Refuse what is impossible before weights are read."""
         usable_device(self.device, "backbone.placement.device")
-        if self.offload and not is_accelerate_available():
-            raise ValueError("backbone.placement.offload=true needs the package accelerate; pip install accelerate")
 
     def placed(self, pipeline: Pipeline) -> Pipeline:
         """Move the pipeline to its device, and return it."""

@@ -97,7 +97,7 @@ def test_a_protocol_is_a_class_and_one_file(profile, tmp_path):
         assert metrics["overall"]["brightness"]["mean"] == pytest.approx(shade / 255)
         assert metrics["overall"]["error"]["mean"] == pytest.approx(0.5)
         assert {"command", "encoders", "generator", "git_commit", "profile", "prompts", "seed"} <= set(metrics)
-        assert {path.name for path in folder.iterdir()} >= {"images.jsonl", "grid.png", "table.md", "per_image.parquet"}
+        assert {path.name for path in folder.iterdir()} >= {"images.jsonl", "grid.png", "table.md", "per_image.jsonl"}
     compare_points(tmp_path)
     record = json.loads((tmp_path / "comparison.json").read_text())
     assert record["differences"]["method.shade=204 brightness"]["interval"]["mean"] == pytest.approx(0.6)

@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
-from src.eval.results.results import disagreements, per_group, worst, write_rows
+from src.eval.results.results import disagreements, per_group, read_rows, worst, write_rows
 
 ROOT = Path(__file__).parents[3]
 
@@ -63,19 +62,19 @@ def test_wrong_tables_are_refused_in_a_sentence():
 def test_rows_come_back_from_both_files(tmp_path):
     rows = [*CONTROL, *CEILING, row("control", 'a "dog", é', 7, np.float64(0.1), np.float32(0.5))]
     write_rows(rows, tmp_path / "new" / "per_image.v1")
-    table = pq.read_table(tmp_path / "new" / "per_image.v1.parquet")
-    assert table.to_pylist() == [{key: None if value == "" else value for key, value in line.items()} for line in rows]
-    assert [str(table.schema.field(name).type) for name in ("prompt", "seed", "dino")] == ["string", "int64", "double"]
+    table = read_rows(tmp_path / "new" / "per_image.v1")
+    assert table == [{key: None if value == "" else value for key, value in line.items()} for line in rows]
+    assert [type(table[-1][name]) for name in ("prompt", "seed", "dino")] == [str, int, float]
     with open(tmp_path / "new" / "per_image.v1.csv", newline="", encoding="utf-8") as file:
         read = list(csv.DictReader(file))
     assert [line["prompt"] for line in read] == [line["prompt"] for line in rows]
     assert [float(line["dino"]) for line in read] == [line["dino"] for line in rows]
-    assert sorted(path.name for path in tmp_path.rglob("per*")) == ["per_image.v1.csv", "per_image.v1.parquet"]
+    assert sorted(path.name for path in tmp_path.rglob("per*")) == ["per_image.v1.csv", "per_image.v1.jsonl"]
 
 
 def test_no_rows_make_files_that_can_be_read(tmp_path):
     write_rows([], tmp_path / "none")
-    assert pq.read_table(tmp_path / "none.parquet").to_pylist() == []
+    assert read_rows(tmp_path / "none") == []
     with open(tmp_path / "none.csv", newline="") as file:
         assert list(csv.DictReader(file)) == []
 
@@ -119,8 +118,8 @@ def killed(path, content):
 Path.write_bytes = killed
 write_rows([{{"a": n}} for n in range(1000)], {str(tmp_path / "rows")!r})
 """
-    for suffix, whole in ((".parquet", set()), (".csv", {"rows.parquet"})):
+    for suffix, whole in ((".jsonl", set()), (".csv", {"rows.jsonl"})):
         process = subprocess.run([sys.executable, "-c", code, suffix], cwd=ROOT, env=os.environ)
         assert process.returncode == -signal.SIGKILL
         assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == whole
-    assert pq.read_table(tmp_path / "rows.parquet").num_rows == 1000
+    assert len(read_rows(tmp_path / "rows")) == 1000

@@ -4,12 +4,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
 
-from src.eval.results.results import write_rows
+from src.eval.results.results import read_rows, write_rows
 from src.eval.statistics.bootstrap import bootstrap_mean
 from src.eval.sweeps.comparison import compare_points
 from src.eval.sweeps.page import prompt_grids
@@ -229,7 +228,7 @@ def test_grids_show_prompts_evenly_whatever_their_seeds_are(sweep: Path) -> None
 
 def tell_kinds(folder: Path, gain: float) -> None:
     """The first half of the prompts is of the kind ``easy``; the others have ``gain`` more."""
-    rows = pq.read_table(folder / "per_image.parquet").to_pylist()
+    rows = read_rows(folder / "per_image")
     for row in rows:
         easy = row["prompt"] in PROMPTS[:4]
         row |= {"kind": "easy" if easy else "hard", "dino": row["dino"] + (0.0 if easy else gain)}

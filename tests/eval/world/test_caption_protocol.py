@@ -148,7 +148,7 @@ def test_a_perfect_generator_scores_what_the_scenes_score(profile, probe, tmp_pa
     with Image.open(tmp_path / "run" / "grid.png") as grid:
         # Four columns; of each kind a row of images and a row of scenes.
         assert grid.width == 4 * (asked.cell + GAP) + GAP and grid.height > 6 * asked.cell
-    assert names >= {"per_image.csv", "per_image.parquet", "report.html", "grid.png", "images.jsonl"}
+    assert names >= {"per_image.csv", "per_image.jsonl", "report.html", "grid.png", "images.jsonl"}
 
 
 def test_equal_seeds_give_equal_numbers_and_seeds_differ(profile, probe, tmp_path):

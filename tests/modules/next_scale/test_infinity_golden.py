@@ -11,7 +11,7 @@ from src.modules.next_scale.infinity.sampling import InfinityDraw
 from src.modules.next_scale.infinity.training import bit_lesson, bit_losses, token_weights
 from src.modules.next_scale.loop import Generation, generate
 from src.modules.style_svd.blending import StyleBlending, decay_weights, principal_features
-from tests.modules.next_scale.golden import golden
+from tests.modules.next_scale.golden import AMPLIFIED, close, golden
 from tests.modules.next_scale.tiny_infinity import (
     golden_condition,
     golden_schedule,
@@ -20,8 +20,6 @@ from tests.modules.next_scale.tiny_infinity import (
 )
 
 SCALES = 7
-LOGITS, FEATURE, IMAGE = 5e-5, 1e-5, 5e-5
-"""Tolerances."""
 
 
 class Recording(InfinityDraw):
@@ -44,16 +42,16 @@ def check_scale(model: Recording, scale_index: int, expected: dict[str, Tensor],
     wanted = expected[f"{key}.bits"][-len(bits) :]
     assert torch.equal(bits.permute(0, 2, 3, 1)[:, None].byte(), wanted)
     if f"{key}.logits" in expected:
-        torch.testing.assert_close(logits, expected[f"{key}.logits"].flatten(1), rtol=0, atol=LOGITS)
+        close(logits, expected[f"{key}.logits"].flatten(1))
 
 
 def test_rotations_and_conditions_are_the_references() -> None:
     transformer, inputs, expected = golden_transformer(), golden("infinity_A", "inputs"), golden("infinity_A", "greedy")
-    torch.testing.assert_close(torch.stack(transformer.rotation(golden_schedule())), inputs["rope_cos_sin"])
+    close(torch.stack(transformer.rotation(golden_schedule())), inputs["rope_cos_sin"])
     condition = golden_condition(transformer)
-    torch.testing.assert_close(condition["start"][:, 0], expected["cond_BD"] + transformer.start[0])
+    close(condition["start"][:, 0], expected["cond_BD"] + transformer.start[0])
     shared = condition["ada"][:, 0] - transformer.blocks[0].ada
-    torch.testing.assert_close(shared, expected["cond_gss"][:, 0], rtol=0, atol=1e-6)
+    close(shared, expected["cond_gss"][:, 0])
 
 
 def test_greedy_generation_is_the_references() -> None:
@@ -66,15 +64,15 @@ def test_greedy_generation_is_the_references() -> None:
     def check(scale_index: int, batch: Generation) -> None:
         check_scale(model, scale_index, expected)
         feature = expected.get(f"s{scale_index}.F", expected["F_final"]).view_as(batch.feature)
-        torch.testing.assert_close(batch.feature, feature, rtol=0, atol=FEATURE)
+        close(batch.feature, feature)
         for index, output in enumerate(blocks):
             if (wanted := expected.get(f"s{scale_index}.L{index}.block_out")) is not None:
-                torch.testing.assert_close(output, wanted, rtol=0, atol=LOGITS)
+                close(output, wanted)
         blocks.clear()
 
     feature = generate(Generation(model, golden_condition(model.transformer), 1), [check])
     image = golden_tokenizer().decode(feature)
-    torch.testing.assert_close(image[..., :64, :64], expected["image_pm1_crop64"], rtol=0, atol=IMAGE)
+    close(image[..., :64, :64], expected["image_pm1_crop64"], AMPLIFIED)
     bgr = ((image + 1) * 127.5).round().flip(1).permute(0, 2, 3, 1)
     assert (bgr - expected["image_u8_bgr"].float()).abs().max() <= 1
 
@@ -87,7 +85,7 @@ def test_sampling_is_the_references_draw_by_draw() -> None:
         Generation(model, golden_condition(model.transformer), 1, generator),
         [lambda scale_index, batch: check_scale(model, scale_index, expected)],
     )
-    torch.testing.assert_close(feature, expected["F_final"], rtol=0, atol=FEATURE)
+    close(feature, expected["F_final"])
 
 
 @pytest.mark.parametrize(("case", "correct_from"), [("pfb", None), ("pfb_sac", 3)])
@@ -102,17 +100,17 @@ def test_a_style_is_the_references(case: str, correct_from: int | None) -> None:
     def check(scale_index: int, batch: Generation) -> None:
         if scale_index == 2:
             blended, wanted = batch.feature[-1:], expected[f"{case}.F3_gen_after"][:, :, 0]
-            torch.testing.assert_close(blended, wanted, rtol=0, atol=FEATURE)
+            close(blended, wanted)
         check_scale(model, scale_index, expected, f"{case}.")
 
     feature = generate(Generation(model, golden_condition(model.transformer), 1), [hook, check])
-    torch.testing.assert_close(feature, expected[f"{case}.F_final"][-len(feature) :], rtol=0, atol=FEATURE)
+    close(feature, expected[f"{case}.F_final"][-len(feature) :])
     for scale_index, name in ((3, "s3_logits"), (SCALES - 1, "last_logits")):
         logits = model.drawn[scale_index][0]
         wanted = expected[f"{case}.{name}"][-len(logits) :].flatten(1)
-        torch.testing.assert_close(logits, wanted, rtol=0, atol=LOGITS)
+        close(logits, wanted)
     image = golden_tokenizer().decode(feature[-1:])
-    torch.testing.assert_close(image[..., :64, :64], expected[f"{case}.gen_image_pm1_crop64"], rtol=0, atol=IMAGE)
+    close(image[..., :64, :64], expected[f"{case}.gen_image_pm1_crop64"], AMPLIFIED)
 
 
 @pytest.mark.parametrize("correct_from", [None, 3])
@@ -134,7 +132,7 @@ def test_a_style_is_the_references_beside_another_prompt_and_another_style(
     hook = StyleBlending(styles, weights, correct_from=correct_from)
     feature = generate(Generation(model, condition, 2), [hook]).unflatten(0, (2, 2))
     wanted = expected[f"{case}.F_final"][-1:]
-    torch.testing.assert_close(feature[place, place][None], wanted, rtol=0, atol=FEATURE)
+    close(feature[place, place][None], wanted)
     assert (feature[place, 1 - place] - wanted[0]).abs().max() > 0.1, "another style shows"
 
 
@@ -162,11 +160,11 @@ def test_lessons_logits_and_losses_are_the_references(
     expected = {key.removeprefix(f"{case}."): value for key, value in golden("infinity_A", "train").items()}
     features, schedule, transformer = golden("infinity_A", "encode")["h"], golden_schedule(), golden_transformer()
     lesson = bit_lesson(features, schedule, False, find_flips(features, expected["x_BLC_wo_prefix"]))
-    torch.testing.assert_close(lesson.tokens, expected["x_BLC_wo_prefix"], rtol=0, atol=FEATURE)
+    close(lesson.tokens, expected["x_BLC_wo_prefix"])
     assert torch.equal(lesson.bits.byte(), expected["gt_bits"])
     logits = transformer(lesson.tokens, golden_condition(transformer, guided=False), schedule)
-    torch.testing.assert_close(logits, expected["logits"], rtol=0, atol=LOGITS)
+    close(logits, expected["logits"])
     losses = bit_losses(logits, lesson.bits)
-    torch.testing.assert_close(losses, expected["loss_tok"], rtol=0, atol=LOGITS)
+    close(losses, expected["loss_tok"])
     for by_scale, name in ((False, "loss_mean"), (True, "loss_reweighted")):
-        torch.testing.assert_close(losses @ token_weights(schedule, by_scale), expected[name], rtol=0, atol=1e-5)
+        close(losses @ token_weights(schedule, by_scale), expected[name])

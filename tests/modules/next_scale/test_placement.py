@@ -5,6 +5,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from accelerate import hooks
 from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import nn
@@ -30,7 +31,6 @@ def test_the_sequence_names_every_model_once(pipeline) -> None:
 
 
 def test_offloaded_parts_are_fetched_in_their_order_and_draw_the_same(pipeline, monkeypatch) -> None:
-    hooks = pytest.importorskip("accelerate").hooks
     expected, fetched = pixels(pipeline), []
     names = {id(part): name for name, part in pipeline.components.items()}
     fetch = hooks.CpuOffload.pre_forward
