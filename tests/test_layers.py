@@ -53,6 +53,13 @@ def test_every_folder_of_src_is_a_known_layer() -> None:
     assert folders == set(ALLOWED)
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_image_files_are_read_in_one_place(path: Path) -> None:
+    """Orientation, colour profiles and damaged files are dealt with there."""
+    opens = [node for node in ast.walk(ast.parse(path.read_text())) if ast.unparse(node) == "Image.open"]
+    assert not opens or path == ROOT / "src" / "data" / "images.py"
+
+
 @pytest.mark.parametrize("name", ["utils", "util", "helpers", "helper", "common", "misc"])
 def test_no_grab_bags(name: str) -> None:
     assert not [path for path in FILES if name in (path.stem, path.parent.name)]

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from src.data.files import save_png
+from src.data.images import decode_image, load_image
 from src.eval.draw import image_grid
 from src.eval.results.report import Report
 
@@ -50,7 +51,7 @@ def family_figure(family: str, lines: Mapping[str, Curve]) -> Image.Image:
     figure.legend(loc="outside right center", fontsize="small", frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return Image.open(buffer).convert("RGB")
+    return decode_image(buffer, "curves")
 
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "hydra-core")
@@ -94,8 +95,7 @@ def write_run_report(run_dir: Path, title: str) -> Path:
     if pictures:
         report.add_text("", "Samples")
     for path in pictures:
-        with Image.open(path) as image:
-            report.add_image(image, path.stem)
+        report.add_image(load_image(path, min_side=1), path.stem)
     if (run_dir / ".hydra" / "config.yaml").exists():
         report.add_config((run_dir / ".hydra" / "config.yaml").read_text())
     versions = {package: version(package) for package in PACKAGES}

@@ -3,26 +3,55 @@
 import hashlib
 import logging
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, features
 from torch import Tensor
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+from src.data.color import RefusedError, to_srgb
+
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    _HEIC: tuple[str, ...] = ()
+else:
+    register_heif_opener()
+    _HEIC = (".heic", ".heif")
+
+_AVIF = (".avif",) if features.check("avif") else ()
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+    *_AVIF,
+    *_HEIC,
+)
+READABLE_WITH = {
+    ".heic": "pip install -e '.[heic]'",
+    ".heif": "pip install -e '.[heic]'",
+    ".avif": "pip install --upgrade pillow",
+}
+"""By extension, the command that adds a reader where there is none."""
 MIN_SIDE = 16
 """Smallest side in pixels; a smaller file is an icon or a thumbnail that strayed into the folder."""
 
 # Errors that Pillow raises for files that are cut short, empty, of another kind or absurdly large.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, Image.DecompressionBombError)
+
+_log = logging.getLogger(__name__)
+_told: set[str] = set()
 
 
-def find_images(folder: str | Path) -> list[Path]:
-    """List the image files directly in ``folder``, sorted by name; hidden files are left out.
+def find_images(folder: str | Path, beside: Collection[str] = (), below: bool = False) -> list[Path]:
+    """List the image files in ``folder``, sorted by path. What else is there is said once.
+
+    Args:
+        folder: Hidden files and folders in it are left out without a word.
+        beside: Extensions of files that belong to the images, such as ``.json``.
+        below: Whether to look into folders of the folder, too.
 
     Raises:
         ValueError: If the folder does not exist, is a file, or holds no image.
@@ -32,15 +61,37 @@ def find_images(folder: str | Path) -> list[Path]:
         raise ValueError(f"the image folder {folder} does not exist (looked from {Path.cwd()})")
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; name the folder that holds the images")
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    images = [path for path in entries if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    found = [path for path in folder.rglob("*") if path.is_file()] if below else list(folder.iterdir())
+    seen = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    images = sorted(path for path in seen if path.suffix.lower() in EXTENSIONS and path.is_file())
+    others = sorted({path for path in seen if path.suffix.lower() not in beside} - set(images))
+    listed = _listing(folder, others)
     if not images:
-        raise ValueError(f"no images in {folder}: looked for {', '.join(EXTENSIONS)}; {_listing(entries)}")
+        looked = f"no images in {folder}: looked for {', '.join(EXTENSIONS)}"
+        raise ValueError(f"{looked}; {f'found {listed}' if others else 'the folder is empty'}")
+    if others:
+        _say_once(f"{folder} holds {len(images)} image{'s' if len(images) > 1 else ''}; left out: {listed}")
     return images
 
 
+def _say_once(sentence: str) -> None:
+    if sentence not in _told:
+        _told.add(sentence)
+        _log.warning(sentence)
+
+
+def _listing(folder: Path, entries: Sequence[Path]) -> str:
+    """How many, the first of their names, and how to read those that could be read."""
+    names = [f"{path.relative_to(folder)}{'/' if path.is_dir() else ''}" for path in entries]
+    more = f", and {len(names) - 5} more" if len(names) > 5 else ""
+    kind = "other file" if len(names) == 1 else "other files"
+    suffixes = dict.fromkeys(path.suffix.lower() for path in entries if path.is_file())
+    ways = [f"; to read {one} run: {READABLE_WITH[one]}" for one in suffixes if one in READABLE_WITH]
+    return f"{len(names)} {kind}: {', '.join(names[:5])}{more}{''.join(ways)}"
+
+
 def load_image(path: str | Path, min_side: int = MIN_SIDE) -> Image.Image:
-    """Read one image as upright 8-bit RGB, on white if it is transparent, the first frame if it is animated.
+    """Read one image as upright 8-bit sRGB, on white if it is transparent, the first frame if it is animated.
 
     Args:
         path: An image file of any kind that Pillow reads.
@@ -58,18 +109,48 @@ def decode_image(file: str | Path | BinaryIO, name: str, min_side: int = MIN_SID
     """Read one image from a path or an open file like ``load_image``; ``name`` is its name in errors."""
     with _opened(file, name, min_side) as opened:
         opened.load()
-        return _to_rgb(ImageOps.exif_transpose(opened), name)
+        # Pillow turns a TIFF while it loads, and takes the tag away.
+        turn = _turn(opened)
+        return to_srgb(opened if turn is None else opened.transpose(turn), name)
 
 
 def image_size(file: str | Path | BinaryIO, name: str, min_side: int = MIN_SIDE) -> tuple[int, int]:
-    """Return width and height of the upright image, from the header alone.
+    """Return width and height of the image that ``decode_image`` reads, from the header alone.
 
     Raises:
         ValueError: As in ``load_image``, as far as a header tells.
     """
     with _opened(file, name, min_side) as opened:
-        turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return opened.size[::-1] if turned else opened.size
+        width, height = _stored_size(opened)
+        return (height, width) if _turn(opened) in SIDEWAYS else (width, height)
+
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by the tag Orientation of EXIF."""
+SIDEWAYS = {TURNS[tag] for tag in (5, 6, 7, 8)}
+"""Those that swap width and height."""
+
+
+def _turn(opened: Image.Image) -> Image.Transpose | None:
+    """What makes the image upright; nothing where the tag is missing, damaged or none of the eight."""
+    try:
+        return TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    except _UNREADABLE:
+        return None
+
+
+def _stored_size(opened: Image.Image) -> tuple[int, int]:
+    """Width and height before the image is turned: of a TIFF Pillow may have swapped them already."""
+    tags = getattr(opened, "tag_v2", None)
+    return opened.size if tags is None else (tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength])
 
 
 @contextmanager
@@ -80,7 +161,7 @@ def _opened(file: str | Path | BinaryIO, name: str, min_side: int) -> Iterator[I
             # The size is in the header, so a wrong one is refused before pixels are decoded.
             _check_size(name, opened.size, min_side)
             yield opened
-    except _RefusedError:
+    except RefusedError:
         raise
     except _UNREADABLE as error:
         raise ValueError(f"cannot read the image {name}: {_reason(error)}") from error
@@ -102,43 +183,9 @@ def content_hash(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-class _RefusedError(ValueError):
-    """Says that a file is readable but not accepted; Pillow's own ``ValueError`` means damage."""
-
-
 def _check_size(path: str | Path, size: tuple[int, int], min_side: int) -> None:
     if min(size) < min_side:
-        raise _RefusedError(f"{path} is {size[0]} x {size[1]} pixels; images need at least {min_side} on each side")
-
-
-def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
-    if image.mode.startswith("I"):
-        image = _from_16_bit(image, path)
-    if image.mode == "F":
-        raise _RefusedError(
-            f"{path} holds floating-point values of unknown range; save it with 8 or 16 bits per channel"
-        )
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_16_bit(image: Image.Image, path: str | Path) -> Image.Image:
-    # Pillow's own conversion of these modes to 8 bits clips at 255 instead of scaling.
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise _RefusedError(f"{path} holds values outside 0 ... 65535; save it with 8 or 16 bits per channel")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _listing(entries: list[Path]) -> str:
-    if not entries:
-        return "the folder is empty"
-    names = [f"{path.name}/" if path.is_dir() else path.name for path in entries]
-    more = f", and {len(names) - 5} more" if len(names) > 5 else ""
-    kind = "other file" if len(names) == 1 else "other files"
-    return f"found {len(names)} {kind}: {', '.join(names[:5])}{more}"
+        raise RefusedError(f"{path} is {size[0]} x {size[1]} pixels; images need at least {min_side} on each side")
 
 
 def _reason(error: BaseException) -> str:
@@ -147,7 +194,6 @@ def _reason(error: BaseException) -> str:
     return str(error) or "it is damaged"
 
 
-_log = logging.getLogger(__name__)
 SAME_SHAPE = 0.01
 """Difference of aspect ratios below which there is no warning."""
 

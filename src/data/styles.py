@@ -77,7 +77,7 @@ def style_references(folder: str | Path | None, words: Sequence[str] = ()) -> li
     Raises:
         ValueError: If the folder holds no image, or one has no such file.
     """
-    shown = [] if folder is None else [_described(path) for path in find_images(folder)]
+    shown = [] if folder is None else [_described(path) for path in find_images(folder, beside=(".json",))]
     return shown + [StyleReference(style, style, TextStyle(style)) for style in words]
 
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from src.data.files import save_png, take_turns
+from src.data.images import load_image
 from src.data.request import Generator, Request, Style
 from src.eval.results.results import Table
 
@@ -116,7 +117,7 @@ def _lock_path(batch: Sequence[tuple[Request, Path]]) -> Path:
 
 def write_grid(paths: Sequence[Path], requests: Sequence[Request], columns: int, target: str | Path) -> None:
     """All images of a call as one picture."""
-    images = [Image.open(path) for path in paths]
+    images = [load_image(path, min_side=1) for path in paths]
     save_png(image_grid(images, columns, [f"{r.prompt} | seed {r.seed}" for r in requests]), target)
 
 

@@ -1,13 +1,17 @@
+import io
+import logging
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin, TiffTags
 
+from src.data.captions.buckets import nearest_bucket
 from src.data.files import free_disk_or_raise, save_png
-from src.data.images import EXTENSIONS, content_hash, find_images, load_folder, load_image
+from src.data.images import EXTENSIONS, content_hash, decode_image, find_images, image_size, load_folder, load_image
 from src.eval.draw import image_grid
 
 RED, BLUE = (214, 40, 40), (44, 92, 204)
@@ -103,6 +107,115 @@ def test_exif_rotation_is_applied_once(tmp_path: Path) -> None:
     assert near(image, (16, 8), RED, 8)
     assert near(image, (16, 40), BLUE, 8)
     assert image.getexif().get(0x0112) in (None, 1)
+
+
+def _oriented(kind: str, tag: int, compression: str = "") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    buffer = io.BytesIO()
+    options = {"lossless": True} if kind == "WEBP" else {"compression": compression} if compression else {}
+    picture().save(buffer, kind, exif=exif, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("tag", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 255, 65535])
+def test_the_size_of_the_header_is_that_of_the_picture(kind: str, tag: int) -> None:
+    content = _oriented(kind, tag)
+    image = decode_image(io.BytesIO(content), kind)
+    assert image_size(io.BytesIO(content), kind) == image.size == ((32, 48) if 5 <= tag <= 8 else (48, 32))
+    assert nearest_bucket(image.size, [(32, 64), (64, 64), (64, 32)]) == ((32, 64) if 5 <= tag <= 8 else (64, 32))
+    # The first corner of the file is red; where the tag puts it, by the table of EXIF 2.3.
+    x, y = {2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}.get(tag, (0, 0))
+    assert near(image, (x * (image.width - 1), y * (image.height - 1)), RED, 20)
+
+
+@pytest.mark.parametrize("tag", [1, 3, 5, 6, 7, 8])
+def test_the_size_of_a_compressed_tiff(tag: int) -> None:
+    content = _oriented("TIFF", tag, "tiff_lzw")
+    size = decode_image(io.BytesIO(content), "a.tiff").size
+    assert image_size(io.BytesIO(content), "a.tiff") == size == ((32, 48) if tag >= 5 else (48, 32))
+
+
+@pytest.mark.filterwarnings("ignore:Metadata Warning")
+@pytest.mark.parametrize("kind", [TiffTags.BYTE, TiffTags.ASCII, TiffTags.SHORT, TiffTags.LONG, TiffTags.RATIONAL])
+@pytest.mark.parametrize("value", [(6,), (6, 6), (0,), (77,)])
+def test_a_tag_of_the_wrong_type_in_a_tiff(kind: int, value: tuple[int, ...]) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[0x0112] = kind
+    tags[0x0112] = "6" * len(value) if kind == TiffTags.ASCII else value
+    buffer = io.BytesIO()
+    picture().save(buffer, "TIFF", tiffinfo=tags)
+    content = buffer.getvalue()
+    image = decode_image(io.BytesIO(content), "a.tiff")
+    assert image_size(io.BytesIO(content), "a.tiff") == image.size
+    assert sorted(image.size) == [32, 48]
+
+
+def test_a_tiff_that_says_its_orientation_in_xmp_alone() -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[700] = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    buffer = io.BytesIO()
+    picture().save(buffer, "TIFF", tiffinfo=tags)
+    image = decode_image(io.BytesIO(buffer.getvalue()), "a.tiff")
+    assert image_size(io.BytesIO(buffer.getvalue()), "a.tiff") == image.size == (32, 48)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0nonsense"])
+def test_damaged_exif_does_not_cost_the_photo(tmp_path: Path, exif: bytes) -> None:
+    picture().save(tmp_path / "a.jpg", exif=exif, quality=95)
+    assert load_image(tmp_path / "a.jpg").size == image_size(tmp_path / "a.jpg", "a.jpg") == (48, 32)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JFIF"])
+def test_jpeg_by_its_other_names(tmp_path: Path, suffix: str) -> None:
+    picture().save(tmp_path / f"a{suffix}", format="JPEG")
+    assert load_folder(tmp_path)[0].size == (48, 32)
+
+
+def test_avif(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.avif", quality=95)
+    assert near(load_folder(tmp_path)[0], (8, 16), RED, 12)
+
+
+def test_heic_with_its_extra(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    picture().save(tmp_path / "a.heic", quality=95)
+    assert near(load_folder(tmp_path)[0], (8, 16), RED, 16)
+    assert image_size(tmp_path / "a.heic", "a.heic") == (48, 32)
+
+
+def test_what_a_folder_holds_beside_its_images_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture().save(tmp_path / "a.png")
+    for name in ("b.raw", "notes.txt", ".hidden"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "dogs").mkdir()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            find_images(tmp_path)
+    (record,) = caplog.records
+    assert record.message == f"{tmp_path} holds 1 image; left out: 3 other files: b.raw, dogs/, notes.txt"
+    caplog.clear()
+    (tmp_path / "b.raw").unlink()
+    (tmp_path / "dogs").rmdir()
+    find_images(tmp_path, beside=(".txt",))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".heif"])
+def test_heic_without_its_extra_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr("src.data.images.EXTENSIONS", (".jpg",))
+    (tmp_path / f"b{suffix}").write_text("")
+    advice = f"b{suffix}; to read {suffix} run: pip install -e '.[heic]'"
+    with pytest.raises(ValueError, match=re.escape(advice)):
+        find_images(tmp_path)
+    picture().save(tmp_path / "a.jpg")
+    with caplog.at_level(logging.WARNING):
+        find_images(tmp_path)
+    assert advice in caplog.text
 
 
 def test_find_images_is_sorted_and_skips_the_rest(tmp_path: Path) -> None:

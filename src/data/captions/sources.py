@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from src.data.images import EXTENSIONS, find_images
+from src.data.images import find_images
 
 
 class CaptionSource(Protocol):
@@ -36,6 +36,8 @@ def named(names: list[str], what: str) -> str:
 
 
 METADATA = "metadata.jsonl"
+CAPTIONS = (".txt", ".jsonl")
+"""Extensions of the files that hold captions."""
 
 
 class CaptionFolder:
@@ -52,10 +54,7 @@ class CaptionFolder:
 
     def __init__(self, folder: str | Path, text_column: str = "text") -> None:
         self.folder = Path(folder)
-        images = _images_below(self.folder)
-        if not images:
-            # This raises an error that says what the folder holds instead.
-            find_images(self.folder)
+        images = find_images(self.folder, CAPTIONS, below=True)
         metadata = self.folder / METADATA
         listed = metadata.is_file()
         found = _read_metadata(metadata, text_column, images) if listed else _read_beside(images)
@@ -76,13 +75,6 @@ class CaptionFolder:
     def open(self, index: int) -> BinaryIO:
         """Open the file."""
         return self.paths[index].open("rb")
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """List every image file, sorted, without hidden files and hidden folders."""
-    below = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-    seen = (path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return sorted(path for path in seen if path.is_file())
 
 
 def _read_beside(images: list[Path]) -> dict[Path, str]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from src.data.images import load_image
+from src.data.images import decode_image, load_image
 from src.eval.draw import image_grid
 from src.eval.results.report import Report
 from src.eval.results.results import Table, disagreements, provenance, worst
@@ -41,7 +41,7 @@ def comparison_figure(
         _frontier(panel, labels, means, *frontier)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    return Image.open(buffer).convert("RGB")
+    return decode_image(buffer, "figure")
 
 
 def _forest(axes: Axes, intervals: Sequence[Interval], score: str) -> None:
@@ -102,8 +102,7 @@ def comparison_page(
     for name, grid in prompt_grids(folder / "images", points).items():
         report.add_image(grid, f"{name}: a line per point, numbered as in the frontier; the same seed in every column")
     for path in sorted(points[0].folder.glob("grid_*.png"))[:GRIDS]:
-        with Image.open(path) as grid:
-            report.add_image(grid, f"{path.stem} of {points[0].label}, beside its references")
+        report.add_image(load_image(path, min_side=1), f"{path.stem} of {points[0].label}, beside its references")
     text, image = points[0].scores[0], points[0].scores[-1]
     columns = [*points[0].keys, *points[0].scores]
     for point in points:

@@ -120,6 +120,14 @@ def test_text_that_is_not_utf_8(folder: Path) -> None:
     assert "café" in CaptionFolder(folder).captions
 
 
+def test_what_is_left_out_of_a_folder_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    CaptionFolder(folder)
+    assert "left out" not in caplog.text
+    (folder / "more" / "photo.gif").write_text("")
+    CaptionFolder(folder)
+    assert f"{folder} holds 30 images; left out: 1 other file: more/photo.gif" in caplog.text
+
+
 def test_empty_and_missing_folders(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images in .*the folder is empty"):
