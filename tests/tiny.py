@@ -90,14 +90,14 @@ SDXL_UNET = {
 """The real one."""
 
 
-def tiny_sd(folder: Path, prediction_type: str = "epsilon") -> StableDiffusionPipeline:
+def tiny_sd(folder: Path, prediction_type: str = "epsilon", **unet: int) -> StableDiffusionPipeline:
     torch.manual_seed(0)
     words = tokenizer(folder / "words")
     return StableDiffusionPipeline(
         vae=_vae(),
         text_encoder=CLIPTextModel(_text_config(words, 16)),
         tokenizer=words,
-        unet=UNet2DConditionModel(**UNET, cross_attention_dim=16),
+        unet=UNet2DConditionModel(**UNET, cross_attention_dim=16, **unet),
         scheduler=DDIMScheduler(
             beta_schedule="scaled_linear", prediction_type=prediction_type, steps_offset=1, clip_sample=False
         ),

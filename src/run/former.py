@@ -39,7 +39,7 @@ TRAINER_KEYS = (
     *("gradient_clip_val", "use_distributed_sampler", "enable_model_summary"),
 )
 """What ``conf/trainer`` wrote out; of other arguments only those that were changed stood in a key."""
-NOT_WRITTEN = ("local_files_only",)
+NOT_WRITTEN = ("local_files_only", "safety_checker", "sampling")
 
 
 def former_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Shapes: B prompts or images, L tokens, D text width, C latent channels.
 """
 
 import contextlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 
 from src.data.files import text_fingerprint
 from src.data.prompts import tokenize
+from src.modules.backbones.autoencoder import scaled_latents
 from src.modules.generator import model_sampling, settled
 from src.modules.training.diffusion import diffusion_target, draw_noise
 
+_log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SAMPLING: dict[str, Any] = {"num_inference_steps": 30, "guidance_scale": 5.0, "keep_context": False}
 """Settings of drawing, unless the backbone has its own or the call gives others."""
@@ -83,6 +86,7 @@ class Backbone(ABC):
         pipeline: A pipeline of one of the classes in ``pipelines``.
         name: Name of the model in banks and reports.
         sampling: The model's own settings of drawing, where they differ from ``SAMPLING``.
+        safety_checker: Whether a checkpoint's safety checker stays on, which blacks out what it takes for unsafe.
 
     Attributes:
         denoiser: The UNet or transformer.
@@ -95,17 +99,25 @@ class Backbone(ABC):
 
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
     """Stock pipelines that this backbone takes."""
-    incidental: ClassVar[tuple[str, ...]] = ("sampling",)
-    """Settings that do not change what is learnt with this model."""
     option: ClassVar[str] = ""
     """Configuration of this kind of backbone in a command; empty for the default kind."""
 
-    def __init__(self, pipeline: DiffusionPipeline, name: str, sampling: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        name: str,
+        sampling: Mapping[str, Any] | None = None,
+        safety_checker: bool = False,
+    ) -> None:
         if not isinstance(pipeline, self.pipelines):
             wanted = " or ".join(one.__name__ for one in self.pipelines)
             raise ValueError(f"{name} holds a {type(pipeline).__name__}, but {type(self).__name__} takes a {wanted}")
         self.pipeline, self.name = pipeline, name
         self.sampling = model_sampling(SAMPLING, sampling)
+        if getattr(pipeline, "safety_checker", None) is not None and not safety_checker:
+            pipeline.register_modules(safety_checker=None)
+            pipeline.register_to_config(requires_safety_checker=False)
+            _log.warning("the safety checker of %s is off; backbone.safety_checker=true switches it on", name)
         self.vae = pipeline.vae
         self.tokenizers, self.text_encoders = zip(*self.encoders(), strict=True)
         for module in (self.denoiser, self.vae, *self.text_encoders):
@@ -121,6 +133,7 @@ class Backbone(ABC):
         dtype: str = "float32",
         local_files_only: bool = False,
         sampling: Mapping[str, Any] | None = None,
+        safety_checker: bool = False,
     ) -> Self:
         """Load a hub id or a local folder in diffusers' layout.
 
@@ -141,7 +154,7 @@ class Backbone(ABC):
             local_files_only=local_files_only,
             use_safetensors=True,
         )
-        backbone = cls(pipeline, Path(path).name if local else path, sampling)
+        backbone = cls(pipeline, Path(path).name if local else path, sampling, safety_checker)
         if DTYPES[dtype] != loaded:
             pipeline.to(DTYPES[dtype])
         return backbone
@@ -303,9 +316,7 @@ class Backbone(ABC):
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Encode images ``(B, 3, H, W)`` in [-1, 1] to scaled latents ``(B, C, H/8, W/8)``, the posterior's mean."""
-        with torch.no_grad():
-            latents = self.vae.encode(pixel_values.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
-        return (latents * self.vae.config.scaling_factor).float()
+        return scaled_latents(self.vae, pixel_values)
 
     def corrupt(self, latents: Tensor, generators: list[torch.Generator]) -> Noised:
         """Add noise at random timesteps; the draw of a sample depends only on its own CPU generator."""

@@ -66,10 +66,15 @@ class UNetBackbone(Backbone):
         return {f"negative_{name}": embeds for name, embeds in named.items()}
 
     def denoise(self, noised: Noised, text: Text, size_ids: Tensor | None = None) -> Tensor:
-        """Predict noise or velocity, ``(B, C, h, w)``."""
+        """Predict noise or velocity, ``(B, C, h, w)``; a UNet that takes a guidance scale gets that of ``sampling``."""
         added = self.added_conditions(text, noised.noisy_latents.shape[-2:], size_ids)
-        noisy_latents = noised.noisy_latents.to(self.dtype)
-        return self.unet(noisy_latents, noised.timesteps, text.prompt_embeds, added_cond_kwargs=added).sample
+        return self.unet(
+            noised.noisy_latents.to(self.dtype),
+            noised.timesteps,
+            text.prompt_embeds,
+            timestep_cond=guidance_condition(self.pipeline, len(noised.timesteps), self.sampling["guidance_scale"]),
+            added_cond_kwargs=added,
+        ).sample
 
     def added_conditions(
         self, text: Text, grid: Sequence[int], size_ids: Tensor | None = None
@@ -82,3 +87,22 @@ class UNetBackbone(Backbone):
             height, width = (side * self.pipeline.vae_scale_factor for side in grid)
             size_ids = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(pooled), -1)
         return {"text_embeds": pooled, "time_ids": size_ids.to(pooled)}
+
+
+def guidance_condition(pipeline: Any, number: int, guidance_scale: float | None = None) -> Tensor | None:
+    """Embed a guidance scale for a UNet that takes it, as LCM does; None for other UNets.
+
+    Args:
+        pipeline: Stock pipeline with the UNet.
+        number: Number of rows.
+        guidance_scale: The scale; None for that of the pipeline's present call.
+
+    Returns:
+        The embedding, ``(number, width)``, as the stock pipeline makes it.
+    """
+    width = pipeline.unet.config.time_cond_proj_dim
+    if width is None:
+        return None
+    scale = pipeline.guidance_scale if guidance_scale is None else guidance_scale
+    embedded = pipeline.get_guidance_scale_embedding(torch.full((number,), scale - 1.0), embedding_dim=width)
+    return embedded.to(pipeline.unet.device, pipeline.unet.dtype)

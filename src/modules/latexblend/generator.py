@@ -66,7 +66,7 @@ class BlendedText:
 def blended(
     denoiser: nn.Module,
     placements: Sequence[Sequence[Placement]],
-    blending_start: float = 1.0,
+    acts_below: float | None = None,
     bind: bool = False,
     keep_context: bool = False,
 ) -> Iterator[None]:
@@ -77,25 +77,20 @@ def blended(
     Args:
         denoiser: The UNet or transformer of any stock pipeline: text-to-image, img2img, inpainting, ControlNet.
         placements: Concepts and positions of every prompt in the batch.
-        blending_start: Share of the noise schedule below which concepts act; 1 for all timesteps.
+        acts_below: Timestep below which concepts act; None for all timesteps.
         bind: Whether V* gets the key of the noun, see ``BlendedText``.
         keep_context: Whether the banks hold offsets, see ``BlendedText``.
-
-    Raises:
-        ValueError: If ``blending_start`` is not in (0, 1].
     """
-    if not 0 < blending_start <= 1:
-        raise ValueError(f"blending_start is {blending_start}; give a share of the noise schedule in (0, 1]")
     plain, concepts = ProjectionCache(), ProjectionCache(BlendedText(placements, bind, keep_context))
     current = [concepts]
 
     def before_denoiser(module: nn.Module, args: tuple, kwargs: dict) -> None:
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        early = float(torch.as_tensor(timestep).flatten()[0]) >= 1000 * blending_start
+        early = acts_below is not None and float(torch.as_tensor(timestep).flatten()[0]) >= acts_below
         current[0] = plain if early else concepts
 
     # Reading the timestep waits for the GPU, so it is read only if it matters.
-    handle = denoiser.register_forward_pre_hook(before_denoiser, with_kwargs=True) if blending_start < 1 else None
+    handle = None if acts_below is None else denoiser.register_forward_pre_hook(before_denoiser, with_kwargs=True)
     try:
         with cached_projections(denoiser, lambda: current[0]):
             yield
@@ -129,15 +124,15 @@ class ConceptGenerator(BatchedGenerator[Placed]):
             the backbone's own values stand for missing ones and None, and an empty negative prompt is none.
         keep_context: Whether to add ``concept_offsets`` to the prompt's rows instead of replacing these, which is our
             extension; None for what suits the backbone.
-        blending_start: Share of the noise schedule below which concepts act, see ``blended``.
+        blending_start: Share of the noise schedule, however long it is, below which concepts act; 1 for all of it.
         bind: Whether V* gets the key of the noun, see ``BlendedText``.
         blending_guidance: Guidance for many or similar concepts in one image, or its settings; None for no guidance.
         batch_size: Number of images drawn at a time; it does not change an image beyond rounding.
         device: Torch device to draw on, or ``auto``; None leaves the backbone where it is.
 
     Raises:
-        ValueError: If a bank does not fit the backbone, the negative prompt is too long, the pipeline cannot be guided
-            as asked, or torch cannot use the device.
+        ValueError: If a bank does not fit the backbone, the negative prompt is too long, ``blending_start`` is not in
+            (0, 1], the pipeline cannot be guided as asked, or torch cannot use the device.
     """
 
     def __init__(
@@ -155,6 +150,8 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         super().__init__(batch_size)
         for name in banks or {}:
             check_name(name, "the name of a bank")
+        if not 0 < blending_start <= 1:
+            raise ValueError(f"blending_start is {blending_start}; give a share of the noise schedule in (0, 1]")
         if device is not None:
             backbone.to(usable_device(device, "method.device"))
         self.backbone, self.sampling = backbone, backbone.settled(sampling)
@@ -249,7 +246,9 @@ class ConceptGenerator(BatchedGenerator[Placed]):
             return self.backbone.draw(plain, seeds, self.sampling, **guidance)
 
     def _blended(self, placements: Sequence[Sequence[Placement]]) -> contextlib.AbstractContextManager[None]:
-        return blended(self.backbone.denoiser, placements, self.blending_start, self.bind, self.keep_context)
+        length, start = self.backbone.noise_scheduler.config.num_train_timesteps, self.blending_start
+        acts_below = start * length if start < 1 else None
+        return blended(self.backbone.denoiser, placements, acts_below, self.bind, self.keep_context)
 
     def denoising_errors(
         self, images: Sequence[Image.Image], captions: Sequence[str], seeds: Sequence[int]

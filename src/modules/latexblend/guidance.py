@@ -17,6 +17,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from src.modules.backbones.unet import guidance_condition
+
 Phrases = Sequence[Sequence[int]]
 """Token positions of each concept of one prompt: that of V*, then those of the noun."""
 MAX_CELLS = 32 * 32
@@ -157,7 +159,8 @@ def _gradient(
     with torch.enable_grad(), recorded_attention(pipeline.unet) as maps:
         latents = state["latents"].detach().requires_grad_()
         scaled = pipeline.scheduler.scale_model_input(latents, timestep).to(pipeline.unet.dtype)
-        pipeline.unet(scaled, timestep, state["prompt_embeds"][-number:], added_cond_kwargs=added)
+        scale = guidance_condition(pipeline, number)
+        pipeline.unet(scaled, timestep, state["prompt_embeds"][-number:], timestep_cond=scale, added_cond_kwargs=added)
         losses = [
             separation_loss(attention[row], _grid(attention.shape[1], latents.shape[-2:]), phrases[row])
             for attention in maps.values()

@@ -25,6 +25,8 @@ from src.modules.latexblend.generator import ConceptGenerator
 from src.modules.training.diffusion import min_snr_weights, per_sample_mse, step_generator
 from src.modules.training.learner import Learner, TrainingRecord
 
+BLACK = "set backbone.safety_checker=false if it is on, or give images of your own in data.class_dir"
+"""Advice where a class image is black, which would be learnt as what the class looks like."""
 BLENDING = ("keep_context", "blending_start", "bind")
 """Settings of sample grids that say how concepts are blended; all others are arguments of the pipeline's call."""
 
@@ -253,7 +255,7 @@ def class_images(
     """Draw "a photo of a <noun>" with seeds 0, 1, ... as drawing does; images that are already stored are read instead.
 
     Raises:
-        ValueError: If ``number`` is not positive.
+        ValueError: If ``number`` is not positive, or an image is black.
     """
     if number < 1:
         raise ValueError(
@@ -268,6 +270,8 @@ def class_images(
     batches = [missing[at] for at in generator.slices(len(missing))]
     for seeds in track(batches, "drawing class images", disable=not missing, transient=True):
         for seed, image in zip(seeds, generator.sample([Request(prompt, seed) for seed in seeds]), strict=True):
+            if not image.getbbox():
+                raise ValueError(f"class image {seed} of a {class_noun} is black; {BLACK}")
             image.info = {"prompt": prompt, "seed": str(seed)}
             store.write(f"{seed:04d}", image)
             images[seed] = image

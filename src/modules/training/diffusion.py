@@ -38,10 +38,14 @@ def diffusion_target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, t
 
 
 def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
-    """Compute the min-SNR loss weights of Hang et al., 2023 (arXiv 2303.09556) for the prediction type, ``(B,)``."""
+    """Compute the min-SNR loss weights of Hang et al., 2023 (arXiv 2303.09556) for the prediction type, ``(B,)``.
+
+    ``min(SNR, gamma) / SNR`` is 1 wherever SNR is small, also at the last step of a schedule that ends in pure noise.
+    """
     snr = compute_snr(scheduler, timesteps)
-    clipped = snr.clamp(max=gamma)
-    return clipped / snr if scheduler.config.prediction_type == "epsilon" else clipped / (snr + 1)
+    if scheduler.config.prediction_type == "epsilon":
+        return gamma / snr.clamp(min=gamma)
+    return snr.clamp(max=gamma) / (snr + 1)
 
 
 def per_sample_mse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -4,10 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor
 
+from src.data.request import Request
 from src.modules.backbones.base import SAMPLING, cross_attention_projections
 from src.modules.backbones.unet import UNetBackbone
+from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.generator import ConceptGenerator
+from src.modules.latexblend.guidance import BlendingGuidance
+from src.modules.latexblend.learner import class_images
 from tests.tiny import tiny_sd, tiny_sdxl
 
 
@@ -62,6 +69,77 @@ def test_a_folder_that_is_no_pipeline_is_said(tmp_path: Path) -> None:
         UNetBackbone.from_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match="float32, float16, bfloat16"):
         UNetBackbone.from_pretrained(str(tmp_path), "int8")
+
+
+def test_a_unet_that_takes_a_guidance_scale_always_gets_it(tmp_path: Path) -> None:
+    backbone = UNetBackbone(tiny_sd(tmp_path, time_cond_proj_dim=8), "lcm", {"guidance_scale": 4.0})
+    conditions: list[torch.Tensor] = []
+
+    def keep(unet: torch.nn.Module, args: tuple, given: dict) -> None:
+        conditions.append(given["timestep_cond"][:1])
+
+    backbone.unet.register_forward_pre_hook(keep, with_kwargs=True)
+    rows = {name: torch.randn(2, one.out_features) for name, one in backbone.text_layers().items()}
+    rex = ConceptBank(rows, {"class_noun": "dog", "backbone_hash": backbone.fingerprint})
+    guidance = BlendingGuidance(num_steps=1)
+    drawing = ConceptGenerator(backbone, {"rex": rex}, {"num_inference_steps": 3}, blending_guidance=guidance)
+    drawing.sample([Request("a <rex>", 0)])
+    drawing.denoising_errors([Image.new("RGB", (64, 64))], ["a <rex>"], [0])
+    latents = torch.zeros(2, 4, 8, 8)
+    text = backbone.encode_text(["a dog", "a cat"])
+    backbone.denoise(backbone.corrupt(latents, [torch.Generator(), torch.Generator()]), text)
+    expected = backbone.pipeline.get_guidance_scale_embedding(torch.tensor([3.0]), embedding_dim=8)
+    assert len(conditions) == 4 + 4 + 1 and all(torch.equal(one, expected) for one in conditions)
+
+
+def test_an_autoencoder_that_overflows_in_half_precision_encodes_in_float32(tmp_path: Path) -> None:
+    backbone, seen = UNetBackbone(tiny_sd(tmp_path), "sd"), []
+    picture = torch.rand(1, 3, 64, 64) * 2 - 1
+    exact = backbone.encode_images(picture)
+    backbone.vae.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    backbone.vae.half()
+    expected = {name: tensor.clone() for name, tensor in backbone.vae.state_dict().items()}
+    upcast = backbone.encode_images(picture)
+    assert seen == [torch.float32] and backbone.vae.dtype == torch.float16
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in backbone.vae.state_dict().items())
+    backbone.vae.register_to_config(force_upcast=False)
+    assert torch.allclose(upcast, exact, atol=1e-2)
+    backbone.encode_images(picture)
+    assert seen == [torch.float32, torch.float16]
+
+
+def test_latents_are_shifted_and_scaled_as_the_autoencoder_says(tmp_path: Path) -> None:
+    backbone = UNetBackbone(tiny_sd(tmp_path), "sd")
+    picture = torch.rand(1, 3, 64, 64) * 2 - 1
+    mean = backbone.vae.encode(picture).latent_dist.mode()
+    backbone.vae.register_to_config(scaling_factor=0.5, shift_factor=0.25)
+    assert torch.equal(backbone.encode_images(picture), (mean - 0.25) * 0.5)
+    channels = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1)
+    backbone.vae.register_to_config(latents_mean=[1.0, 2.0, 3.0, 4.0], latents_std=[4.0, 3.0, 2.0, 1.0])
+    assert torch.equal(backbone.encode_images(picture), (mean - channels) * 0.5 / channels.flip(1))
+
+
+def test_a_safety_checker_is_off_unless_it_is_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pipeline = tiny_sd(tmp_path)
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = {**size, "image_size": 32, "patch_size": 16}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=size, vision_config=vision, projection_dim=8))
+    checker.special_care_embeds_weights.fill_(-10.0)  # Everything is taken for unsafe.
+    checker.concept_embeds_weights.fill_(-10.0)
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    pipeline.register_modules(safety_checker=checker, feature_extractor=processor)
+    pipeline.register_to_config(requires_safety_checker=True)
+    pipeline.save_pretrained(tmp_path / "saved")
+    steps = {"num_inference_steps": 1}
+    on = UNetBackbone.from_pretrained(str(tmp_path / "saved"), sampling=steps, safety_checker=True)
+    assert ConceptGenerator(on).sample([Request("a dog", 0)])[0].getbbox() is None
+    with pytest.raises(ValueError, match="class image 0 of a dog is black"):
+        class_images(on, "dog", 1, 64, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.png")) and "safety checker" not in caplog.text
+    off = UNetBackbone.from_pretrained(str(tmp_path / "saved"), sampling=steps)
+    assert caplog.text.count("the safety checker of saved is off") == 1
+    assert class_images(off, "dog", 1, 64, tmp_path / "cache")[0].getbbox()
+    assert ConceptGenerator(off).sample([Request("a dog", 0)])[0].getbbox()
 
 
 def test_what_a_call_leaves_open_the_backbone_says(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from tests.tiny import tiny_pixart, tiny_sd, tiny_sdxl
 
 BACKBONES = {
     "sd": (UNetBackbone, tiny_sd),
+    "lcm": (UNetBackbone, lambda folder: tiny_sd(folder, time_cond_proj_dim=8)),
     "sdxl": (UNetBackbone, tiny_sdxl),
     "sdxl with empty text": (UNetBackbone, lambda folder: tiny_sdxl(folder, force_zeros_for_empty_prompt=False)),
     "pixart": (PixArtBackbone, tiny_pixart),

@@ -1,11 +1,17 @@
 """Putting concepts into generation: exact where it must be, gone without a trace afterwards."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionImg2ImgPipeline
+from diffusers import (
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+)
 from PIL import Image
 
 from src.data.request import Request
@@ -148,11 +154,11 @@ def test_context_is_kept_by_adding_what_the_concept_changes(backbone: UNetBackbo
         assert torch.allclose(text(name, projected, projected)[0, [5, 6]], expected, atol=1e-5)
 
 
-def test_blending_start_is_a_timestep(backbone: UNetBackbone) -> None:
+def test_concepts_act_below_a_timestep(backbone: UNetBackbone) -> None:
     inputs, concept = unet_inputs(backbone, 1), bank(backbone, 0)
     with torch.no_grad():
         plain = {t: backbone.unet(**(inputs | {"timestep": t})).sample for t in (950, 500)}
-        with blended(backbone.unet, [[(concept, [1, 2])]], blending_start=0.9):
+        with blended(backbone.unet, [[(concept, [1, 2])]], acts_below=900):
             early = backbone.unet(**(inputs | {"timestep": 950})).sample
             late = backbone.unet(**(inputs | {"timestep": 500})).sample
     assert torch.equal(early, plain[950])
@@ -253,6 +259,29 @@ def test_two_contexts_on_one_unet_are_refused(backbone: UNetBackbone) -> None:
 
 PICTURES = [Image.effect_noise((64, 64), 90).convert("RGB"), Image.linear_gradient("L").resize((80, 80))]
 CAPTIONS = ["a red dog", "a blue cat on the grass"]
+
+
+@pytest.mark.parametrize("length", [100, 1000, 4000])
+def test_blending_starts_at_a_share_of_the_schedule_whatever_its_length(tmp_path: Path, length: int) -> None:
+    pipeline = tiny_sd(tmp_path)
+    pipeline.scheduler = DDIMScheduler(num_train_timesteps=length)
+    backbone = UNetBackbone(pipeline, "sd")
+    inputs, concept = unet_inputs(backbone, 1), bank(backbone, 0)
+
+    def predictions() -> list[torch.Tensor]:
+        return [backbone.unet(**(inputs | {"timestep": share * length // 100})).sample for share in (51, 50, 49)]
+
+    with torch.no_grad():
+        plain = predictions()
+        with generator(backbone, {}, blending_start=0.5)._blended([[(concept, [1, 2])]]):
+            found = predictions()
+    assert [torch.equal(*pair) for pair in zip(found, plain, strict=True)] == [True, True, False]
+
+
+def test_an_impossible_start_of_blending_is_said(backbone: UNetBackbone) -> None:
+    for start in (0.0, 1.1, math.nan):
+        with pytest.raises(ValueError, match="give a share of the noise schedule in"):
+            generator(backbone, {}, blending_start=start)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

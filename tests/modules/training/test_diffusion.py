@@ -42,6 +42,14 @@ def test_min_snr_is_the_published_weight() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_is_finite_where_the_schedule_ends_in_pure_noise(kind: str) -> None:
+    ending = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=kind, rescale_betas_zero_snr=True)
+    weights = min_snr_weights(ending, torch.tensor([0, 500, 999]), 5.0)
+    assert weights.isfinite().all() and ending.alphas_cumprod[-1] == 0
+    assert weights[-1] == (1 if kind == "epsilon" else 0)
+
+
 def test_the_mask_says_what_counts() -> None:
     prediction, target = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
     target[0, :, 0] = 5
