@@ -13,8 +13,6 @@ import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
@@ -103,49 +101,6 @@ def take_turns(
             time.sleep(POLL_SECONDS)
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Write tensors atomically; the file's metadata is ``metadata``, which names a ``format``, and their hash."""
-    # Tensors are copied, because a view would drag its whole storage into the file.
-    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with whole_file(path) as partial:
-        save_file(whole, partial, metadata={**metadata, "sha256": digest(whole)})
-    return Path(path)
-
-
-def read_metadata(path: str | Path, expected: str, what: str) -> dict[str, str]:
-    """Read the metadata of a file, without its tensors.
-
-    Args:
-        path: The file.
-        expected: The ``format`` that it must have.
-        what: What errors call it, such as "an adapter".
-
-    Raises:
-        ValueError: If it is missing, unreadable, or in another format.
-    """
-    return _read(Path(path), expected, what, f"not {what}", names_only=True)[0]
-
-
-def read_tensors(
-    path: str | Path, expected: str, what: str, other: str | None = None
-) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Read and verify metadata and tensors of a file.
-
-    Args:
-        path: The file.
-        expected: The ``format`` that it must have.
-        what: What errors call it, such as "an adapter".
-        other: What errors call a file of another format; None for "not an adapter".
-
-    Raises:
-        ValueError: As in ``read_metadata``, or if the content does not match its hash.
-    """
-    metadata, tensors = _read(Path(path), expected, what, other or f"not {what}", names_only=False)
-    if metadata.get("sha256") != digest(tensors):
-        raise ValueError(f"{path} was changed after it was written: its content does not match its sha256")
-    return metadata, tensors
-
-
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """Hash names and contents (hex sha256)."""
     found = hashlib.sha256()
@@ -167,22 +122,6 @@ def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """Return the content in row-major order, whatever the precision, device and strides, for hashes."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def _read(
-    path: Path, expected: str, what: str, other: str, names_only: bool
-) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not path.is_file():
-        raise ValueError(f"no file at {path}; give the path of {what}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {} if names_only else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as {what} ({error}); it may be truncated") from error
-    if metadata.get("format") != expected:
-        raise ValueError(f"{path} is {other}: its format is {metadata.get('format')!r}, expected {expected!r}")
-    return metadata, tensors
 
 
 SAMPLED_VALUES = 64

@@ -100,7 +100,7 @@ def concept_span(
     """
     if not class_noun.strip():
         raise ValueError("class_noun is empty; give what the subject is, such as class_noun=dog")
-    prompt = template.format(f"a {class_noun}")
+    prompt = template.replace("{}", f"a {class_noun}")
     text, start = as_read(prompt), len(as_read(prompt[: len(prompt) - len(class_noun)]))
     positions = _slot(tokenizer, text, (start - 2, start - 1)) + token_positions(tokenizer, text, (start, len(text)))
     if len(positions) < 2 or positions != list(range(positions[0], positions[-1] + 1)):

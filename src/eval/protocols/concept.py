@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from src.data.banks import CONCEPT_BANK
 from src.data.images import load_folder, load_image
 from src.data.request import Generator, Request
 from src.eval.profile import Profile
@@ -54,15 +54,9 @@ def bank_source(path: str) -> ConceptSource:
     """What a bank's own metadata says.
 
     Raises:
-        ValueError: If the file is no bank.
+        RefusedFileError: If the file is no bank.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read the bank {path}: {error}") from None
-    if "class_noun" not in metadata:
-        raise ValueError(f"{path} is no concept bank: its metadata has no class_noun")
+    metadata = CONCEPT_BANK.read_header(path)
     return ConceptSource(metadata["class_noun"], metadata.get("references", ""))
 
 

@@ -142,7 +142,7 @@ class PairProtocol(Protocol[Pair]):
 
 def _filled(prompt: str, pair: Pair, arm: str) -> str:
     first, second = (one.class_noun if arm == "control" else f"<{one.name}>" for one in pair)
-    return prompt.format(first=first, second=second)
+    return prompt.replace("{first}", first).replace("{second}", second)
 
 
 def layout(prompt: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

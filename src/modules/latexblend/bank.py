@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from src.data.files import read_tensors, write_tensors
+from src.data.banks import CONCEPT_BANK
+from src.data.schema import RefusedFileError
 from src.modules.backbones.base import cross_attention_projections
-
-FORMAT = "atelier-concept-bank-1"
 
 
 @dataclass(frozen=True)
@@ -41,21 +40,22 @@ class ConceptBank:
         return next(iter(self.rows.values())).shape[0]
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
-        """Write the file atomically; all layers' ``(S, D)`` rows and a header."""
+        """Write the file atomically; all layers' ``(S, D)`` rows and a header.
+
+        Raises:
+            RefusedFileError: If a row is not finite in this precision, or the metadata is not that of a bank.
+        """
         rows = {name: row.to(dtype) for name, row in self.rows.items()}
-        return write_tensors(path, rows, {**self.metadata, "format": FORMAT})
+        return CONCEPT_BANK.write(path, rows, self.metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "ConceptBank":
         """Read and verify a bank.
 
         Raises:
-            ValueError: If the file is missing, truncated, no bank, or its content does not match its hash.
+            RefusedFileError: If the file is missing, truncated, no bank, or its content does not match its hash.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"no concept bank at {path}; training writes one to <run folder>/exports/*.safetensors")
-        metadata, rows = read_tensors(path, FORMAT, "a concept bank", other="no concept bank")
+        metadata, rows = CONCEPT_BANK.read(path)
         return cls(rows, metadata)
 
     def check(self, backbone_hash: str, widths: Mapping[str, int], name: str) -> None:
@@ -67,18 +67,18 @@ class ConceptBank:
             name: Name of the backbone, for messages.
 
         Raises:
-            ValueError: If it was made for another backbone.
+            RefusedFileError: If it was made for another backbone.
         """
         if self.metadata.get("backbone_hash") != backbone_hash:
             made_for = f"{self.metadata.get('backbone')} ({self.metadata.get('backbone_hash')})"
-            raise ValueError(f"this bank was made for the backbone {made_for}, but {name} is {backbone_hash}")
+            raise RefusedFileError(f"this bank was made for the backbone {made_for}, but {name} is {backbone_hash}")
         expected = {layer: (self.num_tokens, width) for layer, width in widths.items()}
         actual = {layer: tuple(row.shape) for layer, row in self.rows.items()}
         if expected != actual:
             wrong = sorted(
                 layer for layer in expected.keys() | actual.keys() if expected.get(layer) != actual.get(layer)
             )
-            raise ValueError(
+            raise RefusedFileError(
                 f"bank and backbone differ in {len(wrong)} layers, first {wrong[0]}: "
                 f"bank {actual.get(wrong[0])}, backbone {expected.get(wrong[0])}"
             )

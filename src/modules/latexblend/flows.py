@@ -169,7 +169,7 @@ class DualFlow:
             concept_span(backbone.tokenizers[0], template, class_noun, backbone.as_read) for template in templates
         ]
         self.prompts, self.spans = [prompt for prompt, _ in filled], [span for _, span in filled]
-        self.fixed = self.prompts.index(FIXED_TEMPLATE.format(f"a {class_noun}"))
+        self.fixed = self.prompts.index(FIXED_TEMPLATE.replace("{}", f"a {class_noun}"))
         self.projections = backbone.text_layers()
         vectors = [
             initial_vector(tokenizer, encoder.get_input_embeddings().weight, initializer or class_noun)

@@ -12,6 +12,7 @@ from PIL import Image
 from rich.progress import track
 from torch import Generator, Tensor
 
+from src.data.banks import CONCEPT_BANK
 from src.data.commands import command
 from src.data.files import autoencoder_hash
 from src.data.prompts import FIXED_TEMPLATE, TEMPLATES
@@ -72,6 +73,8 @@ class LaTexBlend(Learner):
         self.subject, self.objective = subject, objective or Objective()
         self.cache_dir, self.export_path, self.sampling = cache_dir, export_path, sampling
         self.initializer, self.rank, self.snr_gamma, self.seed = initializer, rank, snr_gamma, seed
+        # What could not be saved at the end is refused at the start.
+        CONCEPT_BANK.check(export_path, self._metadata(backbone))
         torch.manual_seed(seed)
         pool = TEMPLATES if self.objective.templates == "pool" else (FIXED_TEMPLATE,)
         # DualFlow is no nn.Module, so the frozen weights in it stay out of checkpoints.
@@ -177,20 +180,23 @@ class LaTexBlend(Learner):
     @torch.no_grad()
     def extract_bank(self, record: TrainingRecord | None = None) -> ConceptBank:
         """Extract the concept in its present state; ``record`` adds how it was trained."""
-        metadata = {
+        metadata = self._metadata(self.backbone)
+        if record is not None:
+            settings = " ".join(f"{key}={value}" for key, value in self._training_settings(record).items())
+            metadata |= {"steps": str(record.steps), "training": settings}
+        return ConceptBank(self.flow.concept_rows(), metadata)
+
+    def _metadata(self, backbone: Backbone) -> dict[str, str]:
+        return {
             "class_noun": self.subject.class_noun,
             "modifier_token": "<new1>",
-            "backbone": self.backbone.name,
-            "backbone_hash": self.backbone.fingerprint,
+            "backbone": backbone.name,
+            "backbone_hash": backbone.fingerprint,
             "references": self.subject.references,
             "templates": self.objective.templates,
             "extraction_template": FIXED_TEMPLATE,
             "seed": str(self.seed),
         }
-        if record is not None:
-            settings = " ".join(f"{key}={value}" for key, value in self._training_settings(record).items())
-            metadata |= {"steps": str(record.steps), "training": settings}
-        return ConceptBank(self.flow.concept_rows(), metadata)
 
     def _training_settings(self, record: TrainingRecord) -> dict[str, Any]:
         """List what a bank's file records of its training; names and order are part of the file format."""

@@ -7,6 +7,7 @@ the base model's empty prompt.
 import contextlib
 import json
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +17,11 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from src.data.files import digest, read_tensors, write_tensors
+from src.data.files import digest
+from src.data.schema import RefusedFileError, parsed
 from src.modules.backbones.base import Text
 from src.modules.backbones.unet import UNetBackbone
+from src.modules.llmdiff.adapter_file import LLMDIFF_ADAPTER
 from src.modules.llmdiff.aggregation import Aggregation, Generators
 from src.modules.llmdiff.attention import (
     AdditionalAttention,
@@ -30,8 +33,6 @@ from src.modules.llmdiff.attention import (
 )
 from src.modules.llmdiff.encoder import LLMEncoder, TextStates
 from src.modules.llmdiff.options import AdapterOptions
-
-FORMAT = "atelier-llmdiff-adapter-1"
 
 
 class LLMDiffAdapter(nn.Module):
@@ -179,7 +180,7 @@ class LLMDiffAdapter(nn.Module):
         encoder: LLMEncoder,
         backbone: UNetBackbone,
         num_steps: int,
-        extra: Mapping[str, str] | None = None,
+        training: str | None = None,
     ) -> Path:
         """Write ``adapter.safetensors``: the weights, and which models they belong to.
 
@@ -188,11 +189,12 @@ class LLMDiffAdapter(nn.Module):
             encoder: Encoder that the adapter was trained with.
             backbone: Backbone that it was trained on.
             num_steps: Number of steps that it was trained for.
-            extra: Further metadata, such as the training's settings.
+            training: The training's settings, for the record.
+
+        Raises:
+            RefusedFileError: If a weight is not finite.
         """
         metadata = {
-            **(extra or {}),
-            "format": FORMAT,
             "llm": encoder.identity.name,
             "llm_revision": encoder.identity.revision,
             "llm_dtype": encoder.identity.dtype,
@@ -203,30 +205,38 @@ class LLMDiffAdapter(nn.Module):
             "backbone": backbone.name,
             "backbone_hash": backbone.fingerprint,
             "num_steps": str(num_steps),
+            **({} if training is None else {"training": training}),
         }
-        return write_tensors(path, self.state_dict(), metadata)
+        return LLMDIFF_ADAPTER.write(path, self.state_dict(), metadata)
 
     @classmethod
     def load(cls, path: str | Path, backbone: UNetBackbone) -> "LLMDiffAdapter":
         """Read an adapter for a backbone; the tensors of the file and those of the adapter must be the same.
 
         Raises:
-            ValueError: If the file is missing, damaged or no adapter, or was made for another UNet.
+            RefusedFileError: If the file is missing, damaged or no adapter, or was made for another UNet.
         """
-        metadata, tensors = read_tensors(path, FORMAT, "an LLMDiff adapter")
+        metadata, tensors = LLMDIFF_ADAPTER.read(path)
         if metadata["backbone_hash"] != backbone.fingerprint:
-            raise ValueError(
+            raise RefusedFileError(
                 f"{path} was made for the UNet of {metadata['backbone']} ({metadata['backbone_hash']}), but "
                 f"{backbone.name} is {backbone.fingerprint}; give its backbone"
             )
-        options = AdapterOptions(**json.loads(metadata["adapter"]))
+        options = parsed(AdapterOptions, metadata["adapter"])
         width, num_terms = int(metadata["llm_width"]), int(metadata["num_terms"])
         pooled = tensors.get("pooled.bias")
+        wanted = _text_widths(backbone)
+        if wanted != (tensors["phi_bias"].shape[-1], 0 if pooled is None else pooled.numel()):
+            raise RefusedFileError(
+                f"{path} gives text of another width than the {wanted[0]} (pooled {wanted[1]}) of {backbone.name}"
+            )
         empty_prompt = Text(tensors["phi_bias"][None], None if pooled is None else pooled[None])
-        adapter = cls(backbone.unet, empty_prompt, width, num_terms, options).to(backbone.device)
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            # Shapes are compared before anything of the size that the file asks for is made.
+            adapter = cls(backbone.unet, empty_prompt, width, num_terms, options)
         _load_tensors(adapter, tensors, path)
         adapter.metadata = metadata
-        return adapter.requires_grad_(False).eval()
+        return adapter.to(backbone.device).requires_grad_(False).eval()
 
     def check_encoder(self, encoder: LLMEncoder) -> None:
         """Make sure that an encoder gives the states that this adapter was trained on.
@@ -256,6 +266,14 @@ class LLMDiffAdapter(nn.Module):
             )
 
 
+def _text_widths(backbone: UNetBackbone) -> tuple[int, int]:
+    """Width of the text that a UNet takes, and of its pooled text; 0 for none."""
+    width, unet = next(iter(backbone.text_layers().values())).in_features, backbone.unet
+    if unet.config.addition_embed_type != "text_time":
+        return width, 0
+    return width, unet.add_embedding.linear_1.in_features - 6 * unet.config.addition_time_embed_dim
+
+
 def _pooled(width: int, empty: Tensor | None) -> nn.Linear | None:
     """Make the projection to SDXL's pooled text, which at the start is that of the empty prompt."""
     if empty is None:
@@ -273,9 +291,9 @@ def _load_tensors(adapter: LLMDiffAdapter, tensors: Mapping[str, Tensor], path: 
     fitting = sum(given.get(name) == shape for name, shape in expected.items())
     if expected != given:
         wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
-        raise ValueError(
+        raise RefusedFileError(
             f"only {fitting} of the {len(given)} tensors in {path} fit the adapter's {len(expected)}; the first that "
             f"does not is {wrong[0]}"
         )
-    adapter.load_state_dict(tensors)
+    adapter.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     logging.getLogger(__name__).info("%d tensors of %s applied", fitting, path)

@@ -1,7 +1,6 @@
 """Draw requests with an LLMDiff adapter, through any stock diffusers pipeline."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from functools import cached_property
@@ -13,12 +12,13 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from src.data.files import read_metadata
 from src.data.request import Identity, Request
+from src.data.schema import RefusedFileError, parsed
 from src.modules.backbones.denoising import denoising_errors
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.generator import BatchedGenerator, usable_device
-from src.modules.llmdiff.adapter import FORMAT, LLMDiffAdapter
+from src.modules.llmdiff.adapter import LLMDiffAdapter
+from src.modules.llmdiff.adapter_file import LLMDIFF_ADAPTER
 from src.modules.llmdiff.aggregation import Generators
 from src.modules.llmdiff.encoder import EncodingCache, LLMEncoder
 from src.modules.llmdiff.language_model import LanguageModel
@@ -107,6 +107,7 @@ def trained_encoder(
     dtype: str | None = None,
     cache_dir: str | Path | None = None,
     keep_loaded: bool = True,
+    download: bool = False,
 ) -> LLMEncoder:
     """Make the encoder that an adapter was trained with, from the metadata of its file.
 
@@ -116,17 +117,34 @@ def trained_encoder(
         dtype: Precision of the language model; None for that of the training.
         cache_dir: Folder for encodings; None to encode every time.
         keep_loaded: Whether the language model stays in memory, see ``LLMEncoder``.
+        download: Whether the repository that the metadata names may be fetched from the hub; the file may come from
+            anybody.
 
     Raises:
         ValueError: If there is no adapter or no such language model.
     """
     if not adapter:
         raise ValueError("no adapter is given: add adapter=PATH; training writes one to <run folder>/exports")
-    metadata = read_metadata(adapter, FORMAT, "an LLMDiff adapter")
-    language_model = LanguageModel.from_pretrained(path or metadata["llm"], dtype or metadata["llm_dtype"])
-    options = EncodingOptions(**json.loads(metadata["encoding"]))
+    metadata = LLMDIFF_ADAPTER.read_header(adapter)
+    dtype = dtype or metadata["llm_dtype"]
+    if path is not None:
+        language_model = LanguageModel.from_pretrained(path, dtype)
+    else:
+        language_model = _named_by(metadata, adapter, dtype, download)
+    options = parsed(EncodingOptions, metadata["encoding"])
     cache = None if cache_dir is None else EncodingCache(cache_dir)
     return LLMEncoder(language_model, options, cache, keep_loaded=keep_loaded)
+
+
+def _named_by(metadata: Mapping[str, str], adapter: str | Path, dtype: str, download: bool) -> LanguageModel:
+    """The language model that an adapter's file names; what is not on this machine is fetched only if that is asked."""
+    try:
+        return LanguageModel.from_pretrained(metadata["llm"], dtype, local_files_only=not download)
+    except ValueError as error:
+        raise RefusedFileError(
+            f"{adapter} was trained with the language model {metadata['llm']!r}, which cannot be had here ({error}); "
+            "add method.encoder.path=FOLDER, or method.encoder.download=true to fetch that name from the hub"
+        ) from error
 
 
 class LLMDiffGenerator(BatchedGenerator[Request]):

@@ -43,10 +43,16 @@ class LanguageModel:
         if dtype not in DTYPES:
             raise ValueError(f"llm.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
         self.folder = Path(folder)
-        config = AutoConfig.from_pretrained(self.folder)
+        try:
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).partition("\n")[0].partition(" You can inspect")[0]
+            raise ValueError(
+                f"{name} cannot be loaded without code of its own: {reason}"
+            ) from error
         check_decoder_only(config, name)
         self.config = config.get_text_config()
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder)
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         self.identity = Identity(name, folder_fingerprint(self.folder), dtype)
         self.device = torch.device("cpu")
         self._decoder: Decoder | None = None
@@ -65,14 +71,11 @@ class LanguageModel:
         if looks_local(path):
             raise ValueError(f"{path} is no language model folder: it has no config.json")
         try:
-            check_decoder_only(
-                AutoConfig.from_pretrained(path, revision=revision, local_files_only=local_files_only), path
-            )
-            folder = snapshot_download(
-                path, revision=revision, allow_patterns=_FILES, local_files_only=local_files_only
-            )
-        except OSError as error:
-            reason = str(error).partition("\n")[0].rstrip(".")
+            found = {"revision": revision, "local_files_only": local_files_only}
+            check_decoder_only(AutoConfig.from_pretrained(path, trust_remote_code=False, **found), path)
+            folder = snapshot_download(path, allow_patterns=_FILES, **found)
+        except (OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0].partition(" You can inspect")[0].rstrip(".")
             raise ValueError(f"cannot get the language model {path}: {reason}; give a hub id or a folder") from error
         return cls(folder, path, dtype)
 
@@ -101,7 +104,7 @@ class LanguageModel:
         """The frozen model, which is loaded if it is not in memory."""
         if self._decoder is None:
             model = AutoModelForCausalLM.from_pretrained(
-                self.folder, dtype=DTYPES[self.identity.dtype], use_safetensors=True
+                self.folder, dtype=DTYPES[self.identity.dtype], use_safetensors=True, trust_remote_code=False
             )
             self._decoder = Decoder(model.to(self.device))
         return self._decoder

@@ -199,8 +199,8 @@ class LLMDiff(Learner):
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
         """Write the adapter, which is all that drawing needs of a training."""
-        extra = {"training": json.dumps(self._training_settings(record))}
-        path = self.adapter.save(self.export_path, self.encoder, self.backbone, record.steps, extra)
+        training = json.dumps(self._training_settings(record))
+        path = self.adapter.save(self.export_path, self.encoder, self.backbone, record.steps, training)
         chosen = {"method": "llmdiff", "adapter": str(path), **self.backbone.overrides}
         following = command("generate.py", {**chosen, "prompt": "a red dog on the grass", "seed": 0})
         return {"adapter": str(path), "next": following}

@@ -1,5 +1,6 @@
 """The choices that the paper leaves open, each as a field with a recommended default."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -104,6 +105,11 @@ class AdapterOptions:
         choose("adapter.key_value", self.key_value, ("c", "phi"))
         choose("adapter.branch_init", self.branch_init, ("zero_output", "zero_weight"))
         choose("adapter.pooling", self.pooling, ("last", "mean"))
+        if not 0 <= self.phi_std < math.inf or not math.isfinite(self.gain_init or 0):
+            raise ValueError(
+                f"adapter.phi_std is {self.phi_std} and adapter.gain_init {self.gain_init}; give a standard deviation "
+                "of at least 0, and a finite gain or null"
+            )
         if self.bottleneck is not None and self.bottleneck < 1:
             raise ValueError(f"adapter.bottleneck is {self.bottleneck}; give a width, or null for none")
         if self.bottleneck is not None and self.key_value == "phi":

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from safetensors.numpy import save_file
 
+from src.data.banks import CONCEPT_BANK
 from src.data.request import Request
 from src.data.world.export import subject_photos
 from src.eval.encoders.models import TimmEncoder
@@ -214,9 +215,12 @@ def test_what_cannot_be_scored_is_refused(protocol, generator, concepts, profile
         PairProtocol(PAIR_PROMPTS, 1, profile, str(tmp_path / "images")).check(lonely)
 
 
+ROWS = {"k.0": torch.zeros(2, 4), "v.0": torch.zeros(2, 4)}
+
+
 def test_concepts_are_read_from_banks(tmp_path, pictures):
     bank = str(tmp_path / "rex.safetensors")
-    save_file({"k.0": np.zeros((2, 4), np.float32)}, bank, {"class_noun": "dog", "references": "world:3"})
+    CONCEPT_BANK.write(bank, ROWS, {"class_noun": "dog", "backbone_hash": "f00", "references": "world:3"})
     (tmp_path / "photos").mkdir()
     pictures[0].save(tmp_path / "photos" / "one.png")
     (rex,) = read_concepts({"rex": bank_source(bank)}, {}, {"world": subject_photos})
@@ -226,24 +230,23 @@ def test_concepts_are_read_from_banks(tmp_path, pictures):
 
 
 @pytest.mark.parametrize(
-    ("metadata", "references", "message"),
+    ("references", "message"),
     [
-        ({"class_noun": "dog"}, {}, "add references.rex=FOLDER, or references.rex=world:INDEX"),
-        ({"other": "x"}, {}, "is no concept bank"),
-        ({"class_noun": "dog"}, {"tom": "world:1"}, "add bank.tom=PATH"),
-        ({"class_noun": "dog"}, {"rex": "world:x"}, "'world:x' should be world: and the number of a subject"),
+        ({}, "add references.rex=FOLDER, or references.rex=world:INDEX"),
+        ({"tom": "world:1"}, "add bank.tom=PATH"),
+        ({"rex": "world:x"}, "'world:x' should be world: and the number of a subject"),
     ],
 )
-def test_unusable_banks_are_refused(metadata, references, message, tmp_path):
+def test_unusable_references_are_refused(references, message, tmp_path):
     bank = str(tmp_path / "rex.safetensors")
-    save_file({"k.0": np.zeros((2, 4), np.float32)}, bank, metadata)
+    CONCEPT_BANK.write(bank, ROWS, {"class_noun": "dog", "backbone_hash": "f00"})
     with pytest.raises(ValueError, match=message):
         read_concepts({"rex": bank_source(bank)}, references, {"world": subject_photos})
 
 
 def test_a_file_that_is_no_bank_is_refused(tmp_path):
     (tmp_path / "rex.safetensors").write_text("hello")
-    with pytest.raises(ValueError, match="cannot read the bank"):
+    with pytest.raises(ValueError, match="concept bank"):
         bank_source(str(tmp_path / "rex.safetensors"))
-    with pytest.raises(ValueError, match="cannot read the bank"):
+    with pytest.raises(ValueError, match="concept bank"):
         bank_source(str(tmp_path / "nothing.safetensors"))

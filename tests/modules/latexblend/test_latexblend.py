@@ -232,27 +232,13 @@ def test_an_sdxl_bank_is_as_small_as_the_arithmetic_says(tmp_path: Path) -> None
     assert len(projections) == 140
     assert sum(linear.weight.numel() for linear in projections.values()) == 340_787_200
     rows = {name: torch.zeros(2, linear.out_features) for name, linear in projections.items()}
-    size = ConceptBank(rows, {"class_noun": "dog"}).save(tmp_path / "sdxl.safetensors").stat().st_size
-    assert 665_600 < size < 665_600 + 20_000
-
-
-@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "other"])
-def test_a_damaged_bank_is_refused_in_a_sentence(tmp_path: Path, damage: str) -> None:
-    path = ConceptBank({"k.a": torch.ones(2, 8), "v.a": torch.ones(2, 8)}, {"class_noun": "dog"}).save(
-        tmp_path / "b.safetensors"
+    size = (
+        ConceptBank(rows, {"class_noun": "dog", "backbone_hash": "f00"})
+        .save(tmp_path / "sdxl.safetensors")
+        .stat()
+        .st_size
     )
-    content = path.read_bytes()
-    match damage:
-        case "cut":
-            path.write_bytes(content[:-7])
-        case "changed":
-            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        case "missing":
-            path.unlink()
-        case "other":
-            path.write_text("not a bank")
-    with pytest.raises(ValueError, match=r"concept bank|changed after it was written"):
-        ConceptBank.load(path)
+    assert 665_600 < size < 665_600 + 20_000
 
 
 @pytest.mark.parametrize(

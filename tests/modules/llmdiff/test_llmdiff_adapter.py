@@ -369,7 +369,7 @@ def test_a_unet_of_other_layers_is_refused(sd: UNetBackbone, encoder: LLMEncoder
 
 def test_it_is_saved_with_what_it_belongs_to(backbone: UNetBackbone, encoder: LLMEncoder, tmp_path: Path) -> None:
     adapter = trained(backbone, encoder)
-    path = adapter.save(tmp_path / "a" / "adapter.safetensors", encoder, backbone, 800, {"learning_rate": "0.001"})
+    path = adapter.save(tmp_path / "a" / "adapter.safetensors", encoder, backbone, 800, "rate 0.001")
     loaded = LLMDiffAdapter.load(path, backbone)
     assert loaded.state_dict().keys() == adapter.state_dict().keys()
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in adapter.state_dict().items())
@@ -381,7 +381,11 @@ def test_it_is_saved_with_what_it_belongs_to(backbone: UNetBackbone, encoder: LL
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     assert metadata["llm"] == encoder.identity.name and metadata["llm_revision"] == encoder.identity.revision
-    assert (metadata["llm_dtype"], metadata["num_steps"], metadata["learning_rate"]) == ("float32", "800", "0.001")
+    assert (metadata["llm_dtype"], metadata["num_steps"], metadata["training"]) == (
+        "float32",
+        "800",
+        "rate 0.001",
+    )
     assert metadata["backbone_hash"] == backbone.fingerprint
     assert json.loads(metadata["encoding"])["features"] == "llmdiff"
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
