@@ -47,9 +47,7 @@ class LanguageModel:
             config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).partition("\n")[0].partition(" You can inspect")[0]
-            raise ValueError(
-                f"{name} cannot be loaded without code of its own: {reason}"
-            ) from error
+            raise ValueError(f"{name} cannot be loaded without code of its own: {reason}") from error
         check_decoder_only(config, name)
         self.config = config.get_text_config()
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
@@ -71,9 +69,13 @@ class LanguageModel:
         if looks_local(path):
             raise ValueError(f"{path} is no language model folder: it has no config.json")
         try:
-            found = {"revision": revision, "local_files_only": local_files_only}
-            check_decoder_only(AutoConfig.from_pretrained(path, trust_remote_code=False, **found), path)
-            folder = snapshot_download(path, allow_patterns=_FILES, **found)
+            config = AutoConfig.from_pretrained(
+                path, revision=revision, local_files_only=local_files_only, trust_remote_code=False
+            )
+            check_decoder_only(config, path)
+            folder = snapshot_download(
+                path, revision=revision, allow_patterns=_FILES, local_files_only=local_files_only
+            )
         except (OSError, ValueError) as error:
             reason = str(error).partition("\n")[0].partition(" You can inspect")[0].rstrip(".")
             raise ValueError(f"cannot get the language model {path}: {reason}; give a hub id or a folder") from error
