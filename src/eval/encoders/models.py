@@ -1,19 +1,18 @@
-"""CLIP and DINO models as encoders: pictures read ahead, one preprocessing for all, weights by name or folder."""
+"""CLIP and DINO models as encoders: pictures read ahead, weights by name or folder."""
 
 import logging
 import os
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import open_clip
 import timm
 import torch
@@ -23,6 +22,7 @@ from torch.nn.functional import normalize
 
 from src.data.files import weights_fingerprint
 from src.data.images import load_image
+from src.eval.encoders.preprocessing import Preprocessing, of_open_clip, of_timm
 
 
 @contextmanager
@@ -42,39 +42,6 @@ def fetching(name: str, otherwise: str = "") -> Iterator[None]:
         # The hub goes on about connections in further sentences.
         reason = str(error).partition("\n")[0].partition(". Please")[0].partition(". Last error")[0].rstrip(".")
         raise ValueError(f"cannot load {name}: {reason}; get its weights once with a network{otherwise}") from error
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """PIL image to network input; Pillow filters when it shrinks, so that nothing aliases.
-
-    Attributes:
-        resize: Length of the shorter side after the bicubic resize.
-        crop: Side of the square taken from the centre.
-        mean: Per channel, of values in [0, 1].
-        std: Per channel.
-    """
-
-    resize: int
-    crop: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Float32 ``(3, crop, crop)``."""
-        image = image.convert("RGB")
-        # The longer side is cut, not rounded, as torchvision does.
-        width, height = (int(self.resize * side / min(image.size)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (round((side - self.crop) / 2) for side in (width, height))
-        pixels = np.asarray(image.crop((left, top, left + self.crop, top + self.crop)), dtype=np.float32) / 255
-        normalised = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
-
-    def __str__(self) -> str:
-        """Everything that could change a number."""
-        mean, std = (",".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
-        return f"rgb, shorter side {self.resize} bicubic (pil), centre {self.crop}, mean {mean}, std {std}"
 
 
 BATCH = 64
@@ -236,7 +203,7 @@ class OpenClipEncoder(NetworkEncoder):
             _check_known(model, open_clip.list_models(), "open_clip")
             _check_weights(model, pretrained)
         super().__init__(f"open_clip {model}" + (f" {pretrained}" if pretrained else ""), device)
-        self.source, self.pretrained = model, pretrained
+        self.source, self.pretrained, self.said_cut = model, pretrained, False
 
     def load(self) -> nn.Module:
         """The network with its weights."""
@@ -252,10 +219,8 @@ class OpenClipEncoder(NetworkEncoder):
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
-        """That of the network's training."""
-        config = self.model.visual.preprocess_cfg
-        side = config["size"] if isinstance(config["size"], int) else config["size"][0]
-        return Preprocessing(side, side, tuple(config["mean"]), tuple(config["std"]))
+        """That of open_clip for these weights."""
+        return of_open_clip(self.model.visual.preprocess_cfg)
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """Image embeddings ``(N, D)``."""
@@ -263,12 +228,29 @@ class OpenClipEncoder(NetworkEncoder):
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings, float32 ``(N, D)`` on the CPU; each text is encoded once."""
+        """Unit embeddings, float32 ``(N, D)`` on the CPU; each text is encoded once.
+
+        The first time that texts are longer than what the network reads, it is said.
+        """
         places = {text: index for index, text in enumerate(dict.fromkeys(texts))}
         unique = list(places)
         chunks = (unique[start : start + BATCH] for start in range(0, len(unique), BATCH))
-        features = torch.cat([self.model.encode_text(self.tokenizer(chunk).to(self.device)) for chunk in chunks])
+        features = torch.cat([self.model.encode_text(self._tokens(chunk).to(self.device)) for chunk in chunks])
         return normalize(features.float(), dim=-1).cpu()[[places[text] for text in texts]]
+
+    def _tokens(self, texts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer([*texts, ""])
+        # With room for one more token, a text that was not cut gains no more than padding, as an empty text does.
+        longer = self.tokenizer([*texts, ""], context_length=tokens.shape[1] + 1)
+        gained = longer.sum(1) - tokens.sum(1)
+        cut = [text for text, one in zip(texts, gained.tolist(), strict=False) if one != gained[-1]]
+        if cut and not self.said_cut:
+            self.said_cut = True
+            logging.getLogger(__name__).warning(
+                "%s reads %d tokens; %d texts are longer and cut there, such as %r",
+                *(self.name, tokens.shape[1], len(cut), textwrap.shorten(cut[0], 80)),
+            )
+        return tokens[:-1]
 
 
 class TimmEncoder(NetworkEncoder):
@@ -276,8 +258,8 @@ class TimmEncoder(NetworkEncoder):
 
     Args:
         model: Such as ``local-dir:world/dino`` or ``vit_small_patch16_224.dino``.
-        resize: Shorter side before the centre crop; by default the crop itself. timm's own margin is not used: for the
-            DINO models it is not that of their authors.
+        resize: Shorter side before the centre crop; by default what timm does for the weights. For the DINO models that
+            is not what their authors did, which is 256.
         crop: Side that a vision transformer sees, where it is not the one of timm: DINOv2 has 518 there, 224 in papers.
         device: Where it runs.
 
@@ -299,10 +281,8 @@ class TimmEncoder(NetworkEncoder):
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
-        """That of the network's training, but for the sides."""
-        config = self.model.pretrained_cfg
-        side = self.crop or config["input_size"][-1]
-        return Preprocessing(self.resize or side, side, tuple(config["mean"]), tuple(config["std"]))
+        """That of timm for these weights, but for the sides that were given."""
+        return of_timm(self.model.pretrained_cfg, self.resize, self.crop)
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """Pooled features ``(N, D)``: for DINO the class token after the last norm."""

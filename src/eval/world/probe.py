@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from src.data.world.datamodules import ATTRIBUTES
-from src.eval.encoders.models import LOCAL, Preprocessing
+from src.eval.encoders.models import LOCAL
+from src.eval.encoders.preprocessing import of_timm
 
 BATCH = 64
 
@@ -32,9 +33,7 @@ class Probe:
         self.sizes = [len(words) for words in ATTRIBUTES.values()]
         if self.model.num_classes != sum(self.sizes):
             raise ValueError(f"the probe in {folder} has {self.model.num_classes} outputs, not {sum(self.sizes)}")
-        config = self.model.pretrained_cfg
-        side = config["input_size"][-1]
-        self.preprocessing = Preprocessing(side, side, tuple(config["mean"]), tuple(config["std"]))
+        self.preprocessing = of_timm(self.model.pretrained_cfg)
 
     @torch.inference_mode()
     def read(self, images: Sequence[Image.Image]) -> dict[str, list[str]]:

@@ -5,13 +5,16 @@ import open_clip
 import pytest
 import timm
 import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
-from timm.data import create_transform
+from timm.data import create_transform, resolve_data_config
 from torch.nn.functional import normalize
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
-from src.eval.encoders.models import OpenClipEncoder, Preprocessing, TimmEncoder
+from src.eval.encoders.models import OpenClipEncoder, TimmEncoder
+from src.eval.encoders.preprocessing import of_open_clip, of_timm
+from tests.eval.conftest import TOKENS
 
 TEXTS = ["a dog on the grass", "a cat at night", "a dog on the grass"]
 
@@ -37,10 +40,7 @@ def test_texts_equal_open_clip_called_directly(clip, open_clip_directly):
 
 def test_features_equal_timm_called_directly(dino, dino_folder, pictures):
     model = timm.create_model(f"local-dir:{dino_folder}", pretrained=True, num_classes=0).eval()
-    config = model.pretrained_cfg
-    transform = create_transform(
-        config["input_size"], interpolation="bicubic", mean=config["mean"], std=config["std"], crop_pct=1.0
-    )
+    transform = create_transform(**resolve_data_config(model=model))
     images = oddly_sized(pictures)
     with torch.no_grad():
         expected = normalize(model(torch.stack([transform(image) for image in images])), dim=-1)
@@ -82,6 +82,69 @@ def test_the_dino_of_the_world_equals_timm_on_the_same_files(root, files):
     torch.testing.assert_close(TimmEncoder(source).encode_images(files), expected, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "random"])
+@pytest.mark.parametrize("size", [24, [24, 24], [32, 16]])
+def test_every_preprocessing_of_open_clip(pictures, resize_mode, interpolation, size):
+    config = {"size": size, "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7], "fill_color": 9}
+    config |= {"interpolation": interpolation, "resize_mode": resize_mode}
+    theirs = image_transform_v2(PreprocessCfg(**config), is_train=False)
+    ours = of_open_clip(config)
+    assert all(torch.equal(ours(image), theirs(image)) for image in oddly_sized(pictures))
+    for name, value in (("resize_mode", resize_mode), ("interpolation", interpolation), ("fill_color", 9)):
+        assert f"{name} {value}" in str(ours)
+
+
+def test_weights_that_squash_see_the_whole_of_a_broad_picture(clip_folder, tmp_path):
+    folder = shutil.copytree(clip_folder, tmp_path / "squashing")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["resize_mode"] = "squash"
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    broad = Image.new("RGB", (128, 64), "blue")
+    broad.paste("red", (0, 0, 16, 64))
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    with torch.no_grad():
+        expected = normalize(model.eval().encode_image(preprocess(broad)[None]), dim=-1)
+    squashing, cutting = OpenClipEncoder(f"local-dir:{folder}"), OpenClipEncoder(f"local-dir:{clip_folder}")
+    torch.testing.assert_close(squashing.encode_images([broad]), expected, atol=1e-6, rtol=0)
+    assert squashing.preprocess(broad)[:, :, 0].ne(squashing.preprocess(broad)[:, :, -1]).any()
+    assert squashing.identity != cutting.identity
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest", "lanczos"])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
+def test_every_preprocessing_of_timm(pictures, crop_mode, interpolation, crop_pct):
+    config = {"input_size": [3, 24, 24], "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7], "crop_pct": crop_pct}
+    config |= {"interpolation": interpolation, "crop_mode": crop_mode}
+    theirs, ours = create_transform(**resolve_data_config(pretrained_cfg=config)), of_timm(config)
+    assert all(torch.equal(ours(image), theirs(image)) for image in oddly_sized(pictures))
+    # What is cropped has timm's interpolation, too.
+    given = Resize(28, getattr(InterpolationMode, interpolation.upper()))
+    assert of_timm(config, resize=28).transform.transforms[0].interpolation == given.interpolation
+    assert len({str(of_timm(config | {"crop_mode": mode})) for mode in ("center", "squash", "border")}) == 3
+
+
+def test_texts_that_are_cut_are_said_once(clip, caplog):
+    clip.said_cut = False
+    fits = " ".join(["dog"] * (TOKENS - 2))
+    clip.encode_texts(["a dog", "", fits])
+    assert not caplog.records
+    longer = f"{fits} dog"
+    assert torch.equal(clip.encode_texts([longer]), clip.encode_texts([fits]))
+    clip.encode_texts([longer, "a dog"])
+    (record,) = caplog.records
+    assert f"reads {TOKENS} tokens; 1 texts are longer and cut there, such as 'dog dog" in record.message
+
+
+@pytest.mark.parametrize("tokens", [76, 77, 78])
+def test_texts_of_the_published_vocabulary_that_are_cut(clip, caplog, monkeypatch, tokens):
+    monkeypatch.setattr(clip, "tokenizer", open_clip.get_tokenizer("ViT-B-32"))
+    monkeypatch.setattr(clip, "said_cut", False)
+    clip._tokens(["a dog", " ".join(["dog"] * (tokens - 2))])
+    assert len(caplog.records) == (tokens > 77)
+
+
 def saved(network, folder, **more):
     """A network as a hub repository or local folder holds it."""
     folder.mkdir(parents=True)
@@ -116,7 +179,7 @@ def test_dino_of_the_papers_is_the_class_token_at_256_and_224(files, tmp_path):
     ours = encoder.encode_images(files[2:])
     assert ours.shape == (2, 384)
     torch.testing.assert_close(ours, class_tokens(network, 256, 224, files[2:]), atol=1e-5, rtol=0)
-    assert "shorter side 256 bicubic (pil), centre 224" in encoder.identity
+    assert "resize 256, input_size 3x224x224, interpolation bicubic" in encoder.identity
     # The margin of timm is another picture.
     assert (ours[:1] - class_tokens(network, 248, 224, files[2:3])).abs().max() > 1e-3
 
@@ -131,7 +194,7 @@ def test_dinov2_can_be_cropped_to_what_papers_use(files, tmp_path):
     torch.testing.assert_close(whole.encode_images(files), class_tokens(network, 64, 56, files), atol=1e-6, rtol=0)
     small = timm.create_model(source, pretrained=True, num_classes=0, img_size=28).eval()
     torch.testing.assert_close(cropped.encode_images(files), class_tokens(small, 32, 28, files), atol=1e-6, rtol=0)
-    assert "centre 28" in cropped.identity
+    assert "input_size 3x28x28" in cropped.identity
 
 
 def test_hub_names_are_read_like_folders(clip_folder, dino_folder, clip, dino, pictures, tmp_path, monkeypatch):
@@ -169,7 +232,8 @@ def test_identity_tells_weights_and_preprocessing_apart(dino, dino_folder, clip)
 
 
 def test_a_red_square_stays_red_and_transparency_does_not_crash():
-    red = Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))(Image.new("RGBA", (20, 20), (255, 0, 0, 255)))
+    plain = of_open_clip({"size": 8, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
+    red = plain(Image.new("RGBA", (20, 20), (255, 0, 0, 255)))
     assert red.shape == (3, 8, 8)
     torch.testing.assert_close(red[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
 
