@@ -10,6 +10,7 @@ from torch import Tensor
 
 from src.callbacks.sample_grid import log_scores, requests_for
 from src.callbacks.trackers.wandb import notice
+from src.data.ranges import BelowOne, Count, Seed, Weight
 from src.eval.scores.similarity import clip_t, pair_mean
 
 
@@ -60,12 +61,12 @@ class FrontierStop(L.Callback):
         prompt: TextImageEncoder,
         prompts: Sequence[str],
         texts: Sequence[str] | None = None,
-        num_seeds: int = 2,
-        first_seed: int = 1000,
-        every_n_steps: int = 50,
-        patience: int = 3,
-        min_delta: float = 0.005,
-        prompt_drop: float = 0.1,
+        num_seeds: Count = 2,
+        first_seed: Seed = 1000,
+        every_n_steps: Count = 50,
+        patience: Count = 3,
+        min_delta: Weight = 0.005,
+        prompt_drop: BelowOne = 0.1,
     ) -> None:
         texts = prompts if texts is None else texts
         if len(texts) != len(prompts):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from src.callbacks.trackers.loggers import log_samples
 from src.data.files import save_png
+from src.data.ranges import Count, Number, Seed
 from src.data.request import Request
 from src.eval.draw import image_grid
 from src.eval.profile import Profile
@@ -53,9 +54,9 @@ class SampleGrid(L.Callback):
         self,
         folder: str,
         prompts: Sequence[str],
-        num_seeds: int = 2,
-        every_n_steps: int = 0,
-        first_seed: int = 0,
+        num_seeds: Count = 2,
+        every_n_steps: Number = 0,
+        first_seed: Seed = 0,
         profile: Profile | None = None,
         texts: Sequence[str] | None = None,
     ) -> None:

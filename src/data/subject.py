@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.data.images import load_folder
 from src.data.order import Draw, StepBatchSampler, share_of
+from src.data.ranges import BatchSize, Count, Number, Seed, Share1, Side
 
 LATENT_CELL = 8
 """Side of a latent cell in pixels, in the autoencoders of Stable Diffusion and of the world."""
@@ -35,7 +36,7 @@ class Zoom:
     grey, and only cells inside it count; from 0.6 to 1 it fills the image; above 1 a random crop is taken.
     """
 
-    min_scale: float = 1 / 3
+    min_scale: Share1 = 1 / 3
     flip: bool = True
 
     def __call__(self, image: Image.Image, size: int, rng: np.random.Generator) -> View:
@@ -101,14 +102,14 @@ class ConceptData(L.LightningDataModule):
         self,
         instance_dir: str,
         class_noun: str,
-        resolution: int = 512,
-        batch_size: int = 1,
-        num_views: int = 100,
+        resolution: Side = 512,
+        batch_size: BatchSize = 1,
+        num_views: Count = 100,
         zoom: Zoom | None = None,
         class_dir: str | None = None,
-        num_class_images: int = 100,
-        num_val: int = 16,
-        seed: int = 0,
+        num_class_images: Count = 100,
+        num_val: Number = 16,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         if resolution % LATENT_CELL or resolution < 64:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from src.data.order import Draw, SteppedData
+from src.data.ranges import BatchSize, Count, Number, Seed
 
 VALIDATION_START = 10_000_000
 """First seed of validation texts; no training reaches it."""
@@ -66,7 +67,12 @@ class CorpusData(SteppedData):
     """
 
     def __init__(
-        self, text: Callable[[int], Text], batch_size: int, num_train: int, num_val: int = 256, seed: int = 0
+        self,
+        text: Callable[[int], Text],
+        batch_size: BatchSize,
+        num_train: Count,
+        num_val: Number = 256,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(batch_size, seed)
         if num_train > VALIDATION_START:

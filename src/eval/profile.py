@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from src.data.ranges import Positive
 from src.eval.encoders.cache import CachedEncoder, CachedTextEncoder
 from src.eval.encoders.models import ImageEncoder, TextImageEncoder
 from src.eval.scores.similarity import clip_t, own_reference, pair_mean, within_set
@@ -48,7 +49,7 @@ class Profile:
         dino: ImageEncoder,
         text: str,
         pairing: str,
-        text_scale: float = 1.0,
+        text_scale: Positive = 1.0,
         text_clamp: bool = False,
         cache_dir: str | None = None,
     ) -> None:

@@ -25,8 +25,8 @@ from rich.console import Console
 
 from src.run.errors import explain
 from src.run.home import expand_home, typed_at_home
-from src.run.spelling import ARGUMENT, CONF, GIVEN_WHOLE, METHODS, RESPELLED
-from src.run.types import refuse_unknown
+from src.run.spelling import ARGUMENT, GIVEN_WHOLE, METHODS, RESPELLED
+from src.run.types import CONF, check_given
 
 ADDABLE = {"experiment=": "+", "bank.": "++", "references.": "++", "training.": "++", "suite.subjects.": "++"}
 """Keys that a user may add, which plain Hydra wants marked: an experiment is no part of the defaults list (`+`), the
@@ -179,16 +179,14 @@ def addable(override: str) -> str:
 
 
 def _refuse_mistyped(name: str, arguments: Sequence[str]) -> None:
-    """Compose once more than Hydra does: a mistyped key leaves no run folder."""
-    if not any(ARGUMENT.match(argument.lstrip("+")) for argument in arguments):
-        return
+    """Compose once more than Hydra does: what is mistyped leaves no run folder."""
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose(name, list(arguments))
     except Exception:
         # Flags, points of a sweep, or what Hydra refuses in words of its own; a job checks its configuration again.
         return
-    refuse_unknown(cfg)
+    check_given(cfg)
 
 
 def _with_plus(argument: str) -> str:

@@ -19,8 +19,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from src.run.spelling import CONF
-from src.run.types import options
+from src.run.types import CONF, options
 
 EXTRAS = {"lightly": "pretrain", "optuna": "hpo"}
 """Package that is imported with a part of the configuration, to the extra that brings it."""

@@ -14,6 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from src.data.commands import override
+from src.data.ranges import Count, Seed
 from src.run.cli import console
 from src.run.errors import explain
 from src.run.training import fit
@@ -37,7 +38,7 @@ class Search:
     """
 
     def __init__(
-        self, folder: str, num_trials: int, monitor: str, direction: str, space: Mapping[str, Any], seed: int = 0
+        self, folder: str, num_trials: Count, monitor: str, direction: str, space: Mapping[str, Any], seed: Seed = 0
     ) -> None:
         if direction not in ("minimize", "maximize"):
             raise ValueError(f"hpo.direction is {direction!r}; choose minimize or maximize")

@@ -1,15 +1,9 @@
-"""Names on the command line: where parts are configured, and what methods and keys were called one version before."""
+"""Names on the command line: arguments of parts, and what methods and keys were called one version before."""
 
 import re
-from pathlib import Path
 
-CONF = Path(__file__).parents[2] / "conf"
-PARTS = (
-    *("method", "backbone", "data", "protocol", "callbacks", "trainer", "metrics", "suite", "hpo", "llm", "llmdiff"),
-    "logger",
-)
-"""Groups that parts are built from. An argument that stands at its default has no key there: it is added by `++`, and
-``src.run.types`` refuses what no constructor takes."""
+from src.run.types import PARTS
+
 GIVEN_WHOLE = ("sampling", "rates", "space", "model_args", "vision_cfg", "text_cfg")
 """Arguments that are mappings: all their keys stand in the configuration, so that Hydra itself refuses others."""
 ARGUMENT = re.compile(rf"(?:{'|'.join(PARTS)})\.[\w.]+(?=[=:])")

@@ -2,38 +2,57 @@
 
 import inspect
 import json
-import types
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from src.run.spelling import CONF, PARTS
+from src.run.others import RANGES
+from src.run.tasks import TASKS, Paths
+from src.run.values import described, kinds, misfit, parted
 
+CONF = Path(__file__).parents[2] / "conf"
+PARTS = (
+    *("method", "backbone", "data", "protocol", "callbacks", "trainer", "metrics", "suite", "hpo", "llm", "llmdiff"),
+    "logger",
+)
+"""Groups that parts are built from. An argument that stands at its default has no key there: the command line adds it,
+and a name that no constructor takes is refused."""
 OF_HYDRA = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 SETS = ("callbacks", "logger", "llmdiff")
 """Groups that hold parts by name and are none themselves."""
 
-SCALARS: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
-"""Annotation to the types of YAML values that it accepts; a bool is no number here."""
-NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
-
 
 def check_types(cfg: DictConfig) -> None:
-    """Make sure that parts with a ``_target_`` take all their keys, and that numbers, texts and switches are such.
+    """Make sure that a task and the parts with a ``_target_`` take all their keys, in type and range.
 
     Raises:
         ValueError: With the first key or value that does not fit, and what is expected.
     """
+    check_given(cfg)
+    _check_values(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False))
+
+
+def check_given(cfg: DictConfig) -> None:
+    """Like ``check_types``, but for values that name other keys: nothing is resolved, and no run folder is chosen.
+
+    Raises:
+        ValueError: As there.
+    """
     refuse_unknown(cfg)
-    for key, value, annotation in _annotated(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False), ""):
+    _check_values(OmegaConf.to_container(cfg, resolve=False))
+
+
+def _check_values(tree: Any) -> None:
+    for key, value, annotation in _annotated(tree, ""):
         if isinstance(value, dict) and "_target_" in value:
             _check_kind(key, value["_target_"], annotation)
-        if not _fits(value, annotation):
-            expected = " or ".join(NAMES[kind] for kind in _kinds(annotation))
-            raise ValueError(f"{key} is {value!r}, but {expected} is expected; type {key}=VALUE")
+        if (sentence := misfit(key, value, annotation)) is not None:
+            raise ValueError(_missing_part(key, value, annotation) or sentence)
 
 
 def takes(cfg: DictConfig, key: str) -> bool:
@@ -60,6 +79,14 @@ def refuse_unknown(cfg: DictConfig) -> None:
         for name, part in node.items() if group in SETS else ():
             if part and "_target_" not in part:
                 raise ValueError(_unknown(tree, group, name, part, [other for other in node if other != name]))
+    if "task" in tree and tree["task"] not in TASKS:
+        raise ValueError(f"task is {tree['task']!r}, but it is the name of the program that runs; leave it out")
+    for name, value in (tree.get("paths") or {}).items() if "task" in tree else ():
+        if name not in _hints_of(Paths):
+            raise ValueError(_unknown(tree, "paths", name, value, list(_hints_of(Paths))))
+    for name, value in tree.items() if "task" in tree else ():
+        if not _is_read(name, tree):
+            raise ValueError(_unknown(tree, "", name, value, [*_hints_of(TASKS[tree["task"]]), *tree]))
     for path, part in _parts(tree):
         taken, hints = options(part["_target_"]), _hints(part["_target_"])
         for name in [name for name in part if name not in OF_HYDRA and taken]:
@@ -69,16 +96,26 @@ def refuse_unknown(cfg: DictConfig) -> None:
                 raise ValueError(_unknown(tree, path, name, part[name], [] if is_torn else list(taken)))
 
 
+def _is_read(name: str, tree: Mapping[str, Any]) -> bool:
+    """Whether the task, a part or another key reads this key at the top."""
+    own = {*_hints_of(TASKS[tree["task"]]), *PARTS, "paths", "hydra", "sweep"}
+    others = json.dumps({key: value for key, value in tree.items() if key != name}, default=str)
+    return name in own or re.search(rf"\$\{{[^}}]*\b{re.escape(name)}\b", others) is not None
+
+
 def _unknown(tree: Any, parent: str, name: str, value: Any, choices: list[str]) -> str:
     """The sentence for a name that is none of what may stand there."""
-    key, value = _innermost(f"{parent}.{name}", value)
-    close = get_close_matches(name, choices, n=1)
-    near = [key.replace(f"{parent}.{name}", f"{parent}.{found}", 1) for found in close]
+    prefix = f"{parent}." if parent else ""
+    key, value = _innermost(f"{prefix}{name}", value)
+    close = get_close_matches(name, [choice for choice in choices if choice != name], n=1)
+    near = [key.replace(f"{prefix}{name}", f"{prefix}{found}", 1) for found in close]
     elsewhere = [f"{path}.{option}" for path, part in _parts(tree) for option in options(part["_target_"])]
-    alike = [path for path in [*tree, *elsewhere] if path.rpartition(".")[2] == key.rpartition(".")[2]]
+    alike = [path for path in [*tree, *elsewhere] if path != key and path.rpartition(".")[2] == key.rpartition(".")[2]]
     told = "" if isinstance(value, dict) else f"={value if isinstance(value, str) else json.dumps(value)}"
     advice = [f"did you mean {path}{told}?" for path in [*near, *alike]]
-    otherwise = f"{parent} takes: {', '.join(choices)}" if choices else f"{parent}.{name} is no part of its own here"
+    otherwise = f"{parent or 'this'} takes: {', '.join(choices)}"
+    if not parent or not choices:
+        otherwise = f"{prefix}{name} is no part of its own here" if parent else "nothing reads it"
     return f"there is no key {key}; {[*advice, otherwise][0]}"
 
 
@@ -107,6 +144,10 @@ def _annotated(node: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     if not isinstance(node, dict):
         return
     hints = _hints(str(node["_target_"])) if "_target_" in node else {}
+    if not path and node.get("task") in TASKS:
+        hints = _hints_of(TASKS[node["task"]])
+    elif path == "paths":
+        hints = _hints_of(Paths)
     for name, value in node.items():
         key = f"{path}.{name}" if path else str(name)
         if name in hints:
@@ -116,7 +157,7 @@ def _annotated(node: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
 
 def _check_kind(key: str, target: str, annotation: Any) -> None:
     """Refuse a part of the wrong kind, such as a UNet for a method on scale-wise models, before weights are read."""
-    found, wanted = _built(target), [kind for kind in _kinds(annotation) if _is_ours(kind)]
+    found, wanted = _built(target), [kind for kind in kinds(annotation) if _is_ours(kind)]
     if found is None or not wanted or issubclass(found, tuple(wanted)):
         return
     group = key.rpartition(".")[2]
@@ -132,8 +173,9 @@ def _is_ours(kind: Any) -> bool:
 
 def _is_part(annotation: Any) -> bool:
     """Whether no kind of a union is a mapping: what goes there has a ``_target_``."""
-    kinds = [get_origin(kind) or kind for kind in _kinds(annotation)]
-    return all(isinstance(kind, type) and not issubclass(kind, Mapping) and kind not in (Any, object) for kind in kinds)
+    plain = [parted(kind)[0] for kind in kinds(annotation)]
+    found = [get_origin(kind) or kind for kind in plain]
+    return all(isinstance(kind, type) and not issubclass(kind, Mapping) and kind not in (Any, object) for kind in found)
 
 
 def _built(target: str) -> type | None:
@@ -159,22 +201,26 @@ def _hints(target: str) -> Mapping[str, Any]:
     """Annotations of a constructor or function; none where it is not there, which building it says better."""
     try:
         found = get_object(target)
-        return get_type_hints(inspect.getattr_static(found, "__init__") if isinstance(found, type) else found)
+        hints = _hints_of(inspect.getattr_static(found, "__init__") if isinstance(found, type) else found)
     except Exception:
         return {}
+    return {**hints, **RANGES.get(target, {})}
 
 
-def _kinds(annotation: Any) -> list[Any]:
-    """Members of a union, or the annotation itself."""
-    return list(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
+def _hints_of(found: Any) -> dict[str, Any]:
+    return get_type_hints(found, include_extras=True)
 
 
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a YAML value may go there; what is no plain type may always."""
-    kinds = _kinds(annotation)
-    if value == "???" or any(kind not in NAMES for kind in kinds):
-        return True
-    return any(value is None if kind is types.NoneType else type(value) in SCALARS[kind] for kind in kinds)
+def _missing_part(key: str, value: Any, annotation: Any) -> str | None:
+    """The sentence for a number, a text or nothing in place of a part, such as ``method.backbone=3``."""
+    wanted = [kind for kind in kinds(annotation) if _is_ours(kind)]
+    if not wanted or isinstance(value, dict):
+        return None
+    group = key.rpartition(".")[2]
+    choices = ", ".join(_choices(group)) if group in PARTS else ""
+    expected = " or ".join(map(described, kinds(annotation)))
+    advice = f"choose {group}={choices}" if choices else f"see how conf/{key.partition('.')[0]} writes it"
+    return f"{key} is {value!r}, but {expected} is expected; {advice}"
 
 
 def options(target: str) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experime
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from src.data.ranges import Weight
+
 
 def notice(text: str) -> None:
     """Print one line for the user, beside the progress bar."""
@@ -138,7 +140,7 @@ class WandbTracker(WandbLogger):
         group: str | None = None,
         job_type: str | None = None,
         tags: Sequence[str | None] = (),
-        seconds: float = 3.0,
+        seconds: Weight = 3.0,
     ) -> None:
         tagged = [tag for tag in tags if tag]
         super().__init__(name, run_dir, project=project, entity=entity, group=group, job_type=job_type, tags=tagged)

@@ -18,6 +18,7 @@ from src.data.captions.items import LEAVE_OUT, CaptionedItems
 from src.data.captions.sources import CaptionSource
 from src.data.images import image_size
 from src.data.order import BucketBatchSampler, Draw, SteppedData, share_of
+from src.data.ranges import BatchSize, Number, Ratio, Seed, Side, Workers
 from src.data.store import TensorStore
 
 Encode = Callable[[Tensor], Tensor]
@@ -103,15 +104,15 @@ class CaptionedImages(EncodedData, SteppedData):
     def __init__(
         self,
         source: CaptionSource,
-        resolution: int = 512,
-        batch_size: int = 1,
-        num_val: int = 0,
-        max_ratio: float = 1.0,
-        bucket_step: int = 64,
+        resolution: Side = 512,
+        batch_size: BatchSize = 1,
+        num_val: Number = 0,
+        max_ratio: Ratio = 1.0,
+        bucket_step: Side = 64,
         cache_dir: str | None = None,
         skip_unreadable: bool = False,
-        num_workers: int = 0,
-        seed: int = 0,
+        num_workers: Workers = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(cache_dir, batch_size=batch_size, seed=seed, num_workers=num_workers)
         buckets = aspect_buckets(resolution, max_ratio, bucket_step)

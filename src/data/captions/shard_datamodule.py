@@ -6,6 +6,7 @@ from src.data.captions.buckets import aspect_buckets
 from src.data.captions.datamodule import EncodedData
 from src.data.captions.shards import CaptionShards, Reader, StepBatches, StreamShares, ValidationBatches
 from src.data.order import batches_of
+from src.data.ranges import BatchSize, Number, Side, Workers
 
 
 class CaptionedShards(EncodedData):
@@ -31,13 +32,13 @@ class CaptionedShards(EncodedData):
     def __init__(
         self,
         train: CaptionShards,
-        resolution: int = 512,
-        batch_size: int = 1,
+        resolution: Side = 512,
+        batch_size: BatchSize = 1,
         val: CaptionShards | None = None,
-        num_val: int = 256,
+        num_val: Number = 256,
         cache_dir: str | None = None,
         skip_unreadable: bool = False,
-        num_workers: int = 0,
+        num_workers: Workers = 0,
     ) -> None:
         super().__init__(cache_dir)
         (self.bucket,) = aspect_buckets(resolution, step=8)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from src.data.captions.buckets import Size
 from src.data.captions.items import LEAVE_OUT, LoadedImage, image_batch, load
 from src.data.images import EXTENSIONS
+from src.data.ranges import Count, Seed
 from src.data.store import TensorStore
 
 MEMBERS = tuple(extension.removeprefix(".") for extension in EXTENSIONS)
@@ -51,7 +52,7 @@ class CaptionShards:
     """
 
     def __init__(
-        self, shards: str | Sequence[str], num_streams: int, caption: str = "txt", block: int = 1000, seed: int = 0
+        self, shards: str | Sequence[str], num_streams: Count, caption: str = "txt", block: Count = 1000, seed: Seed = 0
     ) -> None:
         self.shards = expanded(shards)
         self.num_streams, self.caption, self.block, self.seed = num_streams, caption, block, seed

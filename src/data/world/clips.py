@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.data.order import Draw, StepBatchSampler, share_of
+from src.data.ranges import BatchSize, Count, Number, Seed
 from src.data.world.datamodules import rendered, to_pixel_values
 from src.data.world.render import render
 from src.data.world.scenes import FRAMES, subject_scene
@@ -59,7 +60,13 @@ class FramePairsData(L.LightningDataModule):
     incidental: ClassVar[tuple[str, ...]] = ("cache_dir", "num_val")
 
     def __init__(
-        self, cache_dir: str, batch_size: int, num_train: int, num_val: int, same_frame: bool = False, seed: int = 0
+        self,
+        cache_dir: str,
+        batch_size: BatchSize,
+        num_train: Count,
+        num_val: Number,
+        same_frame: bool = False,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.cache_dir, self.batch_size, self.num_train, self.num_val = cache_dir, batch_size, num_train, num_val

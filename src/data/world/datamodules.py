@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.data.files import whole_file
 from src.data.order import Draw, StepBatchSampler, share_of
+from src.data.ranges import BatchSize, Count, Number, Seed, Side
 from src.data.store import read_or_remove
 from src.data.world.linear_code import LinearCode
 from src.data.world.long_captions import long_scene, short_or_long_scene
@@ -177,15 +178,15 @@ class WorldData(L.LightningDataModule):
     def __init__(
         self,
         cache_dir: str,
-        batch_size: int,
-        num_train: int = 100_000,
-        num_val: int = 1000,
+        batch_size: BatchSize,
+        num_train: Count = 100_000,
+        num_val: Number = 1000,
         code_path: str | None = None,
-        latent_channels: int = 24,
+        latent_channels: Count = 24,
         latents: bool = False,
-        crop: int | None = None,
+        crop: Side | None = None,
         kind: str = "scenes",
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.cache_dir, self.batch_size, self.kind, self.seed = cache_dir, batch_size, kind, seed
@@ -266,7 +267,9 @@ class CaptionPairsData(WorldData):
         seed: Seed of the data order.
     """
 
-    def __init__(self, cache_dir: str, batch_size: int, num_train: int, num_val: int, seed: int = 0) -> None:
+    def __init__(
+        self, cache_dir: str, batch_size: BatchSize, num_train: Count, num_val: Number, seed: Seed = 0
+    ) -> None:
         super().__init__(cache_dir, batch_size, num_train, num_val, seed=seed)
 
     def _scenes(self, first: int, number: int, crop: int | None) -> CaptionPairs:
@@ -316,7 +319,9 @@ class AttributeData(WorldData):
         seed: Seed of the data order.
     """
 
-    def __init__(self, cache_dir: str, batch_size: int, num_train: int, num_val: int, seed: int = 0) -> None:
+    def __init__(
+        self, cache_dir: str, batch_size: BatchSize, num_train: Count, num_val: Number, seed: Seed = 0
+    ) -> None:
         super().__init__(cache_dir, batch_size, num_train, num_val, kind="attributes", seed=seed)
 
     def _scenes(self, first: int, number: int, crop: int | None) -> AttributeScenes:

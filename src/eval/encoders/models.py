@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 
 from src.data.files import weights_fingerprint
 from src.data.images import load_image
+from src.data.ranges import Count
 from src.eval.encoders.preprocessing import Preprocessing, of_open_clip, of_timm
 
 
@@ -267,7 +268,7 @@ class TimmEncoder(NetworkEncoder):
         ValueError: If there is no such model.
     """
 
-    def __init__(self, model: str, resize: int | None = None, crop: int | None = None, device: str = "cpu") -> None:
+    def __init__(self, model: str, resize: Count | None = None, crop: Count | None = None, device: str = "cpu") -> None:
         _check_folder(model, "config.json")
         if ":" not in model:
             _check_known(model, timm.list_models(pretrained=True), "timm")

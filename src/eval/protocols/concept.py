@@ -10,6 +10,7 @@ from torch import Tensor
 
 from src.data.banks import CONCEPT_BANK
 from src.data.images import load_folder, load_image
+from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
@@ -231,7 +232,7 @@ class ConceptProtocol(Protocol[Concept]):
     settings, scores = ("prompts", "num_seeds"), SCORES
 
     def __init__(
-        self, prompts: Sequence[str], num_seeds: int, profile: Profile, images_dir: str, seed: int = 0
+        self, prompts: Sequence[str], num_seeds: Count, profile: Profile, images_dir: str, seed: Seed = 0
     ) -> None:
         super().__init__(profile, images_dir, seed)
         profile.require(["class_noun"], ["all"])

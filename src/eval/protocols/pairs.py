@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
@@ -49,7 +50,7 @@ class PairProtocol(Protocol[Pair]):
     scores = ("identity_margin", "both_own", "clip_t")
 
     def __init__(
-        self, prompts: Sequence[str], num_seeds: int, profile: Profile, images_dir: str, seed: int = 0
+        self, prompts: Sequence[str], num_seeds: Count, profile: Profile, images_dir: str, seed: Seed = 0
     ) -> None:
         super().__init__(profile, images_dir, seed)
         profile.require(["class_noun"], ["all"])

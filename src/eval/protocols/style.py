@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from src.data.images import load_image
+from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.data.styles import StylePrompt, StyleReference
 from src.eval.draw import draw_missing
@@ -118,11 +119,11 @@ class StyleProtocol(Protocol[StyleReference]):
         self,
         prompts: Sequence[StylePrompt | str],
         styles: Sequence[StyleReference],
-        num_seeds: int,
+        num_seeds: Count,
         profile: Profile,
         images_dir: str,
         set_metrics: SetScores,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(profile, images_dir, seed)
         profile.require(["full", "without_style"], ["one_each", "within_set"])

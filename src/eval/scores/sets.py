@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from src.data.images import find_images, load_image
+from src.data.ranges import Count, Seed
 from src.eval.encoders.models import Picture, fetching, read_ahead
 
 INCEPTION_FEATURES = "2048"
@@ -40,9 +41,9 @@ class SetMetrics:
         self,
         network: nn.Module | None = None,
         preprocess: Callable[[Image.Image], Tensor] = to_uint8,
-        subset_size: int = 100,
-        num_subsets: int = 100,
-        seed: int = 0,
+        subset_size: Count = 100,
+        num_subsets: Count = 100,
+        seed: Seed = 0,
     ) -> None:
         self.given, self.preprocess = network, preprocess
         self.subset_size, self.num_subsets, self.seed = subset_size, num_subsets, seed

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from src.data.images import load_image
+from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.data.world.caption_tests import CaptionTest, caption_tests
 from src.data.world.render import render
@@ -149,13 +150,13 @@ class CaptionProtocol(Protocol[CaptionTest]):
     def __init__(
         self,
         kinds: Sequence[str],
-        num_captions: int,
-        num_seeds: int,
+        num_captions: Count,
+        num_seeds: Count,
         profile: Profile,
         probe: Probe,
         images_dir: str,
         wording: str = "own",
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(profile, images_dir, seed)
         if wording not in WORDINGS:

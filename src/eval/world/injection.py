@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request, TextStyle
 from src.data.world.caption_tests import PromptPair, prompt_pairs
 from src.eval.profile import Profile
@@ -36,12 +37,12 @@ class InjectionProtocol(Protocol[PromptPair]):
     def __init__(
         self,
         difference: str,
-        num_pairs: int,
-        num_seeds: int,
+        num_pairs: Count,
+        num_seeds: Count,
         profile: Profile,
         probe: Probe,
         images_dir: str,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(profile, images_dir, seed)
         if num_pairs < 1 or num_seeds < 1:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.data.world.datamodules import ATTRIBUTES, VALIDATION_START, attribute_words, to_pixel_values
 from src.data.world.linear_code import LinearCode
@@ -149,12 +150,12 @@ class WorldQuality(Protocol[Scene]):
         profile: Profile,
         probe: Probe,
         images_dir: str,
-        num_scenes: int = 500,
-        num_captions: int = 1000,
-        num_scene_samples: int = 200,
-        num_attribute_samples: int = 240,
-        num_subjects: int = 50,
-        seed: int = 0,
+        num_scenes: Count = 500,
+        num_captions: Count = 1000,
+        num_scene_samples: Count = 200,
+        num_attribute_samples: Count = 240,
+        num_subjects: Count = 50,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(profile, images_dir, seed)
         for name, number in {"num_captions": num_captions, "num_scene_samples": num_scene_samples}.items():

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from src.data.files import text_fingerprint
 from src.data.prompts import tokenize
+from src.data.ranges import Sampling
 from src.modules.backbones.autoencoder import scaled_latents
 from src.modules.generator import model_sampling, settled
 from src.modules.training.diffusion import diffusion_target, draw_noise
@@ -132,7 +133,7 @@ class Backbone(ABC):
         path: str,
         dtype: str = "float32",
         local_files_only: bool = False,
-        sampling: Mapping[str, Any] | None = None,
+        sampling: Sampling | None = None,
         safety_checker: bool = False,
     ) -> Self:
         """Load a hub id or a local folder in diffusers' layout.

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from src.data.mentions import check_name
 from src.data.prompts import FIXED_TEMPLATE, concept_span, initial_vector, tokenize
+from src.data.ranges import Weight
 from src.modules.backbones.base import Backbone, Text
 
 
@@ -60,7 +61,7 @@ class Objective:
 
     base_flow: bool = True
     templates: str = "pool"
-    prior_loss_weight: float = 1.0
+    prior_loss_weight: Weight = 1.0
     faithful: bool = False
 
     def __post_init__(self) -> None:

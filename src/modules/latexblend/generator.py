@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from src.data.mentions import check_name, parse_prompt
 from src.data.prompts import FIXED_TEMPLATE, concept_positions, concept_span, tokenize
+from src.data.ranges import BatchSize, Sampling, Share1
 from src.data.request import Identity, Request
 from src.modules.backbones.base import Backbone
 from src.modules.backbones.denoising import denoising_errors
@@ -139,12 +140,12 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         self,
         backbone: Backbone,
         banks: Mapping[str, ConceptBank | str] | None = None,
-        sampling: Mapping[str, Any] | None = None,
+        sampling: Sampling | None = None,
         keep_context: bool | None = None,
-        blending_start: float = 1.0,
+        blending_start: Share1 = 1.0,
         bind: bool = False,
         blending_guidance: BlendingGuidance | Mapping[str, Any] | None = None,
-        batch_size: int = 8,
+        batch_size: BatchSize = 8,
         device: str | None = None,
     ) -> None:
         super().__init__(batch_size)

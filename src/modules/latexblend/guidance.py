@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from src.data.ranges import Number, Share1
 from src.modules.backbones.unet import guidance_condition
 
 Phrases = Sequence[Sequence[int]]
@@ -44,8 +45,8 @@ class BlendingGuidance:
         ValueError: If either is out of range.
     """
 
-    num_steps: int = 0
-    step_size: float = 0.1
+    num_steps: Number = 0
+    step_size: Share1 = 0.1
 
     def __post_init__(self) -> None:
         """Check the ranges."""

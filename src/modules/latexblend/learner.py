@@ -16,6 +16,7 @@ from src.data.banks import CONCEPT_BANK
 from src.data.commands import command
 from src.data.files import autoencoder_hash
 from src.data.prompts import FIXED_TEMPLATE, TEMPLATES
+from src.data.ranges import Positive, Rank, Sampling, Seed
 from src.data.request import Request
 from src.data.store import ImageStore, TensorStore
 from src.data.subject import ConceptData, View
@@ -64,10 +65,10 @@ class LaTexBlend(Learner):
         export_path: str,
         objective: Objective | None = None,
         initializer: str | None = "ktn",
-        rank: int | None = None,
-        snr_gamma: float | None = None,
-        sampling: dict[str, Any] | None = None,
-        seed: int = 0,
+        rank: Rank | None = None,
+        snr_gamma: Positive | None = None,
+        sampling: Sampling | None = None,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.subject, self.objective = subject, objective or Objective()

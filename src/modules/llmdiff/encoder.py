@@ -14,6 +14,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from src.data.ranges import BatchSize, Positive
 from src.data.store import TensorStore
 from src.modules.llmdiff.language_model import Identity, LanguageModel
 from src.modules.llmdiff.options import EncodingOptions
@@ -30,7 +31,7 @@ class EncodingCache(TensorStore):
 
     pattern = "??/*.safetensors"
 
-    def __init__(self, folder: str | Path, max_gigabytes: float = 20.0) -> None:
+    def __init__(self, folder: str | Path, max_gigabytes: Positive = 20.0) -> None:
         super().__init__(folder, "states", max_gigabytes)
 
     def key(self, identity: Identity, options: EncodingOptions, text: str) -> str:
@@ -89,7 +90,7 @@ class LLMEncoder:
         language_model: LanguageModel,
         options: EncodingOptions | None = None,
         cache: EncodingCache | None = None,
-        batch_size: int = 16,
+        batch_size: BatchSize = 16,
         keep_loaded: bool = True,
     ) -> None:
         self.language_model, self.options = language_model, options or EncodingOptions()

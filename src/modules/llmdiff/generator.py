@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from src.data.ranges import BatchSize, Sampling, Weight
 from src.data.request import Identity, Request
 from src.data.schema import RefusedFileError, parsed
 from src.modules.backbones.denoising import denoising_errors
@@ -23,6 +24,8 @@ from src.modules.llmdiff.aggregation import Generators
 from src.modules.llmdiff.encoder import EncodingCache, LLMEncoder
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.options import EncodingOptions
+
+NO_ADAPTER = "no adapter is given: add adapter=PATH; training writes one to <run folder>/exports"
 
 
 class LLMDiffPipeline:
@@ -124,7 +127,7 @@ def trained_encoder(
         ValueError: If there is no adapter or no such language model.
     """
     if not adapter:
-        raise ValueError("no adapter is given: add adapter=PATH; training writes one to <run folder>/exports")
+        raise ValueError(NO_ADAPTER)
     metadata = LLMDIFF_ADAPTER.read_header(adapter)
     dtype = dtype or metadata["llm_dtype"]
     if path is not None:
@@ -168,11 +171,11 @@ class LLMDiffGenerator(BatchedGenerator[Request]):
     def __init__(
         self,
         backbone: UNetBackbone,
-        adapter: LLMDiffAdapter | str,
+        adapter: LLMDiffAdapter | str | None,
         encoder: LLMEncoder,
-        strength: float = 1.0,
-        sampling: Mapping[str, Any] | None = None,
-        batch_size: int = 8,
+        strength: Weight = 1.0,
+        sampling: Sampling | None = None,
+        batch_size: BatchSize = 8,
         device: str | None = None,
     ) -> None:
         super().__init__(batch_size)
@@ -180,6 +183,8 @@ class LLMDiffGenerator(BatchedGenerator[Request]):
             backbone.to(usable_device(device, "method.device"))
         self.sampling = backbone.settled(sampling)
         self.backbone, self.encoder = backbone, encoder
+        if adapter is None:
+            raise ValueError(NO_ADAPTER)
         encoder.count_tokens([self.sampling["negative_prompt"]])  # Refused here, and not after the first batch.
         self.adapter = adapter if isinstance(adapter, LLMDiffAdapter) else LLMDiffAdapter.load(adapter, backbone)
         encoder.language_model.to(backbone.device)

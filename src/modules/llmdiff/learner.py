@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from src.data.captions.datamodule import EncodedData
 from src.data.commands import command
 from src.data.files import autoencoder_key
+from src.data.ranges import BelowOne, Positive, Sampling, Seed
 from src.data.request import Request
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.llmdiff.adapter import LLMDiffAdapter
@@ -61,12 +62,12 @@ class LLMDiff(Learner):
         encoder: LLMEncoder,
         export_path: str,
         options: AdapterOptions | None = None,
-        caption_dropout: float = 0.1,
-        snr_gamma: float | None = None,
+        caption_dropout: BelowOne = 0.1,
+        snr_gamma: Positive | None = None,
         gradient_checkpointing: bool = False,
         encode_ahead: bool = False,
-        sampling: dict[str, Any] | None = None,
-        seed: int = 0,
+        sampling: Sampling | None = None,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout < 1:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from src.data.ranges import Count, Number, Weight
+
 FEATURES = ("llmdiff", "last", "penultimate", "embed", "ln_mean", "sum")
 
 
@@ -33,10 +35,10 @@ class EncodingOptions:
     stream: str = "local"
     state: str = "output"
     context: str = "self"
-    blocks: Sequence[int] | None = None
+    blocks: Sequence[Number] | None = None
     append_eos: bool = True
     bos: str = "always"
-    max_length: int | None = None
+    max_length: Count | None = None
 
     def __post_init__(self) -> None:
         """Check the fields, and sort ``blocks`` into a tuple, so that equal choices compare as equal."""
@@ -86,10 +88,10 @@ class AdapterOptions:
     noise: str = "train"
     normalisation: str = "rms"
     final_norm: str = "layer_norm"
-    phi_std: float = 0.0
+    phi_std: Weight = 0.0
     phi_bias: str = "rows"
     key_value: str = "c"
-    bottleneck: int | None = None
+    bottleneck: Count | None = None
     branch_init: str = "zero_output"
     pooling: str = "last"
 

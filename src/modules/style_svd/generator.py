@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
 import torch
 from PIL import Image
 
 from src.data.files import sampled_fingerprint
 from src.data.images import content_hash, load_image
+from src.data.ranges import BatchSize, Count, Dominance, Number, Sampling
 from src.data.request import Identity, ImageStyle, Request, Style, TextStyle
 from src.modules.generator import BatchedGenerator
 from src.modules.next_scale.pipeline import CallSettings, NextScalePipeline
@@ -53,14 +53,14 @@ class StyleGenerator(BatchedGenerator[Request]):
         self,
         backbone: NextScalePipeline,
         blend: bool = True,
-        alpha: float = 1.0,
-        top_k: int | None = None,
+        alpha: Dominance = 1.0,
+        top_k: Count | None = None,
         correct: bool = True,
-        blend_after: int = 3,
-        correct_from: int | None = None,
+        blend_after: Count = 3,
+        correct_from: Number | None = None,
         noise: str = "shared",
-        sampling: dict[str, Any] | None = None,
-        batch_size: int = 8,
+        sampling: Sampling | None = None,
+        batch_size: BatchSize = 8,
     ) -> None:
         if noise not in NOISES:
             raise ValueError(f"noise is {noise!r}; choose one of {', '.join(NOISES)}")

@@ -1,12 +1,12 @@
 """Inject another prompt in one pass of a scale-wise generation: the stepwise study of arXiv 2507.04482, Fig. 2."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from PIL import Image
 
 from src.data.files import sampled_fingerprint
+from src.data.ranges import BatchSize, Number, Sampling
 from src.data.request import Identity, Request, TextStyle
 from src.modules.generator import BatchedGenerator, check_names
 from src.modules.next_scale.loop import Condition, Generation
@@ -69,10 +69,10 @@ class InjectionGenerator(BatchedGenerator[Request]):
     def __init__(
         self,
         backbone: NextScalePipeline,
-        inject_at: int | str = BASE,
+        inject_at: Number | str = BASE,
         routes: Sequence[str] | None = None,
-        sampling: dict[str, Any] | None = None,
-        batch_size: int = 16,
+        sampling: Sampling | None = None,
+        batch_size: BatchSize = 16,
     ) -> None:
         if inject_at not in (BASE, INJECTED, *range(backbone.num_scales)):
             raise ValueError(

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 
 from src.data.files import free_disk_or_raise
+from src.data.ranges import BelowOne, Number, Share, Weight
 from src.data.request import Request
 from src.modules.training.diffusion import step_generator
 
@@ -167,11 +168,11 @@ class LearnerModule(L.LightningModule):
         self,
         learner: Learner,
         optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer],
-        rates: Mapping[str, float] | None = None,
+        rates: Mapping[str, Weight] | None = None,
         schedule: str = "constant",
-        num_warmup_steps: int = 0,
-        warmup_share: float | None = None,
-        ema_decay: float | None = None,
+        num_warmup_steps: Number = 0,
+        warmup_share: Share | None = None,
+        ema_decay: BelowOne | None = None,
     ) -> None:
         super().__init__()
         if schedule not in SCHEDULES:

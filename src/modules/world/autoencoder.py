@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from src.data.ranges import Count, Seed, Weight
 from src.data.world.linear_code import PATCH, LinearCode
 from src.modules.training.diffusion import per_sample_mse
 from src.modules.training.learner import Learner, TrainingRecord
@@ -35,10 +36,10 @@ class AutoencoderPretraining(Learner):
         self,
         export_dir: str,
         code_path: str,
-        block_out_channels: list[int],
-        latent_channels: int = 24,
-        decoder_noise: float = 0.05,
-        seed: int = 0,
+        block_out_channels: list[Count],
+        latent_channels: Count = 24,
+        decoder_noise: Weight = 0.05,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.export_dir, self.code_path, self.decoder_noise, self.seed = export_dir, code_path, decoder_noise, seed

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from src.data.ranges import Count, Number, Seed, Share, Weight
 from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
 from src.modules.next_scale.infinity.bits import quantise
 from src.modules.training.diffusion import per_sample_mse, step_generator
@@ -31,12 +32,12 @@ class TokenizerSize:
         norm_num_groups: Groups of the group norms.
     """
 
-    latent_channels: int = 32
-    base_channels: int = 16
+    latent_channels: Count = 32
+    base_channels: Count = 16
     channel_multipliers: Sequence[int] = (1, 2, 4, 8)
-    layers_per_block: int = 1
-    patch_size: int = 8
-    norm_num_groups: int = 8
+    layers_per_block: Count = 1
+    patch_size: Count = 8
+    norm_num_groups: Count = 8
 
     def build(self) -> BSQTokenizer:
         """Build a tokenizer with random weights."""
@@ -71,12 +72,12 @@ class BSQTokenizerPretraining(Learner):
         code_path: str,
         scale_schedule: list[list[int]],
         size: TokenizerSize | None = None,
-        commitment_weight: float = 0.25,
-        teacher_weight: float = 0.3,
-        teacher_steps: int = 6000,
-        early_share: float = 0.2,
+        commitment_weight: Weight = 0.25,
+        teacher_weight: Weight = 0.3,
+        teacher_steps: Number = 6000,
+        early_share: Share = 0.2,
         init_from: str | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.export_dir, self.code_path, self.seed = export_dir, code_path, seed

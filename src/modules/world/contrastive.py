@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor
 from transformers import CLIPTokenizer
 
+from src.data.ranges import Count, Seed, Share
 from src.data.world.tokenizers import write_clip_tokenizer
 from src.modules.training.groups import matrices_and_vectors
 from src.modules.training.learner import Learner, TrainingRecord
@@ -47,9 +48,9 @@ class ContrastivePretraining(Learner):
         export_dir: str,
         vision_cfg: dict[str, Any],
         text_cfg: dict[str, Any],
-        embed_dim: int = 128,
-        full_caption_share: float = 0.5,
-        seed: int = 0,
+        embed_dim: Count = 128,
+        full_caption_share: Share = 0.5,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.export_dir, self.full_caption_share, self.seed = export_dir, full_caption_share, seed

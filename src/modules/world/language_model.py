@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, BatchEncoding, LlamaConfig, LlamaForCausalLM
 
+from src.data.ranges import Count, Seed
 from src.data.texts import Text
 from src.data.world.tokenizers import write_llm_tokenizer
 from src.modules.training.groups import matrices_and_vectors
@@ -33,12 +34,12 @@ class LanguageModelPretraining(Learner):
     def __init__(
         self,
         export_dir: str,
-        hidden_size: int = 160,
-        intermediate_size: int = 432,
-        num_layers: int = 6,
-        num_heads: int = 5,
-        context: int = 256,
-        seed: int = 0,
+        hidden_size: Count = 160,
+        intermediate_size: Count = 432,
+        num_layers: Count = 6,
+        num_heads: Count = 5,
+        context: Count = 256,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.export_dir, self.seed = export_dir, seed

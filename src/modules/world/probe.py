@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from src.data.ranges import Seed
 from src.data.world.datamodules import ATTRIBUTES
 from src.modules.training.learner import Learner, TrainingRecord
 from src.modules.world.self_distillation import save_timm_folder
@@ -25,7 +26,7 @@ class ProbeTraining(Learner):
         seed: Seed of the initial weights and the blur.
     """
 
-    def __init__(self, export_dir: str, architecture: str, model_args: dict[str, Any], seed: int = 0) -> None:
+    def __init__(self, export_dir: str, architecture: str, model_args: dict[str, Any], seed: Seed = 0) -> None:
         super().__init__()
         self.export_dir, self.architecture, self.model_args, self.seed = export_dir, architecture, model_args, seed
         torch.manual_seed(seed)

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
+from src.data.ranges import BelowOne, Count, Seed, Share
 from src.data.world.tokenizers import write_t5_tokenizer
 from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
 from src.modules.next_scale.infinity.pipeline import InfinityPipeline
@@ -30,9 +31,9 @@ class TransformerSize:
         num_heads: Number of attention heads.
     """
 
-    depth: int = 6
-    width: int = 192
-    num_heads: int = 4
+    depth: Count = 6
+    width: Count = 192
+    num_heads: Count = 4
 
 
 class ScaleWisePretraining(Learner):
@@ -62,13 +63,13 @@ class ScaleWisePretraining(Learner):
         export_dir: str,
         scale_schedule: list[list[int]],
         size: TransformerSize | None = None,
-        text_width: int = 128,
-        text_layers: int = 3,
-        caption_dropout: float = 0.1,
-        flip_strength: float = 0.3,
+        text_width: Count = 128,
+        text_layers: Count = 3,
+        caption_dropout: BelowOne = 0.1,
+        flip_strength: Share = 0.3,
         reweight_by_scale: bool = True,
         init_from: str | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.export_dir, self.seed = export_dir, seed

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from src.data.ranges import Count, Positive, Seed, Share, Share1, Side, Weight
 from src.modules.training.learner import Learner, TrainingRecord
 
 
@@ -68,8 +69,8 @@ class Views:
         size: Side of the views in pixels; smaller than the image saves time and undoes the enlargement by the crop.
     """
 
-    min_crop: float = 0.65
-    size: int = 64
+    min_crop: Share1 = 0.65
+    size: Side = 64
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ class Teaching:
         temperature: Constant temperature of its answers.
     """
 
-    momentum: float = 0.95
-    final_momentum: float = 0.998
-    temperature: float = 0.04
+    momentum: Share = 0.95
+    final_momentum: Share = 0.998
+    temperature: Positive = 0.04
 
 
 class SelfDistillation(Learner):
@@ -116,13 +117,13 @@ class SelfDistillation(Learner):
         export_dir: str,
         architecture: str,
         model_args: dict[str, Any],
-        head_dim: int = 512,
-        prototypes: int = 512,
+        head_dim: Count = 512,
+        prototypes: Count = 512,
         views: Views | None = None,
         teaching: Teaching | None = None,
-        contrast_weight: float = 1.0,
-        contrast_temperature: float = 0.1,
-        seed: int = 0,
+        contrast_weight: Weight = 1.0,
+        contrast_temperature: Positive = 0.1,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.export_dir, self.architecture, self.model_args, self.seed = export_dir, architecture, model_args, seed

@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Generator, Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
+from src.data.ranges import BelowOne, Count, Seed, Share
 from src.data.world.tokenizers import write_clip_tokenizer
 from src.data.world.vocabulary import COLORS, NOUNS, PATTERNS
 from src.modules.training.diffusion import diffusion_target, draw_noise, per_sample_mse, step_generator
@@ -106,14 +107,14 @@ class TextToImagePretraining(Learner):
     def __init__(
         self,
         export_dir: str,
-        block_out_channels: list[int],
-        latent_channels: int = 24,
-        text_width: int = 128,
-        text_layers: int = 3,
-        caption_dropout: float = 0.1,
-        phrases_alone: float = 0.5,
+        block_out_channels: list[Count],
+        latent_channels: Count = 24,
+        text_width: Count = 128,
+        text_layers: Count = 3,
+        caption_dropout: BelowOne = 0.1,
+        phrases_alone: Share = 0.5,
         init_from: str | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         if not 0 <= phrases_alone <= 1:

@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
+from src.data.ranges import Sampling
 from src.modules.backbones.base import DTYPES
 from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
 from src.modules.next_scale.infinity.pipeline import InfinityPipeline
@@ -48,7 +49,7 @@ def load_pipeline(
     text_encoder: str,
     dtype: str = "bfloat16",
     ema: bool = False,
-    sampling: Mapping[str, Any] | None = None,
+    sampling: Sampling | None = None,
     placement: Placement | None = None,
 ) -> InfinityPipeline:
     """Load the published parts; ``save_pretrained`` of the result writes a folder in diffusers' layout.

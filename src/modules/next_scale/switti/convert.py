@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from src.data.ranges import Sampling
 from src.modules.backbones.base import DTYPES
 from src.modules.next_scale.loading import Placement, filled, read_weights
 from src.modules.next_scale.switti.autoencoder import VQVAE
@@ -35,7 +36,7 @@ def load_pipeline(
     text_encoder: str,
     text_encoder_2: str,
     dtype: str = "bfloat16",
-    sampling: Mapping[str, Any] | None = None,
+    sampling: Sampling | None = None,
     placement: Placement | None = None,
 ) -> SwittiPipeline:
     """Load the four published parts; ``save_pretrained`` of the result writes a folder in diffusers' layout.

@@ -1,0 +1,71 @@
+"""What the entry points take themselves, beside the parts that they build: the keys at the top of conf/*.yaml."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval, MinLen
+
+from src.data.ranges import Seed
+
+Text = Annotated[str, MinLen(1)]
+Several = Text | Annotated[list[Text], MinLen(1)]
+
+
+class Train:
+    """Of train.py."""
+
+    task: Literal["train"]
+    name: Text
+    seed: Seed
+    resume: bool
+
+
+class Generate:
+    """Of generate.py."""
+
+    task: Literal["generate"]
+    name: Text
+    seed: Seed
+    prompt: Several | None
+    num_images: Annotated[int, Interval(ge=1, le=100_000)]
+    bank: Mapping[str, str]
+    adapter: Text | None
+    style: Several | None
+    style_prompt: Several | None
+    output: Text
+    dry_run: bool
+
+
+class Comparison:
+    """Of a sweep's page."""
+
+    title: str | None
+    published: list[Mapping[str, float | None]] | None
+
+
+class Eval:
+    """Of eval.py."""
+
+    task: Literal["eval"]
+    name: Text
+    seed: Seed
+    bank: Mapping[str, str]
+    adapter: Text | None
+    references: Mapping[str, str]
+    reference_readers: Mapping[str, Any]
+    training: Mapping[str, Any]
+    comparison: Comparison
+    dry_run: bool
+
+
+class Paths:
+    """Below ``paths``, in every task."""
+
+    root: Text
+    run_dir: Text
+    images_dir: Text
+    cache_dir: Text
+
+
+TASKS: dict[str, type] = {"train": Train, "generate": Generate, "eval": Eval}
+"""By the name of the entry point."""
