@@ -78,7 +78,9 @@ def show(folder: Path) -> None:
     """Print the table, in full where nobody watches, and what else was made."""
     from rich.markdown import Markdown
 
-    cli.console.print(Markdown((folder / "table.md").read_text()), width=None if cli.console.is_terminal else 110)
+    cli.console.print(
+        Markdown((folder / "table.md").read_text(encoding="utf-8")), width=None if cli.console.is_terminal else 110
+    )
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         cli.console.print(path, highlight=False)
 

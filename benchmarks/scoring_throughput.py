@@ -106,7 +106,7 @@ def memory(folder: Path, cache: Path) -> Table:
         for state in ("cold", "warm"):
             arguments = ["peak", str(number), str(folder), str(cache / str(number))]
             command = [sys.executable, "-m", "benchmarks.scoring_throughput", *arguments]
-            printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, encoding="utf-8").stdout
             peak, clock, worked = map(float, printed.split())
             table.add_row(str(number), state, f"{clock:.1f}", f"{worked:.1f}", f"{peak:.0f}")
     return table

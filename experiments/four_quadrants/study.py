@@ -125,7 +125,7 @@ def _trained(
 def measure(seed: int) -> None:
     """What is missing of one seed."""
     path = _path(seed)
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     missing = [arm for arm in ARMS if arm not in found]
     if not missing:
         return
@@ -144,7 +144,7 @@ def _path(seed: int) -> Path:
 
 def table() -> Table:
     """Of the seeds that are done, mean over captions and seeds with 95% intervals."""
-    seeds = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("seed_*.json"))]
+    seeds = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("seed_*.json"))]
     seeds = [found for found in seeds if set(found) >= set(ARMS)]
     lines = []
     for name in (BASE, *ARMS):

@@ -97,7 +97,7 @@ def write_run_report(run_dir: Path, title: str) -> Path:
     for path in pictures:
         report.add_image(load_image(path, min_side=1), path.stem)
     if (run_dir / ".hydra" / "config.yaml").exists():
-        report.add_config((run_dir / ".hydra" / "config.yaml").read_text())
+        report.add_config((run_dir / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
     versions = {package: version(package) for package in PACKAGES}
     report.add_config({"python": platform.python_version(), "machine": platform.machine(), **versions}, "Environment")
     report.write(run_dir / "report.html")
@@ -119,7 +119,7 @@ def read_curves(paths: list[Path]) -> dict[str, Curve]:
     """Read every column of CSVLogger files against ``step``, losses first; a resumed part replaces what it repeats."""
     points: dict[str, dict[float, float]] = {}
     for path in paths:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 for key, value in row.items():
                     if key not in ("step", "epoch") and value:

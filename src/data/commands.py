@@ -27,8 +27,9 @@ def _in_hydra(value: Any) -> str:
         return f"{{{','.join(f'{key}:{_in_hydra(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_in_hydra, value))}]"
-    if not isinstance(value, str):
+    if isinstance(value, int | float):
         return str(value)
+    value = str(value)
     if _PLAIN.fullmatch(value) and not _MEANS_ELSE.fullmatch(value):
         return value
     # A backslash is doubled where it would escape what follows it: a reference, a quote, the quote at the end.

@@ -27,6 +27,7 @@ from src.run.errors import explain
 from src.run.home import expand_home, typed_at_home
 from src.run.spelling import ARGUMENT, GIVEN_WHOLE, METHODS, RESPELLED
 from src.run.types import CONF, check_given
+from src.run.utf8 import check_utf8, start_in_utf8
 
 ADDABLE = {"experiment=": "+", "bank.": "++", "references.": "++", "training.": "++", "suite.subjects.": "++"}
 """Keys that a user may add, which plain Hydra wants marked: an experiment is no part of the defaults list (`+`), the
@@ -108,7 +109,7 @@ def _run_point(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
         main(cfg)
     except Exception as error:
         sentence = explain(error) or traceback.format_exc()
-        (run_dir / "error.txt").write_text(sentence + "\n")
+        (run_dir / "error.txt").write_text(sentence + "\n", encoding="utf-8")
         (run_dir / "metrics.json").unlink(missing_ok=True)
         console.print(f"this point failed: {sentence}", style="red", highlight=False)
         raise
@@ -133,6 +134,7 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(main)
     def run(*args: Any) -> None:
+        start_in_utf8(main)
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         for category in (UserWarning, FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module="lightning")
@@ -143,6 +145,7 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
         # Without it, Hydra prints its own text and exits before we see the error.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         try:
+            check_utf8(sys.argv[1:])
             _refuse_mistyped(Path(sys.argv[0]).stem, sys.argv[1:])
             main(*args)
         except Exception as error:

@@ -110,7 +110,7 @@ class Search:
         except Exception as error:
             sentence = explain(error) or repr(error)
             run_dir.mkdir(parents=True, exist_ok=True)
-            (run_dir / "error.txt").write_text(f"{_told(trial.params)}\n{sentence}\n")
+            (run_dir / "error.txt").write_text(f"{_told(trial.params)}\n{sentence}\n", encoding="utf-8")
             console.print(f"this trial failed: {sentence}", style="red", highlight=False)
             study.tell(trial, state=TrialState.FAIL)
             return

@@ -199,10 +199,10 @@ class WandbTracker(WandbLogger):
 
     def _persisted_id(self) -> str:
         file = self.folder / "run_id.txt"
-        known = file.read_text().strip() if file.exists() else ""
+        known = file.read_text(encoding="utf-8").strip() if file.exists() else ""
         if not known:
             known = uuid.uuid4().hex[:8]
-            file.write_text(f"{known}\n")
+            file.write_text(f"{known}\n", encoding="utf-8")
         return known
 
     def log_hyperparams(self, params: Any) -> None:

@@ -60,7 +60,7 @@ def read_manifest(folder: str | Path) -> dict[str, dict[str, int | str]]:
     if not path.is_file():
         raise ValueError(f"there is no {path}; write it with: python -m src.data.world.manifest {folder}")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

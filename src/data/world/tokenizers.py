@@ -66,8 +66,10 @@ def write_clip_tokenizer(folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False, indent=0))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in pairs)]) + "\n")
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False, indent=0), encoding="utf-8")
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *(" ".join(pair) for pair in pairs)]) + "\n", encoding="utf-8"
+    )
 
 
 def write_llm_tokenizer(folder: str | Path, max_length: int) -> None:
@@ -105,7 +107,7 @@ def write_llm_tokenizer(folder: str | Path, max_length: int) -> None:
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
     }
-    (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 SPACE = "▁"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from src.data.banks import CONCEPT_BANK
 from src.data.images import load_folder, load_image
+from src.data.mentions import check_name
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.eval.profile import Profile
@@ -72,8 +73,10 @@ def read_concepts(
         readers: By kind, what reads references that are no folder.
 
     Raises:
-        ValueError: If a concept has no references, or they cannot be read.
+        ValueError: If no prompt can name a concept, or it has no references, or they cannot be read.
     """
+    for name in sources:
+        check_name(name, "the name of a bank")
     for name in references:
         if name not in sources:
             raise ValueError(f"references.{name} is given, but no bank of that name; add bank.{name}=PATH")

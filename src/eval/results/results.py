@@ -128,7 +128,7 @@ def write_rows(rows: Sequence[Row], path: str | Path) -> None:
 
 def read_rows(path: str | Path) -> list[Row]:
     """Read the rows that ``write_rows`` wrote to ``<path>.jsonl``; a missing value is None."""
-    return [json.loads(line) for line in Path(f"{path}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in Path(f"{path}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _plain(value: Any) -> Any:
@@ -242,7 +242,10 @@ def _git_commit() -> str:
     """Hash of the checked-out commit, marked when tracked files differ from it."""
     commands = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
     try:
-        runs = [subprocess.run(["git", *rest], capture_output=True, text=True, check=True) for rest in commands]
+        runs = [
+            subprocess.run(["git", *rest], capture_output=True, text=True, check=True, encoding="utf-8")
+            for rest in commands
+        ]
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     commit, changes = (run.stdout.strip() for run in runs)

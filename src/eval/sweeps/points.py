@@ -62,13 +62,13 @@ def _written_since(path: Path, since: int) -> bool:
 
 def _failure(job: Path | None) -> str:
     error = job / "error.txt" if job else None
-    return error.read_text().strip() if error and error.exists() else "has not finished"
+    return error.read_text(encoding="utf-8").strip() if error and error.exists() else "has not finished"
 
 
 def _arms(folder: Path, since: int) -> dict[str, Arm]:
     arms: dict[tuple[str, ...], Arm] = {}
     for job in _jobs(folder, since):
-        told = [one.lstrip("+") for one in yaml.safe_load((job / OVERRIDES).read_text())]
+        told = [one.lstrip("+") for one in yaml.safe_load((job / OVERRIDES).read_text(encoding="utf-8"))]
         # The last one counts, for Hydra too.
         seeds = [int(one.partition("=")[2]) for one in told if one.startswith("training.seed=")]
         settings = tuple(one for one in told if not one.startswith(("sweep=", "training.seed=")))
@@ -178,7 +178,7 @@ def _pooled(arm: Arm, label: str) -> Point:
 
 
 def _read(path: Path, label: str) -> Point:
-    metrics = json.loads((path / "metrics.json").read_text())
+    metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     if "compared" not in metrics:
         raise ValueError(f"the protocol {metrics.get('protocol')} says nothing about single images to compare")
     wanted = metrics["compared"]["rows"].items()

@@ -150,7 +150,7 @@ class Backbone(ABC):
         # bfloat16 loads through float16, so that the hash of the weights does not depend on the working precision.
         loaded = torch.float16 if dtype == "bfloat16" else DTYPES[dtype]
         pipeline = DiffusionPipeline.from_pretrained(
-            Path(path).expanduser() if local else path,
+            str(Path(path).expanduser()) if local else path,
             dtype=loaded,
             local_files_only=local_files_only,
             use_safetensors=True,

@@ -127,7 +127,7 @@ def _read_shards(folder: Path) -> dict[str, Any]:
     indices = sorted(folder.glob("*.index.json"))
     if not indices:
         raise ValueError(f"{folder} has no *.index.json that lists its shards; give the folder as it was published")
-    shards = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
+    shards = sorted(set(json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"].values()))
     return {name: tensor for shard in shards for name, tensor in read_weights(folder / shard).items()}
 
 

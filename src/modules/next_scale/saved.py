@@ -48,7 +48,7 @@ def load_saved(path: str, dtype: str = "float32", placement: Placement | None = 
             f"there is no pipeline in {path}: {index} is missing; published weights have backbones of their own"
         )
     try:
-        name = json.loads(index.read_text()).get("_class_name")
+        name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
         pipeline = _read(path, name, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         reason = str(error).split("\n")[0]

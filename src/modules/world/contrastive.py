@@ -109,7 +109,7 @@ class ContrastivePretraining(Learner):
         folder = Path(self.export_dir)
         self.tokenizer.save_pretrained(folder)
         config = {"model_cfg": self.model_cfg, "preprocess_cfg": PREPROCESS}
-        (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         state = {name: tensor.detach().half().contiguous() for name, tensor in self.clip.state_dict().items()}
         save_file(state, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
         return {"image and text encoder": str(folder)}

@@ -51,7 +51,7 @@ def save_timm_folder(
         "model_args": model_args,
         "pretrained_cfg": pretrained_cfg,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     state = {name: _half(tensor) for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 

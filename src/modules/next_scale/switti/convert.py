@@ -177,7 +177,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str, source: Path) -> torch.Size
 def _json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{path.parent} has no config.json; give a published folder")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _folder(path: str) -> Path:
