@@ -27,6 +27,7 @@ CONCEPT_BANK = FileKind(
     required={"class_noun": NOUN, "backbone_hash": HASH},
     optional={
         "backbone": shown(),
+        "backbone_content": HASH,
         "modifier_token": matching(r"<[A-Za-z0-9_.-]{1,100}>", "a name in angle brackets"),
         "references": shown(4096),
         "templates": one_of("pool", "fixed"),

@@ -1,19 +1,19 @@
-"""Write files whole or not at all, hash files and models, and share tasks among processes."""
+"""Write files whole or not at all, hash tensors, and share tasks among processes."""
 
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @contextmanager
@@ -110,100 +110,9 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Hash names, shapes, precisions and contents to 16 hexadecimal digits."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor_bytes(tensor))
-    return found.hexdigest()[:16]
-
-
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """Return the content in row-major order, whatever the precision, device and strides, for hashes."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-
-
-SAMPLED_VALUES = 64
-"""Number of values hashed of each tensor; training changes nearly every value, so a few tell trainings apart."""
-
-
-def sampled_fingerprint(parts: Iterable[object]) -> str:
-    """Hash names, shapes and some values of all tensors of the modules among ``parts`` to 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for part in parts:
-        for name, tensor in part.state_dict().items() if isinstance(part, nn.Module) else ():
-            flat = tensor.flatten()
-            sampled = flat[:: max(1, len(flat) // SAMPLED_VALUES)].float().cpu().numpy()
-            digest.update(f"{name} {tuple(tensor.shape)}".encode() + sampled.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def autoencoder_hash(autoencoder: Any) -> "hashlib._Hash":
-    """Hash what latents depend on besides the images, precision, scaling and every weight; callers add the images."""
-    found = hashlib.sha256(f"{autoencoder.dtype} {autoencoder.config.scaling_factor}".encode())
-    for parameter in autoencoder.parameters():
-        found.update(tensor_bytes(parameter.float()))
-    return found
-
-
-def autoencoder_key(autoencoder: Any) -> str:
-    """Name a folder by what latents depend on besides the images: weights, precision and scaling."""
-    weights = digest({name: tensor.cpu().float() for name, tensor in autoencoder.state_dict().items()})
-    return f"{weights[:16]}-{str(autoencoder.dtype).removeprefix('torch.')}-{autoencoder.config.scaling_factor:g}"
-
-
-def text_fingerprint(projections: Mapping[str, nn.Linear]) -> str:
-    """Hash the projections that read text to 16 hexadecimal digits, whatever precision they work in."""
-    found = hashlib.sha256()
-    for name, linear in projections.items():
-        found.update(name.encode())
-        for weights in linear.parameters():
-            found.update(weights.detach().half().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
-CHUNKS, CHUNK_BYTES = 256, 4096
-_WHOLE = (
-    "config.json",
-    "token*.json",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.model",
-)
-
-
-def folder_fingerprint(folder: str | Path) -> str:
-    """Hash weights, configuration and tokenizer of a model to 16 hexadecimal digits.
-
-    Only the size and evenly spaced chunks of weight files are read, which takes milliseconds: training changes nearly
-    every byte, so a model that was retrained in place has another hash.
-
-    Raises:
-        ValueError: If the folder holds no ``*.safetensors``.
-    """
-    folder = Path(folder)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ValueError(f"{folder} holds no *.safetensors; weights in another format are not read")
-    digest = hashlib.sha256()
-    for path in sorted({path for pattern in _WHOLE for path in folder.glob(pattern)}):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    for path in weights:
-        _add_chunks(digest, path)
-    return digest.hexdigest()[:16]
-
-
-def _add_chunks(digest: "hashlib._Hash", path: Path) -> None:
-    size = path.stat().st_size
-    digest.update(f"{path.name} {size}".encode())
-    with path.open("rb") as file:
-        for position in range(0, size, max(size // CHUNKS, CHUNK_BYTES)):
-            file.seek(position)
-            digest.update(file.read(CHUNK_BYTES))
 
 
 def save_png(image: Image.Image, path: str | Path, metadata: dict[str, str] | None = None) -> None:

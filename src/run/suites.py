@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.data.commands import override
 from src.data.images import find_images
 from src.eval.protocols.concept import ConceptSource
-from src.run.trained_once import Training, as_overrides, composed, files_digest, train_missing, training_digests
+from src.run.trained_once import Training, as_overrides, composed, files_digest, train_missing, training_digest
 
 
 class Suite:
@@ -68,9 +68,8 @@ class Suite:
         content = [
             files_digest(find_images(path)) for path in (cfg.data.instance_dir, cfg.data.get("class_dir")) if path
         ]
-        digest, former = training_digests(cfg, content)
-        path, before = (self.cache_dir / f"{name}-{key}.safetensors" for key in (digest, former))
-        return Training(name, "concept bank", path, self._overrides(name), before)
+        path = self.cache_dir / f"{name}-{training_digest(cfg, content)}.safetensors"
+        return Training(name, "concept bank", path, self._overrides(name))
 
 
 class AdapterSuite:
@@ -107,18 +106,18 @@ class AdapterSuite:
         # Nobody watches: one validation, at the end.
         own = (f"+experiment={self.experiment}", "trainer.val_check_interval=${trainer.max_steps}")
         overrides = (*own, *self.training)
-        path, before = (self.cache_dir / f"{key}.safetensors" for key in adapter_digests(composed(overrides)))
+        path = self.cache_dir / f"{adapter_digest(composed(overrides))}.safetensors"
         name = f"the adapter {path.stem} ({', '.join(self.training) or self.experiment})"
-        train_missing([Training(name, "adapter", path, overrides, before)], train)
+        train_missing([Training(name, "adapter", path, overrides)], train)
         return {"adapter": str(path)}
 
 
-def adapter_digests(cfg: DictConfig) -> tuple[str, str]:
-    """Of all an adapter is trained from, see ``training_digests``; shards and datasets of the hub by name alone."""
+def adapter_digest(cfg: DictConfig) -> str:
+    """Hash of all an adapter is trained from, see ``training_digest``; shards and datasets of the hub by name alone."""
     llm = OmegaConf.to_container(cfg.method.learner.encoder.language_model, resolve=True)
     source = cfg.data.get("source") or {}
     place = source.get("folder") or source.get("path")
-    return training_digests(cfg, [_llm_hash(json.dumps(llm)), *([_images_hash(place)] if place else [])])
+    return training_digest(cfg, [_llm_hash(json.dumps(llm)), *([_images_hash(place)] if place else [])])
 
 
 def _llm_hash(settings: str) -> str:

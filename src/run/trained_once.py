@@ -6,18 +6,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.data.commands import override
 from src.data.files import take_turns
 from src.run.cli import addable, console
-from src.run.former import former_settings
 from src.run.home import expand_home
 from src.run.training import fit
 from src.run.types import check_types, options
@@ -39,14 +37,12 @@ class Training:
         product: What ``fit`` calls it, such as ``adapter``.
         path: Where it is kept.
         overrides: What its configuration changes, as on the command line.
-        former: Where the version before this one kept it.
     """
 
     name: str
     product: str
     path: Path
     overrides: tuple[str, ...]
-    former: Path
 
 
 def train_missing(trainings: Sequence[Training], train: bool = True) -> None:
@@ -59,9 +55,6 @@ def train_missing(trainings: Sequence[Training], train: bool = True) -> None:
     Raises:
         ValueError: If something is missing and must not be trained, or asks for several processes.
     """
-    for training in trainings:
-        if training.former.exists() and not training.path.exists():
-            training.former.rename(training.path)
     missing = [training.name for training in trainings if not training.path.exists()]
     if missing and not train:
         raise ValueError(f"a dry run trains nothing, but these are missing: {', '.join(missing)}; leave dry_run out")
@@ -108,30 +101,24 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def training_digests(cfg: DictConfig, content: Sequence[str]) -> tuple[str, str]:
-    """Hash of a training's settings, of the weights of its backbone and of what else it reads.
+def training_digest(cfg: DictConfig, content: Sequence[str]) -> str:
+    """Hash of a training's settings, of its backbone and of what else it reads.
 
     Args:
         cfg: What ``composed`` gave.
         content: Hashes of images and further models.
-
-    Returns:
-        The hash, and the one that the version before this one gave the same training.
     """
     settings = {part: _what_counts(OmegaConf.to_container(cfg[part], resolve=True)) for part in TRAINED_FROM}
-    backbone = _backbone_hash(json.dumps(OmegaConf.to_container(cfg.backbone, resolve=True)))
-
-    def digest(settings: Mapping[str, Any]) -> str:
-        record = json.dumps([settings, cfg.seed, list(content), backbone], sort_keys=True)
-        return hashlib.sha256(record.encode()).hexdigest()[:12]
-
-    return digest(settings), digest(former_settings(settings))
+    record = json.dumps([settings, cfg.seed, list(content), backbone_parts(cfg)], sort_keys=True)
+    return hashlib.sha256(record.encode()).hexdigest()[:12]
 
 
-@cache
-def _backbone_hash(settings: str) -> str:
-    """Of the backbone that these settings, as JSON, describe; loading it takes seconds to minutes."""
-    return instantiate(json.loads(settings)).fingerprint
+def backbone_parts(cfg: DictConfig) -> dict[str, str]:
+    """Hash each part of the training's backbone, without loading it; nothing where there is none."""
+    if not cfg.backbone:
+        return {}
+    kind = get_object(cfg.backbone["_target_"]).__self__
+    return kind.parts_of(cfg.backbone.path, cfg.backbone.get("local_files_only", False))
 
 
 def _what_counts(node: Any) -> Any:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from eval import use
-from src.run.suites import AdapterSuite, Suite, adapter_digests
+from src.run.suites import AdapterSuite, adapter_digest
 from src.run.trained_once import as_overrides, composed
 from tests.llms import tiny_llm_folder
 from tests.tiny import tiny_sd
@@ -37,7 +37,7 @@ def training(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[d
 
 
 def digest(training: dict, *overrides: str) -> str:
-    return adapter_digests(composed(["+experiment=llmdiff", *as_overrides(training), *overrides]))[0]
+    return adapter_digest(composed(["+experiment=llmdiff", *as_overrides(training), *overrides]))
 
 
 def test_an_adapter_is_trained_once(training: dict, tmp_path: Path) -> None:
@@ -50,9 +50,9 @@ def test_an_adapter_is_trained_once(training: dict, tmp_path: Path) -> None:
     default = {**training, "seed": 0, "llmdiff": {"encoding": {"features": "llmdiff"}}}
     assert AdapterSuite("llmdiff", str(tmp_path), default).trained() == {"adapter": str(path)}
     assert path.stat().st_mtime_ns == written
-    # Curves and the loss at the end are all that a training leaves beside.
+    # Curves and the loss at the end are all that a training leaves beside, and an empty lock.
     left = {found.name for found in path.with_suffix("").rglob("*") if found.is_file()}
-    assert left == {"metrics.csv", "hparams.yaml"}
+    assert left == {"metrics.csv", "hparams.yaml", ".lock"}
     with next(path.with_suffix("").rglob("metrics.csv")).open() as file:
         assert [row["step"] for row in csv.DictReader(file) if row["val/loss"]] == [str(STEPS - 1)]
 
@@ -159,14 +159,3 @@ def test_what_was_made_reaches_the_configuration_beside_what_was_given(training:
     use({"bank.rex": "made", "bank.tom": "made", "adapter": "made"}, cfg)
     assert compose("eval", overrides=["method=llmdiff/draw", "adapter=given"]).method.adapter == "given"
     assert (cfg.bank, cfg.adapter) == ({"rex": "given", "tom": "made"}, "made")
-
-
-@pytest.mark.parametrize("arm", [{}, {"method": {"learner": {"objective": {"base_flow": False}}}}], ids=str)
-def test_a_bank_of_the_version_before_is_not_learnt_again(arm: dict, tmp_path: Path, training: dict) -> None:
-    """Its key was computed at commit 4e7fdae, for the same subject, rates and weights."""
-    former = tmp_path / f"rex-{'70de44cde482' if arm else 'c34e82ee9152'}.safetensors"
-    former.write_bytes(b"a bank")
-    subjects = {"rex": {"class_noun": "dog", "data": {"instance_dir": "world/subjects/rex"}}}
-    found = Suite("concept_dog", subjects, str(tmp_path), arm).trained(train=False)["bank.rex"]
-    assert Path(found).read_bytes() == b"a bank" and not former.exists()
-    assert Path(found).name != former.name

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from src.data.files import weights_fingerprint
+from src.data.identity import weights_fingerprint
 from src.data.images import load_image
 from src.data.ranges import Count
 from src.eval.encoders.preprocessing import Preprocessing, of_open_clip, of_timm

@@ -17,7 +17,7 @@ def scaled_latents(vae: Any, pixel_values: Tensor) -> Tensor:
         pixel_values: Images in [-1, 1], ``(B, 3, H, W)``.
 
     Returns:
-        Latents ``(B, C, H/8, W/8)``, float32.
+        Latents ``(B, C, H/8, W/8)``, float32, in row-major order as from a file, for training rounds by the layout.
     """
     config = vae.config
     with _upcast(vae):
@@ -25,10 +25,10 @@ def scaled_latents(vae: Any, pixel_values: Tensor) -> Tensor:
     mean, deviation = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is not None and deviation is not None:  # Some autoencoders of SDXL have one for each channel.
         mean, deviation = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, deviation))
-        return ((latents - mean) * config.scaling_factor / deviation).float()
+        return ((latents - mean) * config.scaling_factor / deviation).float().contiguous()
     if shift := getattr(config, "shift_factor", None):
         latents = latents - shift
-    return (latents * config.scaling_factor).float()
+    return (latents * config.scaling_factor).float().contiguous()
 
 
 @contextlib.contextmanager

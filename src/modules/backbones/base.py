@@ -11,6 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,7 +20,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from src.data.files import text_fingerprint
+from src.data.identity import joined, parts_in_memory, pipeline_parts, projections_hash
 from src.data.prompts import tokenize
 from src.data.ranges import Sampling
 from src.modules.backbones.autoencoder import scaled_latents
@@ -88,6 +89,7 @@ class Backbone(ABC):
         name: Name of the model in banks and reports.
         sampling: The model's own settings of drawing, where they differ from ``SAMPLING``.
         safety_checker: Whether a checkpoint's safety checker stays on, which blacks out what it takes for unsafe.
+        parts: Part of the pipeline, such as ``vae``, to a hash of its files; None to hash what is in memory.
 
     Attributes:
         denoiser: The UNet or transformer.
@@ -100,6 +102,8 @@ class Backbone(ABC):
 
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
     """Stock pipelines that this backbone takes."""
+    incidental: ClassVar[tuple[str, ...]] = ("path", "local_files_only")
+    """What does not change what is learnt with a model: it is known by its content, not by its path."""
     option: ClassVar[str] = ""
     """Configuration of this kind of backbone in a command; empty for the default kind."""
 
@@ -109,6 +113,7 @@ class Backbone(ABC):
         name: str,
         sampling: Mapping[str, Any] | None = None,
         safety_checker: bool = False,
+        parts: Mapping[str, str] | None = None,
     ) -> None:
         if not isinstance(pipeline, self.pipelines):
             wanted = " or ".join(one.__name__ for one in self.pipelines)
@@ -124,7 +129,8 @@ class Backbone(ABC):
         for module in (self.denoiser, self.vae, *self.text_encoders):
             module.requires_grad_(False).eval()
         self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self.fingerprint = text_fingerprint(self.text_layers())
+        self.fingerprint = projections_hash(self.text_layers())
+        self._file_parts = parts
         pipeline.set_progress_bar_config(disable=True)
 
     @classmethod
@@ -155,10 +161,23 @@ class Backbone(ABC):
             local_files_only=local_files_only,
             use_safetensors=True,
         )
-        backbone = cls(pipeline, Path(path).name if local else path, sampling, safety_checker)
+        parts = cls.parts_of(path, local_files_only=True)
+        backbone = cls(pipeline, Path(path).name if local else path, sampling, safety_checker, parts)
         if DTYPES[dtype] != loaded:
             pipeline.to(DTYPES[dtype])
         return backbone
+
+    @classmethod
+    def parts_of(cls, path: str, local_files_only: bool = False) -> dict[str, str]:
+        """Hash each part of a model on disk, without loading it; a hub id is fetched first.
+
+        Args:
+            path: Hub id or local folder.
+            local_files_only: Whether to fetch nothing.
+        """
+        if looks_local(path):
+            return pipeline_parts(Path(path).expanduser())
+        return pipeline_parts(DiffusionPipeline.download(path, local_files_only=local_files_only, use_safetensors=True))
 
     @property
     @abstractmethod
@@ -207,10 +226,44 @@ class Backbone(ABC):
         path = {"backbone.path": self.pipeline.name_or_path, "backbone.dtype": dtype}
         return {"backbone": self.option, **path} if self.option else path
 
+    @cached_property
+    def parts(self) -> Mapping[str, str]:
+        """Hash of each part of the pipeline, such as ``vae``, and of its settings."""
+        if self._file_parts is None:
+            return parts_in_memory(self.pipeline)
+        # What is switched off, such as a safety checker, changes no picture.
+        live = self.pipeline.components
+        return {name: part for name, part in self._file_parts.items() if live.get(name, part) is not None}
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of every part, 16 hexadecimal digits."""
+        return joined(self.parts)
+
     @property
     def identity(self) -> str:
-        """Name, fingerprint and precision, which is what an image depends on."""
-        return f"{self.name} {self.fingerprint} {self.dtype}"
+        """Hash of every part, and precision: what an image depends on beside the method's own settings."""
+        return f"{self.content_hash} {self.dtype}"
+
+    def warn_of_another(self, made_with: Mapping[str, str], what: str) -> None:
+        """Warn where something that fits the weights that read text was trained with other weights beside them.
+
+        Args:
+            made_with: Metadata of the file; those of earlier versions have no ``backbone_content``.
+            what: What the warning calls it, such as "the bank of rex".
+        """
+        if made_with.get("backbone_content", self.content_hash) != self.content_hash:
+            logging.getLogger(__name__).warning(
+                "%s was trained with another version of %s: the same cross-attention, but another scheduler, "
+                "autoencoder or other weights, with which images may differ",
+                what,
+                self.name,
+            )
+
+    @property
+    def autoencoder_identity(self) -> str:
+        """Hash of the autoencoder's weights, configuration and precision, which name a folder of latents."""
+        return joined({"vae": self.parts["vae"], "dtype": str(self.vae.dtype)})
 
     @property
     def device(self) -> torch.device:

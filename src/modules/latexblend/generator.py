@@ -163,6 +163,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         for name, bank in (banks or {}).items():
             loaded = bank if isinstance(bank, ConceptBank) else ConceptBank.load(bank)
             loaded.check(backbone.fingerprint, widths, backbone.name)
+            backbone.warn_of_another(loaded.metadata, f"the bank of {name}")
             loaded = loaded.to(backbone.device, backbone.dtype)
             self.banks[name] = concept_offsets(backbone, loaded) if self.keep_context else loaded
         self.blending_start, self.bind = blending_start, bind

@@ -14,7 +14,6 @@ from torch import Generator, Tensor
 
 from src.data.banks import CONCEPT_BANK
 from src.data.commands import command
-from src.data.files import autoencoder_hash
 from src.data.prompts import FIXED_TEMPLATE, TEMPLATES
 from src.data.ranges import Positive, Rank, Sampling, Seed
 from src.data.request import Request
@@ -193,6 +192,7 @@ class LaTexBlend(Learner):
             "modifier_token": "<new1>",
             "backbone": backbone.name,
             "backbone_hash": backbone.fingerprint,
+            "backbone_content": backbone.content_hash,
             "references": self.subject.references,
             "templates": self.objective.templates,
             "extraction_template": FIXED_TEMPLATE,
@@ -291,7 +291,7 @@ def encoded_views(backbone: Backbone, views: Sequence[View], cache_dir: str | Pa
     The key of the stored latents covers pixels, autoencoder and precision, so the cache never needs to be cleared.
     """
     masks = torch.from_numpy(np.stack([view.mask for view in views]))[:, None]
-    key = autoencoder_hash(backbone.vae)
+    key = hashlib.sha256(backbone.autoencoder_identity.encode())
     for view in views:
         key.update(view.pixels.tobytes())
     store = TensorStore(Path(cache_dir) / "latents", "latents")
@@ -304,5 +304,4 @@ def _encode(backbone: Backbone, views: Sequence[View]) -> Tensor:
         pixels = np.stack([view.pixels for view in views[start : start + 8]])
         pixel_values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         chunks.append(backbone.encode_images(pixel_values).cpu())
-    # The memory layout must be that of latents read from a file: training rounds differently in another.
-    return torch.cat(chunks).contiguous()
+    return torch.cat(chunks)

@@ -32,6 +32,7 @@ from src.modules.llmdiff.attention import (
     processors_set,
 )
 from src.modules.llmdiff.encoder import LLMEncoder, TextStates
+from src.modules.llmdiff.language_model import SAMPLED
 from src.modules.llmdiff.options import AdapterOptions
 
 
@@ -204,6 +205,7 @@ class LLMDiffAdapter(nn.Module):
             "adapter": json.dumps(asdict(self.options)),
             "backbone": backbone.name,
             "backbone_hash": backbone.fingerprint,
+            "backbone_content": backbone.content_hash,
             "num_steps": str(num_steps),
             **({} if training is None else {"training": training}),
         }
@@ -222,6 +224,7 @@ class LLMDiffAdapter(nn.Module):
                 f"{path} was made for the UNet of {metadata['backbone']} ({metadata['backbone_hash']}), but "
                 f"{backbone.name} is {backbone.fingerprint}; give its backbone"
             )
+        backbone.warn_of_another(metadata, "the adapter")
         options = parsed(AdapterOptions, metadata["adapter"])
         width, num_terms = int(metadata["llm_width"]), int(metadata["num_terms"])
         pooled = tensors.get("pooled.bias")
@@ -253,7 +256,14 @@ class LLMDiffAdapter(nn.Module):
                 "encoding options that it was trained with"
             )
         trained = self.metadata
-        if trained and trained["llm_revision"] != encoder.identity.revision:
+        if trained and len(trained["llm_revision"]) == SAMPLED:
+            logging.getLogger(__name__).warning(
+                "the adapter was written by an earlier version, which noted its language model %s in another way; make "
+                "sure that %s is the same",
+                trained["llm"],
+                encoder.identity.name,
+            )
+        elif trained and trained["llm_revision"] != encoder.identity.revision:
             raise ValueError(
                 f"this adapter was trained with {trained['llm']} ({trained['llm_revision']}), but "
                 f"{encoder.identity.name} is {encoder.identity.revision}; give the same language model"

@@ -52,7 +52,7 @@ LLMDIFF_ADAPTER = FileKind(
         "backbone_hash": HASH,
         "num_steps": number(0, 10**12),
     },
-    optional={"training": shown(20_000)},
+    optional={"backbone_content": HASH, "training": shown(20_000)},
     shapes=_shapes,
     made_by="; training writes one to <run folder>/exports",
 )

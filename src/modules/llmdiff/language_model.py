@@ -10,17 +10,19 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from src.data.files import folder_fingerprint
+from src.data.identity import folder_identity
 from src.modules.backbones.base import DTYPES, looks_local
 from src.modules.llmdiff.decoder import Decoder
 from src.modules.llmdiff.options import EncodingOptions
 
+SAMPLED = 16
+"""Digits of a revision in adapters of earlier versions, which hashed samples of the files; of all files it has 64."""
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Identifies a language model: its name, a fingerprint of its files (``revision``), and its precision."""
+    """Identifies a language model: its name, a hash of its files (``revision``), and its precision."""
 
     name: str
     revision: str
@@ -51,7 +53,7 @@ class LanguageModel:
         check_decoder_only(config, name)
         self.config = config.get_text_config()
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        self.identity = Identity(name, folder_fingerprint(self.folder), dtype)
+        self.identity = Identity(name, folder_identity(self.folder), dtype)
         self.device = torch.device("cpu")
         self._decoder: Decoder | None = None
 

@@ -13,7 +13,6 @@ from torch import Generator, Tensor, nn
 
 from src.data.captions.datamodule import EncodedData
 from src.data.commands import command
-from src.data.files import autoencoder_key
 from src.data.ranges import BelowOne, Positive, Sampling, Seed
 from src.data.request import Request
 from src.modules.backbones.unet import UNetBackbone
@@ -110,7 +109,7 @@ class LLMDiff(Learner):
         if device.type == "cpu" and self.backbone.unet.config.sample_size <= LARGEST_UNFUSED:
             self.backbone.unet.set_attn_processor(AttnProcessor())
         if isinstance(data, EncodedData):
-            data.encode_with(self.backbone.encode_images, autoencoder_key(self.backbone.vae))
+            data.encode_with(self.backbone.encode_images, self.backbone.autoencoder_identity)
         if self.encode_ahead:
             # Each process encodes its share of the captions.
             self.encoder.encode_ahead(sorted({*data.captions, ""})[rank::world_size])

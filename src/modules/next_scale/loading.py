@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.modeling_utils import ModelMixin
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from src.data.identity import place_identity
 from src.modules.generator import usable_device
 
 
@@ -121,6 +123,14 @@ def read_weights(path: Path) -> dict[str, Any]:
     if not isinstance(stored, dict):
         raise ValueError(f"{path} holds a {type(stored).__name__}; give a file of tensors by their names")
     return stored
+
+
+def published_parts(**places: str | Path) -> dict[str, str]:
+    """Hash the files of each part of a pipeline; those of a hub id are in the hub's cache, where it was loaded from."""
+    found = {name: Path(place).expanduser() for name, place in places.items()}
+    here = {name: path if path.exists() else Path(snapshot_download(str(places[name]), local_files_only=True))
+            for name, path in found.items()}  # fmt: skip
+    return {name: place_identity(path) for name, path in here.items()}
 
 
 def _read_shards(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from src.data.identity import joined, parts_in_memory
 from src.modules.generator import check_names
 from src.modules.next_scale.loop import Generation, OnScale, generate
 from src.modules.next_scale.memory import PeakMemory, forked, room_or_raise
@@ -22,9 +23,11 @@ class NextScalePipeline(DiffusionPipeline, ABC):
 
     Attributes:
         sampling: The model's own values of the arguments that a call leaves out.
+        parts: Part of the pipeline to a hash of its files; None for a pipeline that was made in memory.
     """
 
     sampling: dict[str, Any]
+    parts: Mapping[str, str] | None = None
 
     @property
     @abstractmethod
@@ -46,6 +49,11 @@ class NextScalePipeline(DiffusionPipeline, ABC):
     @abstractmethod
     def decode(self, feature: Tensor) -> Tensor:
         """Decode the last running sum ``(B, d, H, W)`` to images ``(B, 3, H s, W s)``, s pixels to a cell's side."""
+
+
+def model_identity(pipeline: NextScalePipeline) -> str:
+    """Hash every part of a pipeline, and name its precision: what an image depends on beside settings."""
+    return f"{joined(pipeline.parts or parts_in_memory(pipeline))} {pipeline.transformer.dtype}"
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")

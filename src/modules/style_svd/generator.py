@@ -6,12 +6,11 @@ from itertools import groupby
 import torch
 from PIL import Image
 
-from src.data.files import sampled_fingerprint
 from src.data.images import content_hash, load_image
 from src.data.ranges import BatchSize, Count, Dominance, Number, Sampling
 from src.data.request import Identity, ImageStyle, Request, Style, TextStyle
 from src.modules.generator import BatchedGenerator
-from src.modules.next_scale.pipeline import CallSettings, NextScalePipeline
+from src.modules.next_scale.pipeline import CallSettings, NextScalePipeline, model_identity
 from src.modules.style_svd.blending import (
     PrincipalFeatures,
     StyleBlending,
@@ -77,14 +76,14 @@ class StyleGenerator(BatchedGenerator[Request]):
         self.size = {side: given[side] for side in ("height", "width") if side in given}
         num_scales = len(backbone.schedule(**self.size).grids) if self.size else backbone.num_scales
         check_steps(blend_after, self.correct_from, num_scales)
-        self.fingerprint = sampled_fingerprint(backbone.components.values())
+        self.model_identity = model_identity(backbone)
         self._features: dict[str, PrincipalFeatures] = {}
 
     def identity(self, prompt: str | None = None) -> Identity:
         """Return what an image depends on beside text, seed and style; ``reference.`` marks what only styles need."""
         weights = [float(f"{weight:.6g}") for weight in self.weights] if self.weights.any() else None
         return {
-            "backbone": f"{self.fingerprint} {self.backbone.transformer.dtype}",
+            "backbone": self.model_identity,
             "sampling": str(self.settings),
             "reference.style": f"{weights} {self.blend_after} {self.correct_from} {self.noise}",
         }

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from src.data.files import sampled_fingerprint
 from src.data.ranges import BatchSize, Number, Sampling
 from src.data.request import Identity, Request, TextStyle
 from src.modules.generator import BatchedGenerator, check_names
 from src.modules.next_scale.loop import Condition, Generation
 from src.modules.next_scale.memory import Paths
-from src.modules.next_scale.pipeline import CallSettings, NextScalePipeline
+from src.modules.next_scale.pipeline import CallSettings, NextScalePipeline, model_identity
 
 BASE, INJECTED = "base", "injected"
 
@@ -82,13 +81,13 @@ class InjectionGenerator(BatchedGenerator[Request]):
         super().__init__(batch_size)
         self.backbone, self.inject_at, self.routes = backbone, inject_at, routes
         self.settings = CallSettings(backbone, sampling or {})
-        self.fingerprint = sampled_fingerprint(backbone.components.values())
+        self.model_identity = model_identity(backbone)
         backbone.set_progress_bar_config(disable=True)
 
     def identity(self, prompt: str | None = None) -> Identity:
         """Return what an image depends on beside text, seed and style; ``reference.`` marks what only styles need."""
         return {
-            "backbone": f"{self.fingerprint} {self.backbone.transformer.dtype}",
+            "backbone": self.model_identity,
             "sampling": str(self.settings),
             "reference.injection": f"{self.inject_at} {self.routes}",
         }

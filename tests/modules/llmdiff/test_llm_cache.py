@@ -1,6 +1,5 @@
 """Encodings on disk: found again, never stale; the model may go."""
 
-import os
 import shutil
 import weakref
 from pathlib import Path
@@ -9,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.data.files import folder_fingerprint
 from src.modules.llmdiff.encoder import EncodingCache, LLMEncoder
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.options import EncodingOptions
-from tests.llms import BLOCKS, WIDTH, tiny_llm, tiny_llm_folder, tiny_tokenizer
+from tests.llms import BLOCKS, WIDTH, tiny_llm, tiny_llm_folder
 
 PROMPTS = ["a red dog", "a very small cat on the left of a tree", ""]
 
@@ -73,29 +71,6 @@ def test_a_model_that_was_trained_on_in_place_is_another_one(folder: Path, tmp_p
     after = encoder(own, tmp_path / "cache").encode(PROMPTS).states
     assert not torch.allclose(before, after)
     assert len(files(tmp_path / "cache")) == 2 * len(PROMPTS)
-
-
-def test_a_fingerprint_covers_weights_configuration_and_tokenizer(folder: Path, tmp_path: Path) -> None:
-    own = shutil.copytree(folder, tmp_path / "llm")
-    assert folder_fingerprint(own) == folder_fingerprint(folder)
-    tiny_tokenizer(adds_first=False).save_pretrained(own)
-    other_tokenizer = folder_fingerprint(own)
-    config = own / "config.json"
-    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
-    assert len({folder_fingerprint(folder), other_tokenizer, folder_fingerprint(own)}) == 3
-    (own / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"holds no \*\.safetensors"):
-        folder_fingerprint(own)
-
-
-def test_of_large_files_chunks_are_enough_to_see_training(tmp_path: Path) -> None:
-    content = bytearray(os.urandom(8 * 2**20))
-    (tmp_path / "model.safetensors").write_bytes(content)
-    before = folder_fingerprint(tmp_path)
-    for position in range(0, len(content), 10_000):
-        content[position : position + 4096] = os.urandom(min(4096, len(content) - position))
-    (tmp_path / "model.safetensors").write_bytes(content)
-    assert folder_fingerprint(tmp_path) != before
 
 
 def test_encoded_ahead_the_model_can_go(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from src.modules.backbones.base import DTYPES
 from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
 from src.modules.next_scale.infinity.pipeline import InfinityPipeline
 from src.modules.next_scale.infinity.transformer import InfinityTransformer
-from src.modules.next_scale.loading import Placement, filled, read_weights
+from src.modules.next_scale.loading import Placement, filled, published_parts, read_weights
 
 RENAMED = (
     (r"^cfg_uncond$", "unconditional"),
@@ -73,6 +73,8 @@ def load_pipeline(
     encoder = T5EncoderModel.from_pretrained(text_encoder, dtype=DTYPES[dtype])
     words = AutoTokenizer.from_pretrained(text_encoder)
     pipeline = InfinityPipeline(model, image_tokenizer, encoder, words, sampling=sampling)
+    pipeline.parts = published_parts(transformer=_local(transformer), vae=_local(vae), text_encoder=text_encoder)
+    pipeline.parts["settings"] = f"ema={ema}"
     return (placement or Placement()).placed(pipeline)
 
 

@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from src.data.ranges import Sampling
 from src.modules.backbones.base import DTYPES
-from src.modules.next_scale.loading import Placement, filled, read_weights
+from src.modules.next_scale.loading import Placement, filled, published_parts, read_weights
 from src.modules.next_scale.switti.autoencoder import VQVAE
 from src.modules.next_scale.switti.pipeline import SwittiPipeline
 from src.modules.next_scale.switti.transformer import SCHEDULES, SwittiTransformer
@@ -66,6 +66,8 @@ def load_pipeline(
     pipeline = SwittiPipeline(
         model, image_tokenizer, encoders[0], encoders[1], tokenizers[0], tokenizers[1], sampling=sampling
     )
+    names = {"text_encoder": words[0], "text_encoder_2": words[1]}
+    pipeline.parts = published_parts(transformer=_folder(transformer), vae=_folder(vae), **names)
     return (placement or Placement()).placed(pipeline)
 
 
