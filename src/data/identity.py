@@ -156,6 +156,24 @@ def place_identity(path: Path) -> str:
     return joined(hashed(path, [one for one in path.iterdir() if one.suffix in (*READ, *PICKLED)]))
 
 
+def warn_of_another(made_with: Mapping[str, str], content_hash: str, name: str, what: str) -> None:
+    """Warn where something that fits a model's cross-attention was trained beside other weights.
+
+    Args:
+        made_with: Metadata of what was trained; files of earlier versions have no ``backbone_content``.
+        content_hash: Hash of the model that is used.
+        name: Name of this model.
+        what: What the warning calls the file, such as "the bank of rex".
+    """
+    if made_with.get("backbone_content", content_hash) != content_hash:
+        logging.getLogger(__name__).warning(
+            "%s was trained with another version of %s: the same cross-attention, but another scheduler, autoencoder or "
+            "other weights, with which images may differ",
+            what,
+            name,
+        )
+
+
 def pipeline_parts(folder: str | Path) -> dict[str, str]:
     """Hash each part of a folder in diffusers' layout, such as ``unet`` and ``scheduler``, and its own settings.
 

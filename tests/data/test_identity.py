@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from src.data import identity
-from src.data.identity import folder_identity, hashed
+from src.data.identity import folder_identity, hashed, warn_of_another
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.learner import class_images
 from src.modules.next_scale.pipeline import model_identity
@@ -184,12 +184,12 @@ def test_a_file_that_has_just_changed_is_not_relied_on(tmp_path: Path, read: lis
 def test_a_bank_of_other_weights_beside_the_same_cross_attention_is_warned_of(saved: Path, caplog) -> None:
     first, second = (UNetBackbone(DiffusionPipeline.from_pretrained(saved), "own") for _ in range(2))
     made_with = {"backbone_content": first.content_hash}
-    first.warn_of_another(made_with, "the bank of rex")
-    first.warn_of_another({}, "a bank of an earlier version")
+    warn_of_another(made_with, first.content_hash, "own", "the bank of rex")
+    warn_of_another({}, first.content_hash, "own", "a bank of an earlier version")
     assert not caplog.text
     second.pipeline.scheduler.register_to_config(beta_end=0.5)
     assert second.fingerprint == first.fingerprint
-    second.warn_of_another(made_with, "the bank of rex")
+    warn_of_another(made_with, second.content_hash, "own", "the bank of rex")
     assert (
         "the bank of rex was trained with another version of own: the same cross-attention, but another" in caplog.text
     )

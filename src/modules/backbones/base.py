@@ -10,7 +10,6 @@ import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,6 +23,7 @@ from src.data.identity import joined, parts_in_memory, pipeline_parts, projectio
 from src.data.prompts import tokenize
 from src.data.ranges import Sampling
 from src.modules.backbones.autoencoder import scaled_latents
+from src.modules.backbones.tensors import Noised, Text
 from src.modules.generator import model_sampling, settled
 from src.modules.training.diffusion import diffusion_target, draw_noise
 
@@ -31,54 +31,6 @@ _log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SAMPLING: dict[str, Any] = {"num_inference_steps": 30, "guidance_scale": 5.0, "keep_context": False}
 """Settings of drawing, unless the backbone has its own or the call gives others."""
-
-
-@dataclass
-class Text:
-    """Encoded prompts, as a denoiser takes them.
-
-    Attributes:
-        prompt_embeds: States of the text encoders, ``(B, L, D)``.
-        pooled_prompt_embeds: SDXL's pooled text, ``(B, P)``; None for other models.
-        mask: 1 at real tokens, 0 at padding, ``(B, L)``; None where padding is attended to, as in CLIP models.
-    """
-
-    prompt_embeds: Tensor
-    pooled_prompt_embeds: Tensor | None = None
-    mask: Tensor | None = None
-
-    def rows(self, indices: Sequence[int]) -> "Text":
-        """Choose prompts, in the given order."""
-        at = list(indices)
-        pooled, mask = (None if part is None else part[at] for part in (self.pooled_prompt_embeds, self.mask))
-        return replace(self, prompt_embeds=self.prompt_embeds[at], pooled_prompt_embeds=pooled, mask=mask)
-
-    def joined(self, other: "Text") -> "Text":
-        """Concatenate these prompts and the others."""
-
-        def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-            return None if first is None or second is None else torch.cat([first, second])
-
-        return Text(
-            torch.cat([self.prompt_embeds, other.prompt_embeds]),
-            both(self.pooled_prompt_embeds, other.pooled_prompt_embeds),
-            both(self.mask, other.mask),
-        )
-
-
-@dataclass(frozen=True)
-class Noised:
-    """Noisy latents, and what the denoiser must predict from them.
-
-    Attributes:
-        noisy_latents: Latents ``x_t``, ``(B, C, h, w)``.
-        timesteps: Timestep t of each image, ``(B,)``.
-        target: Noise or velocity, as the noise schedule says, ``(B, C, h, w)``.
-    """
-
-    noisy_latents: Tensor
-    timesteps: Tensor
-    target: Tensor
 
 
 class Backbone(ABC):
@@ -244,21 +196,6 @@ class Backbone(ABC):
     def identity(self) -> str:
         """Hash of every part, and precision: what an image depends on beside the method's own settings."""
         return f"{self.content_hash} {self.dtype}"
-
-    def warn_of_another(self, made_with: Mapping[str, str], what: str) -> None:
-        """Warn where something that fits the weights that read text was trained with other weights beside them.
-
-        Args:
-            made_with: Metadata of the file; those of earlier versions have no ``backbone_content``.
-            what: What the warning calls it, such as "the bank of rex".
-        """
-        if made_with.get("backbone_content", self.content_hash) != self.content_hash:
-            logging.getLogger(__name__).warning(
-                "%s was trained with another version of %s: the same cross-attention, but another scheduler, "
-                "autoencoder or other weights, with which images may differ",
-                what,
-                self.name,
-            )
 
     @property
     def autoencoder_identity(self) -> str:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from src.data.identity import warn_of_another
 from src.data.mentions import check_name, parse_prompt
 from src.data.prompts import FIXED_TEMPLATE, concept_positions, concept_span, tokenize
 from src.data.ranges import BatchSize, Sampling, Share1
@@ -163,7 +164,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         for name, bank in (banks or {}).items():
             loaded = bank if isinstance(bank, ConceptBank) else ConceptBank.load(bank)
             loaded.check(backbone.fingerprint, widths, backbone.name)
-            backbone.warn_of_another(loaded.metadata, f"the bank of {name}")
+            warn_of_another(loaded.metadata, backbone.content_hash, backbone.name, f"the bank of {name}")
             loaded = loaded.to(backbone.device, backbone.dtype)
             self.banks[name] = concept_offsets(backbone, loaded) if self.keep_context else loaded
         self.blending_start, self.bind = blending_start, bind

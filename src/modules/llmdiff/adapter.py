@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from src.data.files import digest
+from src.data.identity import warn_of_another
 from src.data.schema import RefusedFileError, parsed
 from src.modules.backbones.base import Text
 from src.modules.backbones.unet import UNetBackbone
@@ -224,7 +225,7 @@ class LLMDiffAdapter(nn.Module):
                 f"{path} was made for the UNet of {metadata['backbone']} ({metadata['backbone_hash']}), but "
                 f"{backbone.name} is {backbone.fingerprint}; give its backbone"
             )
-        backbone.warn_of_another(metadata, "the adapter")
+        warn_of_another(metadata, backbone.content_hash, backbone.name, "the adapter")
         options = parsed(AdapterOptions, metadata["adapter"])
         width, num_terms = int(metadata["llm_width"]), int(metadata["num_terms"])
         pooled = tensors.get("pooled.bias")

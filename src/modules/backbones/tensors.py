@@ -1,0 +1,58 @@
+"""What a denoiser reads: encoded prompts, and noisy latents with their targets.
+
+Shapes: B prompts or images, L tokens, D text width, C latent channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Text:
+    """Encoded prompts, as a denoiser takes them.
+
+    Attributes:
+        prompt_embeds: States of the text encoders, ``(B, L, D)``.
+        pooled_prompt_embeds: SDXL's pooled text, ``(B, P)``; None for other models.
+        mask: 1 at real tokens, 0 at padding, ``(B, L)``; None where padding is attended to, as in CLIP models.
+    """
+
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor | None = None
+    mask: Tensor | None = None
+
+    def rows(self, indices: Sequence[int]) -> "Text":
+        """Choose prompts, in the given order."""
+        at = list(indices)
+        pooled, mask = (None if part is None else part[at] for part in (self.pooled_prompt_embeds, self.mask))
+        return replace(self, prompt_embeds=self.prompt_embeds[at], pooled_prompt_embeds=pooled, mask=mask)
+
+    def joined(self, other: "Text") -> "Text":
+        """Concatenate these prompts and the others."""
+
+        def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+            return None if first is None or second is None else torch.cat([first, second])
+
+        return Text(
+            torch.cat([self.prompt_embeds, other.prompt_embeds]),
+            both(self.pooled_prompt_embeds, other.pooled_prompt_embeds),
+            both(self.mask, other.mask),
+        )
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Noisy latents, and what the denoiser must predict from them.
+
+    Attributes:
+        noisy_latents: Latents ``x_t``, ``(B, C, h, w)``.
+        timesteps: Timestep t of each image, ``(B,)``.
+        target: Noise or velocity, as the noise schedule says, ``(B, C, h, w)``.
+    """
+
+    noisy_latents: Tensor
+    timesteps: Tensor
+    target: Tensor
