@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import hydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from src.run import cli
 from src.run.cli import Sweep, current_sweep, friendly, point
+from src.run.targets import build
 
 
 @friendly
@@ -44,21 +44,21 @@ def score(cfg: DictConfig) -> None:
     from src.run.types import check_types
 
     check_types(cfg)
-    protocol = instantiate(cfg.protocol, _convert_="all")
-    suite = instantiate(cfg.get("suite"), _convert_="all")
+    protocol = build(cfg.protocol)
+    suite = build(cfg.get("suite"))
     sources = {**(suite.sources() if suite else {}), **{name: bank_source(path) for name, path in cfg.bank.items()}}
-    concepts = read_concepts(sources, cfg.references, instantiate(cfg.reference_readers))
+    concepts = read_concepts(sources, cfg.references, build(cfg.reference_readers))
     # Before a suite trains for minutes or hours: what could not be scored in the end.
     protocol.check(concepts)
     if suite:
         use(suite.trained(train=not cfg.dry_run), cfg)
-    generator = instantiate(cfg.method, _convert_="all")
+    generator = build(cfg.method)
     run_dir = Path(cfg.paths.run_dir)
     if cfg.dry_run:
         plan = measured_plan(generator, protocol.requests(concepts), cfg.paths.images_dir)
         write_text(run_dir / "table.md", plan.markdown())
     else:
-        loggers = list(instantiate(cfg.get("logger") or {}, _convert_="all").values())
+        loggers = list(build(cfg.get("logger") or {}).values())
         if loggers:
             log_config(loggers, cfg)
         metrics = protocol.run(generator, concepts, run_dir)

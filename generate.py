@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import hydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
 from src.run import cli
 from src.run.cli import friendly, point
+from src.run.targets import build
 
 
 @friendly
@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.output)
     # An image is at most what its raw pixels are: 3 MB a megapixel.
     free_disk_or_raise(folder, 2 * 3 * 2**20 * len(prompts) * cfg.num_images)
-    generator = instantiate(cfg.method, _convert_="all")
+    generator = build(cfg.method)
     styles: list[Style | None] = [*map(ImageStyle, listed(cfg.style)), *map(TextStyle, listed(cfg.style_prompt))]
     places = [(prompt, cfg.seed + number) for prompt in prompts for number in range(cfg.num_images)]
     requests = [Request(*place, style) for style in styles or [None] for place in places]

@@ -1,11 +1,11 @@
 """Train something: ``python train.py +experiment=concept_dog``."""
 
 import hydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from src.run import cli
 from src.run.cli import friendly, point
+from src.run.targets import build
 from src.run.training import fit
 from src.run.types import check_types
 
@@ -17,7 +17,7 @@ def main(cfg: DictConfig) -> None:
     """Compose, train, show what was made."""
     cli.console.print(f"run folder: {cfg.paths.run_dir}", highlight=False)
     check_types(cfg)
-    search = instantiate(cfg.get("hpo"), _convert_="all")
+    search = build(cfg.get("hpo"))
     for what, path in (search.run(cfg) if search else fit(cfg).made).items():
         cli.console.print(f"{what}: {path}", highlight=False)
 

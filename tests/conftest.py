@@ -10,6 +10,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from src.run import targets  # noqa: E402
+
+# Parts that tests make, beside what a user's configuration may build.
+targets.PACKAGES = (*targets.PACKAGES, "tests")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 ROOT = Path(__file__).parents[1]

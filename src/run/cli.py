@@ -26,7 +26,8 @@ from rich.console import Console
 from src.run.errors import explain
 from src.run.home import expand_home, typed_at_home
 from src.run.spelling import ARGUMENT, GIVEN_WHOLE, METHODS, RESPELLED
-from src.run.types import CONF, check_given
+from src.run.targets import CONF, refuse_foreign_files
+from src.run.types import check_given
 from src.run.utf8 import check_utf8, start_in_utf8
 
 ADDABLE = {"experiment=": "+", "bank.": "++", "references.": "++", "training.": "++", "suite.subjects.": "++"}
@@ -146,6 +147,7 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
         os.environ["HYDRA_FULL_ERROR"] = "1"
         try:
             check_utf8(sys.argv[1:])
+            refuse_foreign_files(sys.argv[1:])
             _refuse_mistyped(Path(sys.argv[0]).stem, sys.argv[1:])
             main(*args)
         except Exception as error:

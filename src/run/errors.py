@@ -19,7 +19,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from src.run.types import CONF, options
+from src.run.targets import CONF
+from src.run.types import options
 
 EXTRAS = {"lightly": "pretrain", "optuna": "hpo"}
 """Package that is imported with a part of the configuration, to the extra that brings it."""

@@ -6,12 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.commands import override
 from src.data.images import find_images
 from src.eval.protocols.concept import ConceptSource
+from src.run.targets import build
 from src.run.trained_once import Training, as_overrides, composed, files_digest, train_missing, training_digest
 
 
@@ -122,7 +122,7 @@ def adapter_digest(cfg: DictConfig) -> str:
 
 def _llm_hash(settings: str) -> str:
     """Of the language model that these settings, as JSON, describe."""
-    return instantiate(json.loads(settings)).identity.revision
+    return build(json.loads(settings)).identity.revision
 
 
 def _images_hash(place: str) -> str:

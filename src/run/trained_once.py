@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.data.commands import override
 from src.data.files import take_turns
 from src.run.cli import addable, console
 from src.run.home import expand_home
+from src.run.targets import located
 from src.run.training import fit
 from src.run.types import check_types, options
 
@@ -117,7 +117,7 @@ def backbone_parts(cfg: DictConfig) -> dict[str, str]:
     """Hash each part of the training's backbone, without loading it; nothing where there is none."""
     if not cfg.backbone:
         return {}
-    kind = get_object(cfg.backbone["_target_"]).__self__
+    kind = located(cfg.backbone["_target_"]).__self__
     return kind.parts_of(cfg.backbone.path, cfg.backbone.get("local_files_only", False))
 
 
@@ -143,7 +143,7 @@ def _incidental(target: str) -> tuple[str, ...]:
     """What a class calls incidental; a classmethod that builds one speaks for it."""
     if target == "lightning.Trainer":
         return OF_TRAINER
-    found = get_object(target)
+    found = located(target)
     return getattr(getattr(found, "__self__", found), "incidental", ())
 
 

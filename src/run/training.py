@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from src.run.cli import is_first
+from src.run.targets import build
 from src.run.types import check_types
 
 
@@ -79,13 +79,13 @@ def _fit(cfg: DictConfig) -> Fitted:
     # Its import sets this to INFO: advertisements and a list of devices that are not there.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = instantiate(cfg.data, _convert_="all")
-    module = instantiate(cfg.method, _convert_="all")
+    data = build(cfg.data)
+    module = build(cfg.method)
     # As it is written: what is resolved holds the time of the start, which differs between processes.
-    given = instantiate(cfg.callbacks, _convert_="all").values()
+    given = build(cfg.callbacks).values()
     callbacks = [Ranks(OmegaConf.to_yaml(cfg)), *(callback for callback in given if callback is not None)]
-    loggers = list(instantiate(cfg.logger, _convert_="all").values())
-    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, _convert_="all")
+    loggers = list(build(cfg.logger).values())
+    trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers)
     log_config(loggers, cfg)
     checkpoint = f"{cfg.paths.run_dir}/checkpoints/last.ckpt" if cfg.resume else None
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)

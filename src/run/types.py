@@ -5,17 +5,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from src.run.others import RANGES
+from src.run.targets import CONF, located, refuse_foreign
 from src.run.tasks import TASKS, Paths
 from src.run.values import described, kinds, misfit, parted
 
-CONF = Path(__file__).parents[2] / "conf"
 PARTS = (
     *("method", "backbone", "data", "protocol", "callbacks", "trainer", "metrics", "suite", "hpo", "llm", "llmdiff"),
     "logger",
@@ -48,6 +46,7 @@ def check_given(cfg: DictConfig) -> None:
 
 
 def _check_values(tree: Any) -> None:
+    refuse_foreign(tree)
     for key, value, annotation in _annotated(tree, ""):
         if isinstance(value, dict) and "_target_" in value:
             _check_kind(key, value["_target_"], annotation)
@@ -66,9 +65,11 @@ def refuse_unknown(cfg: DictConfig) -> None:
     """Refuse keys that nothing takes: below a part that was not chosen, of a part of another name, and in a part.
 
     Raises:
-        ValueError: With the first such key, and the nearest one or all that may stand there.
+        ValueError: With the first such key, and the nearest one or all that may stand there; or if a part is none that
+            a configuration may build.
     """
     tree: Any = OmegaConf.to_container(cfg, resolve=False)
+    refuse_foreign(tree)
     for group in PARTS:
         node = tree.get(group) or {}
         if group not in SETS and node and "_target_" not in node:
@@ -181,7 +182,7 @@ def _is_part(annotation: Any) -> bool:
 def _built(target: str) -> type | None:
     """The class of what a ``_target_`` builds: itself, the one whose classmethod it is, or what a function returns."""
     try:
-        found = get_object(target)
+        found = located(target)
         built = getattr(found, "__self__", found)
         built = built if isinstance(built, type) else get_type_hints(found).get("return")
     except Exception:
@@ -200,7 +201,7 @@ def _choices(group: str) -> dict[str, type | None]:
 def _hints(target: str) -> Mapping[str, Any]:
     """Annotations of a constructor or function; none where it is not there, which building it says better."""
     try:
-        found = get_object(target)
+        found = located(target)
         hints = _hints_of(inspect.getattr_static(found, "__init__") if isinstance(found, type) else found)
     except Exception:
         return {}
@@ -229,7 +230,7 @@ def options(target: str) -> dict[str, Any]:
     Empty for what takes any name, and for what is not there: building it says that better.
     """
     try:
-        parameters = inspect.signature(get_object(target)).parameters.values()
+        parameters = inspect.signature(located(target)).parameters.values()
     except Exception:
         return {}
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)

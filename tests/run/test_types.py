@@ -47,7 +47,7 @@ def test_parts_in_lists_are_checked() -> None:
 
 
 def test_a_target_that_is_not_there_is_left_to_who_builds_it() -> None:
-    check_types(config("no.such.Thing", rate="x"))
+    check_types(config("src.no.such.Thing", rate="x"))
 
 
 class Part:
