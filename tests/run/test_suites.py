@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from eval import use
+from src.run import targets
 from src.run.suites import AdapterSuite, adapter_digest
 from src.run.trained_once import as_overrides, composed
 from tests.llms import tiny_llm_folder
@@ -127,7 +128,8 @@ class EndsAt(L.Callback):
             raise Ended
 
 
-def test_a_training_that_ended_early_goes_on(training: dict, tmp_path: Path) -> None:
+def test_a_training_that_ended_early_goes_on(training: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "PACKAGES", (*targets.PACKAGES, __name__))
     whole = AdapterSuite("llmdiff", str(tmp_path / "whole"), training).trained()["adapter"]
     cut = {"+callbacks": {"ends": {"_target_": f"{__name__}.EndsAt", "step": 3}}}
     with pytest.raises(Ended):
