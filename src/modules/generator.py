@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from PIL import Image
 
+from src.data.known_words import KnownWords, warn_of_unknown
 from src.data.request import Identity, Request
 
 AUTO = "auto"
@@ -34,6 +35,15 @@ class BatchedGenerator(ABC, Generic[Prepared]):
     def identity(self, prompt: str | None = None) -> Identity:
         """Return what an image depends on beside prompt and seed; see ``src.data.request.Generator``."""
 
+    @property
+    def known_words(self) -> KnownWords | None:
+        """The words that the model was taught, where that is known."""
+        return None
+
+    def plain(self, request: Request) -> str:
+        """Return all text of a request, as the model reads it."""
+        return request.prompt
+
     @abstractmethod
     def prepare(self, request: Request) -> Prepared:
         """Turn a request into what ``draw`` takes.
@@ -47,13 +57,14 @@ class BatchedGenerator(ABC, Generic[Prepared]):
         """Draw one image for each member of a batch."""
 
     def check(self, requests: Sequence[Request]) -> None:
-        """Refuse requests that cannot be drawn.
+        """Refuse requests that cannot be drawn, and say which words of the others the model was never taught.
 
         Raises:
             ValueError: As in ``prepare``.
         """
         for request in requests:
             self.prepare(request)
+        warn_of_unknown(self.known_words, [self.plain(request) for request in requests])
 
     @torch.no_grad()
     def sample(self, requests: Sequence[Request]) -> list[Image.Image]:

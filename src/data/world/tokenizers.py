@@ -3,6 +3,7 @@
 import json
 import string
 from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,9 +25,18 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.-'"
 
 def words() -> list[str]:
     """List every word that captions, templates and styles may use, sorted."""
-    phrases = [*PREFIXES, *RELATIONS, *BACKGROUNDS.values(), *STYLES.values(), *HELD_OUT_STYLES.values()]
-    phrases += ["and in style of an the with two very small far away zoomed", *NOUNS, *COLORS, *PATTERNS, *RARE]
-    return sorted({word for phrase in phrases for word in phrase.replace("-", " ").replace(",", " ").split()})
+    others = [*HELD_OUT_STYLES.values(), "an with two very small far away zoomed", *RARE]
+    return sorted({*taught_words(), *_split(others)})
+
+
+def taught_words() -> list[str]:
+    """List every word of the captions that text-to-image models of the world are trained on, sorted."""
+    phrases = [*PREFIXES, *RELATIONS, *BACKGROUNDS.values(), *STYLES.values(), "and in style of the"]
+    return sorted(_split([*phrases, *NOUNS, *COLORS, *PATTERNS]))
+
+
+def _split(phrases: Iterable[str]) -> set[str]:
+    return {word for phrase in phrases for word in phrase.replace("-", " ").replace(",", " ").split()}
 
 
 def merges() -> list[tuple[str, str]]:

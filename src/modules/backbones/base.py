@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from src.data.identity import joined, parts_in_memory, pipeline_parts, projections_hash
+from src.data.known_words import KnownWords
 from src.data.prompts import tokenize
 from src.data.ranges import Sampling
 from src.modules.backbones.autoencoder import scaled_latents
@@ -47,11 +48,13 @@ class Backbone(ABC):
         denoiser: The UNet or transformer.
         fingerprint: Hash of the weights that read text, 16 hexadecimal digits; a bank fits only the same fingerprint.
         noise_scheduler: Noise schedule of training.
+        known_words: The words that the model was taught, where it carries their list.
 
     Raises:
         ValueError: If ``sampling`` has another key, or the pipeline is of another kind.
     """
 
+    known_words: KnownWords | None = None
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
     """Stock pipelines that this backbone takes."""
     incidental: ClassVar[tuple[str, ...]] = ("path", "local_files_only")
@@ -115,6 +118,7 @@ class Backbone(ABC):
         )
         parts = cls.parts_of(path, local_files_only=True)
         backbone = cls(pipeline, Path(path).name if local else path, sampling, safety_checker, parts)
+        backbone.known_words = KnownWords.read(path) if local else None
         if DTYPES[dtype] != loaded:
             pipeline.to(DTYPES[dtype])
         return backbone
@@ -155,7 +159,7 @@ class Backbone(ABC):
         """
 
     def as_read(self, prompt: str) -> str:
-        """Change a prompt as the stock pipeline does before it tokenises it; its length stays."""
+        """Change a prompt as the stock pipeline does before it tokenises it, word by word."""
         return prompt
 
     def read_text(self, prompt_embeds: Tensor) -> Tensor:

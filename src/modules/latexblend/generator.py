@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from src.data.identity import warn_of_another
+from src.data.known_words import KnownWords
 from src.data.mentions import check_name, parse_prompt
 from src.data.prompts import FIXED_TEMPLATE, concept_positions, concept_span, tokenize
 from src.data.ranges import BatchSize, Sampling, Share1
@@ -225,6 +226,15 @@ class ConceptGenerator(BatchedGenerator[Placed]):
             **({"blending_guidance": str(guidance)} if guidance and guidance.num_steps else {}),
             **banks,
         }
+
+    @property
+    def known_words(self) -> KnownWords | None:
+        """The words that the backbone was taught, where it carries their list."""
+        return self.backbone.known_words
+
+    def plain(self, request: Request) -> str:
+        """Return the prompt with class nouns for concepts."""
+        return parse_prompt(request.prompt, self._nouns).plain
 
     def prepare(self, request: Request) -> Placed:
         """Place the concepts of a request's prompt.

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from src.data.banks import CONCEPT_BANK
 from src.data.commands import command
+from src.data.known_words import warn_of_unknown
 from src.data.prompts import FIXED_TEMPLATE, TEMPLATES
 from src.data.ranges import Positive, Rank, Sampling, Seed
 from src.data.request import Request
@@ -102,6 +103,8 @@ class LaTexBlend(Learner):
             )
         self.backbone.to(device)
         noun = self.subject.class_noun
+        if rank == 0:
+            warn_of_unknown(self.backbone.known_words, [noun])
         self.instance = encoded_views(self.backbone, data.instance_views(), self.cache_dir)
         self.prior = None
         if self.objective.prior_loss_weight > 0:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from src.data.identity import joined, parts_in_memory
+from src.data.known_words import KnownWords
 from src.modules.generator import check_names
 from src.modules.next_scale.loop import Generation, OnScale, generate
 from src.modules.next_scale.memory import PeakMemory, forked, room_or_raise
@@ -24,10 +25,12 @@ class NextScalePipeline(DiffusionPipeline, ABC):
     Attributes:
         sampling: The model's own values of the arguments that a call leaves out.
         parts: Part of the pipeline to a hash of its files; None for a pipeline that was made in memory.
+        known_words: The words that it was taught, where it carries their list.
     """
 
     sampling: dict[str, Any]
     parts: Mapping[str, str] | None = None
+    known_words: KnownWords | None = None
 
     @property
     @abstractmethod

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from src.data.identity import pipeline_parts
+from src.data.known_words import KnownWords
 from src.modules.backbones.base import DTYPES
 from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
 from src.modules.next_scale.infinity.pipeline import InfinityPipeline
@@ -55,6 +56,7 @@ def load_saved(path: str, dtype: str = "float32", placement: Placement | None = 
         reason = str(error).split("\n")[0]
         raise ValueError(f"the pipeline in {path} is incomplete or damaged; fetch it again ({reason})") from error
     pipeline.parts = pipeline_parts(path)
+    pipeline.known_words = KnownWords.read(path)
     return (placement or Placement()).placed(pipeline)
 
 

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from src.data.images import content_hash, load_image
+from src.data.known_words import KnownWords
 from src.data.ranges import BatchSize, Count, Dominance, Number, Sampling
 from src.data.request import Identity, ImageStyle, Request, Style, TextStyle
 from src.modules.generator import BatchedGenerator
@@ -87,6 +88,15 @@ class StyleGenerator(BatchedGenerator[Request]):
             "sampling": str(self.settings),
             "reference.style": f"{weights} {self.blend_after} {self.correct_from} {self.noise}",
         }
+
+    @property
+    def known_words(self) -> KnownWords | None:
+        """The words that the pipeline was taught, where it carries their list."""
+        return self.backbone.known_words
+
+    def plain(self, request: Request) -> str:
+        """Return the prompt and the words of the style."""
+        return f"{request.prompt} {request.style.words if isinstance(request.style, TextStyle) else ''}"
 
     def prepare(self, request: Request) -> Request:
         """Check a request, and return it.

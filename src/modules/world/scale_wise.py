@@ -8,8 +8,9 @@ import torch
 from torch import Generator, Tensor
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
+from src.data.known_words import write_known_words
 from src.data.ranges import BelowOne, Count, Seed, Share
-from src.data.world.tokenizers import write_t5_tokenizer
+from src.data.world.tokenizers import taught_words, write_t5_tokenizer
 from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
 from src.modules.next_scale.infinity.pipeline import InfinityPipeline
 from src.modules.next_scale.infinity.training import bit_lesson, bit_losses, random_flips, token_weights
@@ -145,6 +146,7 @@ class ScaleWisePretraining(Learner):
             self.transformer.half(), self.vae, self.text_encoder.half(), self.tokenizer, **self.pipeline_config
         )
         pipeline.save_pretrained(self.export_dir)
+        write_known_words(self.export_dir, taught_words())
         return {"text-to-image pipeline": self.export_dir}
 
 

@@ -10,8 +10,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Generator, Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
+from src.data.known_words import write_known_words
 from src.data.ranges import BelowOne, Count, Seed, Share
-from src.data.world.tokenizers import write_clip_tokenizer
+from src.data.world.tokenizers import taught_words, write_clip_tokenizer
 from src.data.world.vocabulary import COLORS, NOUNS, PATTERNS
 from src.modules.training.diffusion import diffusion_target, draw_noise, per_sample_mse, step_generator
 from src.modules.training.learner import Learner, TrainingRecord
@@ -207,6 +208,7 @@ class TextToImagePretraining(Learner):
             requires_safety_checker=False,
         )
         pipeline.save_pretrained(root)
+        write_known_words(root, taught_words())
         return {"text-to-image pipeline": str(root)}
 
 

@@ -13,11 +13,14 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from PIL import Image
 
+from src.data.known_words import write_known_words
+from src.data.request import Request
 from src.data.subject import ConceptData, Zoom
 from src.modules.backbones.base import cross_attention_projections
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.flows import Objective, Subject
+from src.modules.latexblend.generator import ConceptGenerator
 from src.modules.latexblend.learner import LaTexBlend
 from src.modules.training.diffusion import step_generator
 from src.modules.training.learner import LearnerModule
@@ -257,3 +260,22 @@ def test_a_name_that_no_prompt_can_name_is_refused_before_the_weights_are_read(r
         cfg = compose("train", told)
     with pytest.raises(InstantiationException, match="concept is 'my.dog', which no prompt can name.*such as my_dog"):
         instantiate(cfg.method, _convert_="all")
+
+
+def test_a_noun_that_the_model_was_never_taught_is_said_at_the_start(
+    tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In training once, and in drawing, with the noun in the place of the concept."""
+    tiny_sd(tmp_path).save_pretrained(tmp_path / "sd")
+    write_known_words(tmp_path / "sd", ["a", "dog", "on", "the", "grass"])
+    backbone = UNetBackbone.from_pretrained(str(tmp_path / "sd"))
+    for noun, said in (("dog", []), ("vase", ["vase"])):
+        caplog.clear()
+        subject = Subject(noun, "rex")
+        learner = LaTexBlend(backbone, subject, str(tmp_path), str(tmp_path / "x.safetensors"), initializer=None)
+        learner.prepare(data(photos), torch.device("cpu"))
+        generator = ConceptGenerator(backbone, {"rex": learner.extract_bank()})
+        generator.check([Request("a <rex> on the grass", 0), Request("a <rex>", 1)])
+        messages = [record.getMessage() for record in caplog.records if "never taught" in record.getMessage()]
+        assert len(messages) == 2 * len(said)
+        assert all("never taught vase:" in message for message in messages)
