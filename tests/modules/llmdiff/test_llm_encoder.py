@@ -13,7 +13,7 @@ from src.modules.llmdiff.decoder import Decoder, alone_mask, call_under, first, 
 from src.modules.llmdiff.encoder import LLMEncoder
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.options import EncodingOptions
-from src.modules.llmdiff.states import read_states
+from src.modules.llmdiff.states import _difference, read_states
 from tests.llms import BLOCKS, CONTEXT, FAMILIES, VOCABULARY, WIDTH, WITH_EXPERTS, tiny_llm, tiny_llm_folder
 
 DEFAULT = EncodingOptions()
@@ -78,6 +78,12 @@ def test_a_first_token_has_no_context(decoder: Decoder, family: str) -> None:
         assert (output[:, 0] - alone[:, 0]).abs().max() <= tolerance
         assert (output[:, 1:] - alone[:, 1:]).abs().amax(-1).min() > 1e-3
     assert not read_states(decoder, token_ids(), DEFAULT)[:, 1:, 0].any()
+
+
+def test_rounding_gives_a_first_token_no_context() -> None:
+    contextual, alone = torch.randn(2, 2, 4, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    delta = _difference(contextual, alone)
+    assert not delta[:, 0].any() and torch.equal(delta[:, 1:], (contextual - alone)[:, 1:])
 
 
 def test_scores_telescope(decoder: Decoder) -> None:

@@ -551,8 +551,21 @@ def test_noise_is_the_sum_over_blocks_and_each_prompts_own() -> None:
         joined(given, mask)
     assert joined.draws and not joined.eval().draws
     assert not joined(given, mask).any()
+    assert not joined(given, mask, torch.Generator()).any(), "a generator that is at hand makes no noise"
     always = Aggregation(WIDTH, BLOCKS, AdapterOptions(noise="always")).eval()
     assert always.draws and not hasattr(Aggregation(WIDTH, BLOCKS, AdapterOptions(noise="off")), "rho")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_pooled_text_is_of_real_tokens(tmp_path: Path, encoder: LLMEncoder, pooling: str) -> None:
+    adapter = trained(UNetBackbone(tiny_sdxl(tmp_path), "sdxl"), encoder, pooling=pooling)
+    text = encoder.encode(PROMPTS)
+    joined, lengths = adapter.aggregation(text.states, text.mask), encoder.count_tokens(PROMPTS)
+    assert len(set(lengths)) == 3
+    for row, length, pooled in zip(joined, lengths, adapter(text).pooled_prompt_embeds, strict=True):
+        state = row[length - 1] if pooling == "last" else row[:length].mean(0)
+        assert torch.allclose(pooled, adapter.pooled(state), atol=1e-5)
 
 
 def test_states_in_half_precision_are_joined_in_full() -> None:

@@ -148,7 +148,7 @@ def test_switti_adds_codes_that_are_upsampled_and_half_smoothed() -> None:
     assert [phi_index(scale, 6, 4) for scale in range(6)] == [0, 0, 1, 2, 3, 3]
 
 
-def test_infinity_divides_by_the_temperature_of_its_scale_and_guides_the_last_blocks() -> None:
+def test_infinity_divides_by_the_temperature_of_its_scale_adds_codes_and_guides_the_last_blocks() -> None:
     transformer, text = tiny_infinity.tiny_transformer(), tiny_infinity.random_text(0, rows=2)
     condition = transformer.condition(text)
 
@@ -158,6 +158,8 @@ def test_infinity_divides_by_the_temperature_of_its_scale_and_guides_the_last_bl
         return model.logits(None, 0, condition, cache, Streams())
 
     close(logits([4.0, 1.0, 1.0, 1.0]) * 4, logits([1.0, 9.0, 9.0, 9.0]))
+    model, feature, codes = tiny_infinity.generation().model, normal(1, 4, 4, 4, seed=1), normal(1, 4, 2, 2, seed=2)
+    close(model.accumulate(feature, codes, 1), feature + interpolate(codes, size=(4, 4), mode="bilinear"))
     planned = InfinityDraw.planned(
         tiny_infinity.tiny_transformer(depth=4), tiny_infinity.SCHEDULE, [3.0, 1.0, 2.0, 2.0], 1.0, 0, 0.0, (0, -1, -3)
     )

@@ -39,6 +39,11 @@ def test_the_sum_of_upsampled_codes_is_the_feature_and_later_scales_do_not_matte
         assert torch.equal(ours, theirs)
 
 
+def test_codes_are_resized_between_the_centres_of_cells() -> None:
+    row = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
+    assert resized(row, (1, 4)).flatten().tolist() == [0, 0.25, 0.75, 1]
+
+
 def test_every_bit_is_the_sign_of_what_is_left() -> None:
     found = quantise(features(), GRIDS)
     for index, grid in enumerate(GRIDS[1:]):

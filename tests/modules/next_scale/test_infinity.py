@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from src.modules.next_scale.cache import KeyValueCache
 from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
+from src.modules.next_scale.infinity.bits import quantise
 from src.modules.next_scale.infinity.convert import tokenizer_state, transformer_config, transformer_state
 from src.modules.next_scale.infinity.sampling import cells_of, token_sequence
 from src.modules.next_scale.infinity.training import bit_lesson, bit_losses, random_flips, token_weights
@@ -160,6 +162,26 @@ def test_flips_follow_their_generator_and_strength() -> None:
     assert not any(flip.any() for flip in random_flips(features, SCHEDULE, False, 0.0, torch.Generator()))
     with pytest.raises(ValueError, match=r"strength of bit flips is 1\.5"):
         random_flips(features, SCHEDULE, False, 1.5, torch.Generator())
+
+
+def test_the_share_of_flips_is_drawn_evenly_up_to_the_strength() -> None:
+    features, generator = torch.zeros(512, BITS, 4, 4), torch.Generator().manual_seed(0)
+    flips = [flip for _ in range(20) for flip in random_flips(features, SCHEDULE, False, 0.5, generator)]
+    shares = torch.stack([flip.float().mean() for flip in flips])
+    assert 0.4 < float(shares.max()) < 0.53 and float(shares.min()) < 0.1
+    assert float(shares.mean()) == pytest.approx(0.25, abs=0.06)
+
+
+def test_a_lesson_shows_what_earlier_scales_made_and_asks_for_the_bits_of_each() -> None:
+    features = torch.randn(2, BITS, 4, 4, generator=torch.Generator().manual_seed(0))
+    flips = random_flips(features, SCHEDULE, False, 0.5, torch.Generator().manual_seed(1))
+    lesson, found = bit_lesson(features, SCHEDULE, flips=flips), quantise(features, SCHEDULE.grids, flips)
+    shown = [
+        interpolate(feature, size=grid, mode="bilinear").flatten(2).mT
+        for feature, grid in zip(found.features[:-1], SCHEDULE.grids[1:], strict=True)
+    ]
+    torch.testing.assert_close(lesson.tokens, torch.cat(shown, dim=1))
+    assert torch.equal(lesson.bits, torch.cat([bits.flatten(2).mT for bits in found.bits], dim=1))
 
 
 def test_a_lesson_with_patches_is_the_plain_one_rearranged() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from src.data.request import ImageStyle, Request, TextStyle
 from src.eval.draw import draw_missing
+from src.modules.next_scale.loop import Generation
 from src.modules.style_svd.blending import StyleBlending, decay_weights, principal_features
 from src.modules.style_svd.generator import SPECTRA, StyleGenerator
 from tests.modules.next_scale import tiny_infinity, tiny_switti
@@ -87,6 +88,19 @@ def test_an_image_does_not_depend_on_what_else_is_asked_for(backbone, styles, op
     together = pixels(generator(backbone, **options).sample(requests))
     alone = pixels([generator(backbone, **options).sample([request])[0] for request in requests])
     assert np.abs(together - alone).max() <= 1
+
+
+@pytest.mark.parametrize("correct_from", [2, 3])
+def test_paths_share_attention_from_the_corrected_pass_on(backbone, styles, correct_from, monkeypatch) -> None:
+    shared, step = [], Generation.step
+
+    def watched(generation: Generation, scale_index: int) -> None:
+        shared.append(generation.streams.shared)
+        step(generation, scale_index)
+
+    monkeypatch.setattr(Generation, "step", watched)
+    generator(backbone, correct_from=correct_from).sample(styled(PLAIN, styles[0]))
+    assert shared == [scale_index >= correct_from for scale_index in range(4)]
 
 
 def test_words_are_a_style_too(backbone) -> None:

@@ -96,6 +96,24 @@ def test_the_loss_is_the_distillation_and_the_weighted_contrast(tmp_path, weight
     torch.testing.assert_close(loss, logged["distillation"] + weight * logged["contrast"])
 
 
+def test_the_student_predicts_the_teachers_answer_to_the_other_view(tmp_path):
+    """Cross-entropy of ``softmax(t / 0.04)`` and ``log softmax(s / 0.1)`` over both pairs of different views."""
+    learner = distillation(tmp_path).learner.eval()
+    learner.prepare(None, torch.device("cpu"), num_steps=2)
+    with torch.no_grad():
+        for parameter in learner.student.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    frame = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    batch = {"first": frame, "second": frame.flip(-1), "step": torch.tensor(0)}
+    views = learner._cut(batch, learner.generators(batch, 0, 1)[0])
+    with torch.no_grad():
+        found = learner.losses(batch, learner.generators(batch, 0, 1))["distillation"]
+        answers = (learner.teacher(views) / 0.04).softmax(-1).chunk(2)
+        guesses = (learner.student(views) / 0.1).log_softmax(-1).chunk(2)
+    pairs = [answers[0] * guesses[1], answers[1] * guesses[0]]
+    torch.testing.assert_close(found, -torch.stack(pairs).sum(-1).mean(), rtol=1e-4, atol=1e-5)
+
+
 def test_the_contrast_asks_for_the_partner_and_ignores_length_and_order(tmp_path):
     contrast = distillation(tmp_path).learner.contrast
     first, second = (torch.randn(6, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
