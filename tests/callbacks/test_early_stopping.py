@@ -37,6 +37,21 @@ def test_it_goes_on_while_one_of_the_two_holds(tmp_path: Path, options: dict) ->
     assert trainer.global_step == 8
 
 
+@pytest.mark.parametrize(
+    ("dino", "prompt", "stops"),
+    [
+        ([0.5, 0.55], [0.3, 0.25], False),  # one score without growth, and patience is two
+        ([0.5, 0.55, 0.59], [0.3, 0.28, 0.25], True),  # growth below 0.1 is none; a sixth of the prompt is lost
+        ([0.5, 0.55, 0.62], [0.3, 0.28, 0.25], False),  # growth counts from the best, not from the last
+        ([0.5, 0.55, 0.59], [0.3, 0.20, 0.28], False),  # less than a tenth of the prompt is lost now
+    ],
+)
+def test_it_stops_beyond_the_frontier(dino: list[float], prompt: list[float], stops: bool) -> None:
+    stop = frontier(min_delta=0.1, prompt_drop=0.1, patience=2)
+    stop.scores = list(zip(dino, prompt, strict=True))
+    assert stop.beyond() == stops
+
+
 def test_scoring_leaves_the_loss_trace_alone(tmp_path: Path) -> None:
     assert_training_is_left_alone(frontier(patience=30), tmp_path)
 

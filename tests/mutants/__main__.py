@@ -8,10 +8,10 @@ project itself. The exit status is 1 if a bug survives, and 2 if a test fails wi
 import argparse
 import os
 import re
-import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
@@ -23,16 +23,16 @@ from tests.mutants.planted import MUTANTS, Mutant
 ROOT = Path(__file__).parents[2]
 COPIED = ("src", "tests", "conf", "train.py", "generate.py", "eval.py", "pyproject.toml")
 LINKED = ("world", "experiments")
-ENVIRONMENT = {"ATELIER_GOLDEN": "/nowhere", "PYTHONDONTWRITEBYTECODE": "1"}
+HIDDEN = ("__pycache__", "golden")
 LIBRARIES = ("diffusers", "lightning", "open_clip", "timm", "torchmetrics", "transformers", "wandb")
 ARGUMENTS = ("-x", "-q", "--tb=line", "-p", "no:cacheprovider", "--durations=0")
 
 
 def copied(folder: Path) -> Path:
-    """Copy what the tests need; large files that no test changes are linked."""
+    """Copy what the tests need, but no reference tensors; large files that no test changes are linked."""
     for name in COPIED:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(*HIDDEN))
         else:
             shutil.copy(ROOT / name, folder / name)
     for name in LINKED:
@@ -40,7 +40,7 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def tested(folder: Path, selection: str) -> tuple[int, str]:
+def tested(folder: Path, tests: Iterable[str]) -> tuple[int, str]:
     """Run tests in the copy, up to the first that fails: pytest's exit status and what it printed.
 
     A fork of this process does it, in which the libraries are imported already: they take longer than most tests.
@@ -53,12 +53,12 @@ def tested(folder: Path, selection: str) -> tuple[int, str]:
             os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
             os.dup2(1, 2)
             os.chdir(folder)
-            os.environ |= {**ENVIRONMENT, "PYTHONPATH": str(folder)}
+            os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
             sys.dont_write_bytecode = True
             sys.path[:] = [str(folder), *(path for path in sys.path if path and Path(path).resolve() != ROOT)]
             for name in [name for name in sys.modules if name.partition(".")[0] in ("src", "tests")]:
                 del sys.modules[name]
-            status = pytest.main([*ARGUMENTS, *shlex.split(selection)])
+            status = pytest.main([*ARGUMENTS, *tests])
         finally:
             sys.stdout.flush()
             os._exit(status)
@@ -72,10 +72,10 @@ def verdict(folder: Path, mutant: Mutant) -> tuple[str, str]:
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutant.code, mutant.bug), encoding="utf-8")
     try:
-        status, told = tested(folder, mutant.test)
+        status, told = tested(folder, [mutant.test])
     finally:
         path.write_text(text, encoding="utf-8")
-    failed = re.search(r"^FAILED (\S+)", told, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+::\S+)", told, re.MULTILINE)
     if status == 1 and failed:
         return "killed", failed[1]
     # Tests that cannot even be collected, or a selection without a test, prove nothing.
@@ -95,12 +95,10 @@ def main() -> int:
         import_module(name)
     with tempfile.TemporaryDirectory() as temporary:
         folder = copied(Path(temporary))
-        for selection in dict.fromkeys(mutant.test for mutant in chosen):
-            status, told = tested(folder, selection)
-            if status:
-                print(told)
-                print(f"without any bug, this fails already: pytest {selection}")
-                return 2
+        status, told = tested(folder, dict.fromkeys(mutant.test for mutant in chosen))
+        if status:
+            print(f"{told}\nthis fails already without any bug")
+            return 2
         for mutant in chosen:
             found, told = verdict(folder, mutant)
             counts[found] += 1

@@ -11,8 +11,9 @@ from src.data.world.caption_tests import KINDS, CaptionTest, caption_tests
 from src.data.world.render import render
 from src.data.world.scenes import Scene
 from src.eval.draw import GAP, measured_plan
+from src.eval.statistics.bootstrap import bootstrap_mean
 from src.eval.sweeps.comparison import compare_points
-from src.eval.world.captions import LOSS, CaptionProtocol, CaptionScorer
+from src.eval.world.captions import LOSS, CaptionProtocol, CaptionScorer, summarise
 from src.eval.world.objects import count_objects
 from src.eval.world.probe import Probe
 from src.modules.backbones.unet import UNetBackbone
@@ -52,6 +53,17 @@ def moved(scene: Scene) -> Scene:
     others = scene.objects[1:] + scene.objects[:1]
     objects = (replace(placed, look=other.look) for placed, other in zip(scene.objects, others, strict=True))
     return replace(scene, objects=tuple(objects))
+
+
+def test_images_of_one_caption_are_one_cluster():
+    tests = [test for kind in ("counting", "long") for test in caption_tests([kind], 5) for _ in range(3)]
+    scores = np.random.default_rng(0).normal(size=10).repeat(3)
+    found = summarise(tests, {"clip_t": scores}, seed=4)
+    assert list(found) == ["all", "counting", "long"]
+    for kind, part in (("all", slice(None)), ("counting", slice(15)), ("long", slice(15, None))):
+        captions = [test.caption for test in tests[part]]
+        assert found[kind]["clip_t"] == bootstrap_mean(scores[part], [captions], 4)
+        assert found[kind]["clip_t"] != bootstrap_mean(scores[part], seed=4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from src.data.world.datamodules import ATTRIBUTES, VALIDATION_START
@@ -12,6 +13,7 @@ from src.data.world.render import render
 from src.data.world.scenes import attribute_scene, full_caption, sample_scene, subject_scene
 from src.eval.draw import measured_plan
 from src.eval.encoders.models import OpenClipEncoder, TimmEncoder
+from src.eval.protocols.base import Frame
 from src.eval.world.probe import Probe
 from src.eval.world.quality import WorldQuality, linear_psnr, psnr, reidentification_hits, retrieval_hits, to_tensor
 from tests.tiny import tiny_sd
@@ -78,6 +80,9 @@ def test_reidentification_compares_queries_with_first_views():
     views = torch.eye(2)[:, None].repeat(1, 3, 1)
     views[1, 2] = views[0, 0]
     assert reidentification_hits(views) == [True, True, True, False]
+    # All queries show the other individual, though those of one individual are alike.
+    crossed = torch.eye(2)[torch.tensor([[0, 1, 1], [1, 0, 0]])]
+    assert reidentification_hits(crossed) == [False] * 4
 
 
 def test_a_perfect_generator_scores_what_renders_score(tmp_path, profile, probe):
@@ -96,6 +101,14 @@ def test_a_perfect_generator_scores_what_renders_score(tmp_path, profile, probe)
     assert (tmp_path / "run" / "samples.png").exists()
     assert len((tmp_path / "run" / "images.jsonl").read_text().splitlines()) == 104
     assert "dino_reidentification" in (tmp_path / "run" / "table.md").read_text()
+
+
+def test_attributes_of_samples_are_held_against_those_of_renders(tmp_path, profile, root):
+    quality = WorldQuality("world", profile, Probe(f"local-dir:{root}/world/probe"), str(tmp_path), 4, 100, 100, 8, 3)
+    Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
+    items = quality.items()[:8]
+    drawn, renders = quality._attributes(Frame(items, [tmp_path / "black.png"] * 8))["sample_object"]
+    assert sum(drawn) < 4 < sum(renders)
 
 
 def test_a_dry_run_draws_what_the_run_finds_again(tmp_path, profile, probe):

@@ -134,6 +134,50 @@ def test_it_is_called_like_the_stock_pipeline(backbone: UNetBackbone, encoder: L
         call(["a dog", "a cat"], ["a tree"])
 
 
+def test_prompts_are_conditional_and_negative_prompts_unconditional(
+    backbone: UNetBackbone, encoder: LLMEncoder
+) -> None:
+    made = adapter(backbone, encoder)
+    found = LLMDiffPipeline(backbone.pipeline, made, encoder).embeds(["a red dog", LONG], ["a blue cat", ""])
+    text = made(encoder.encode(["a red dog", LONG, "a blue cat", ""]))
+    assert torch.equal(found["prompt_embeds"], text.prompt_embeds[:2])
+    assert torch.equal(found["negative_prompt_embeds"], text.prompt_embeds[2:])
+    if text.pooled_prompt_embeds is not None:
+        assert torch.equal(found["pooled_prompt_embeds"], text.pooled_prompt_embeds[:2])
+
+
+def test_strength_and_generators_reach_the_adapter(
+    sd: UNetBackbone, encoder: LLMEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = adapter(sd, encoder)
+    pipeline, asked = LLMDiffPipeline(sd.pipeline, made, encoder, strength=0.25), []
+    installed, embeds = made.installed, pipeline.embeds
+
+    def watched(unet: nn.Module, controlnet: nn.Module | None = None, strength: float = 1.0):
+        asked.append(strength)
+        return installed(unet, controlnet, strength)
+
+    monkeypatch.setattr(made, "installed", watched)
+    monkeypatch.setattr(pipeline, "embeds", lambda *given: asked.append(given[2]) or embeds(*given))
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    sizes = {"num_inference_steps": 1, "height": 64, "width": 64}
+    pipeline(["a dog", "a cat"], generator=generators, num_images_per_prompt=2, **sizes)
+    assert asked[0] == 0.25
+    # The text of each prompt draws with the generator of its first image.
+    assert [id(one) for one in asked[1]] == [id(generators[0]), id(generators[2])]
+
+
+def test_errors_are_measured_without_the_noise_of_training(sd: UNetBackbone, encoder: LLMEncoder) -> None:
+    made, image = adapter(sd, encoder), Image.new("RGB", (64, 64), "navy")
+    with torch.no_grad():
+        made.aggregation.rho.fill_(2.0)
+    drawing = generator(sd, encoder, adapter=made)
+    quiet = drawing.denoising_errors([image], ["a red dog"], [0])
+    made.train()
+    assert drawing.denoising_errors([image], ["a red dog"], [0]) == quiet
+    assert made.training
+
+
 def test_text_encoders_may_be_gone(sd: UNetBackbone, encoder: LLMEncoder) -> None:
     made = adapter(sd, encoder)
     request = [Request("a red dog", 0)]
