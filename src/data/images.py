@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -90,6 +90,17 @@ def _listing(folder: Path, entries: Sequence[Path]) -> str:
     return f"{len(names)} {kind}: {', '.join(names[:5])}{more}{''.join(ways)}"
 
 
+Picture = Image.Image | str | Path | Callable[[], Image.Image]
+"""An image, the file that holds one, or what makes one: the last two cost memory only while they are looked at."""
+
+
+def as_image(picture: Picture) -> Image.Image:
+    """The image itself; files are read as by ``load_image``."""
+    if isinstance(picture, Image.Image):
+        return picture
+    return picture() if callable(picture) else load_image(picture)
+
+
 def load_image(path: str | Path, min_side: int = MIN_SIDE) -> Image.Image:
     """Read one image as upright 8-bit sRGB, on white if it is transparent, the first frame if it is animated.
 
@@ -174,6 +185,14 @@ def load_folder(folder: str | Path, min_side: int = MIN_SIDE) -> list[Image.Imag
         ValueError: As in ``find_images`` and ``load_image``; one bad file is enough, so that none is left out silently.
     """
     return [load_image(path, min_side) for path in find_images(folder)]
+
+
+def readable_images(folder: str | Path) -> list[Path]:
+    """List the image files of a folder after each was read once; errors as of ``load_folder``."""
+    paths = find_images(folder)
+    for path in paths:
+        load_image(path)
+    return paths
 
 
 def content_hash(image: Image.Image) -> str:

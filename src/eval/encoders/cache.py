@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.torch import load, save
 from torch import Tensor
 
-from src.data.images import content_hash
+from src.data.images import Picture, content_hash
 from src.data.store import Store
-from src.eval.encoders.models import ImageEncoder, Picture, TextImageEncoder, read_ahead
+from src.eval.encoders.models import ImageEncoder, TextImageEncoder, read_ahead
 
 Prepared = tuple[str, Tensor, bool]
 """Hash of the pixels, and either the embedding, where it is known (True), or the network input."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from src.data.identity import weights_fingerprint
-from src.data.images import load_image
+from src.data.images import Picture, as_image
 from src.data.ranges import Count
 from src.eval.encoders.preprocessing import Preprocessing, of_open_clip, of_timm
 
@@ -49,9 +49,6 @@ BATCH = 64
 # Pillow decodes and resizes without Python's lock; more threads than this only hold more memory.
 THREADS = min(8, os.cpu_count() or 1)
 
-Picture = Image.Image | str | Path
-"""An image, or the file that holds one."""
-
 Result = TypeVar("Result")
 
 
@@ -62,7 +59,7 @@ def read_ahead(
 
     Args:
         function: Called in threads, on upright RGB where the picture is a file.
-        pictures: Files are read as ``load_image`` reads them.
+        pictures: Read, or made, as they are needed.
         batch: Length of the lists; the last may be shorter.
 
     Raises:
@@ -72,17 +69,13 @@ def read_ahead(
     with ThreadPoolExecutor(THREADS) as pool:
 
         def start() -> list[Future[Result]]:
-            return [pool.submit(_read, function, picture) for picture in islice(remaining, batch)]
+            return [pool.submit(lambda one: function(as_image(one)), picture) for picture in islice(remaining, batch)]
 
         current = start()
         while current:
             coming = start()
             yield [future.result() for future in current]
             current = coming
-
-
-def _read(function: Callable[[Image.Image], Result], picture: Picture) -> Result:
-    return function(picture if isinstance(picture, Image.Image) else load_image(picture))
 
 
 LOCAL = "local-dir:"

@@ -1,7 +1,7 @@
 """What every protocol shares: its items are checked, drawn, scored, summarised and written in one way."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from src.data.files import write_text
-from src.data.images import load_image
+from src.data.images import Picture, as_image, load_image
 from src.data.request import Generator, Request
 from src.eval.draw import draw_missing, image_grid, manifest_lines
 from src.eval.profile import Profile
@@ -62,9 +62,9 @@ class Frame(Generic[Target]):
         """The start of each image's line: what its item says, and its file."""
         return [item.row | {"file": path.name} for item, path in zip(self.items, self.paths, strict=True)]
 
-    def images(self) -> list[Image.Image]:
-        """Read the images."""
-        return [load_image(path) for path in self.paths]
+    def images(self) -> Iterator[Image.Image]:
+        """Read the images one after the other; encoders take ``paths``."""
+        return map(load_image, self.paths)
 
     def part(self, **values: Any) -> "Frame[Target]":
         """The images whose lines have these values; without their scores."""
@@ -160,7 +160,7 @@ class Protocol(ABC, Generic[Target]):
 
     def references(self, concepts: Sequence[Any]) -> dict[str, Image.Image]:
         """A picture to look at beside the images, by what a row calls its concept or style."""
-        return {concept.name: concept.references[0] for concept in concepts}
+        return {concept.name: as_image(concept.references[0]) for concept in concepts}
 
     def draw(self, generator: Generator, requests: Sequence[Request]) -> list[Path]:
         """Draw what is missing; return where each image is."""
@@ -188,16 +188,18 @@ class Protocol(ABC, Generic[Target]):
         """Pictures by file stem; by default up to 32 of the images, evenly."""
         step = max(1, len(frame.items) // 32)
         shown = range(0, min(len(frame.items), step * 32), step)
-        images = [load_image(frame.paths[at]) for at in shown]
-        return {"grid": self.grid(images, 8, [self.caption(frame.items[at]) for at in shown])}
+        return {
+            "grid": self.grid([frame.paths[at] for at in shown], 8, [self.caption(frame.items[at]) for at in shown])
+        }
 
     def caption(self, item: Item[Target]) -> str:
         """What stands below an image of the default grid."""
         return item.request.prompt
 
-    def grid(self, images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
+    def grid(self, pictures: Sequence[Picture], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
         """Lay images out in rows, each at most ``cell`` pixels wide and high."""
-        return image_grid([ImageOps.contain(one, (self.cell, self.cell)) for one in images], columns, captions)
+        cells = [ImageOps.contain(as_image(one), (self.cell, self.cell)) for one in pictures]
+        return image_grid(cells, columns, captions)
 
     def identity(self, generator: Generator) -> dict[str, Any]:
         """What the numbers depend on: the generator, the encoders and the profile's rules."""

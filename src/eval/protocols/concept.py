@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from src.data.banks import CONCEPT_BANK
-from src.data.images import load_folder, load_image
+from src.data.images import Picture, readable_images
 from src.data.mentions import check_name
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
@@ -27,12 +27,12 @@ class Concept:
     Attributes:
         name: What prompts call it, as ``<name>``.
         class_noun: The plain word for its kind, which the control uses.
-        references: Real images of it.
+        references: Real images of it, or their files.
     """
 
     name: str
     class_noun: str
-    references: list[Image.Image]
+    references: Sequence[Picture]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ConceptSource:
     references: str
 
 
-Reader = Callable[[str, str], list[Image.Image]]
+Reader = Callable[[str, str], Sequence[Picture]]
 """From what stands behind the colon of a source, and a class noun, to reference images."""
 
 
@@ -89,7 +89,8 @@ def read_concepts(
                 f"no reference images for {name}: add {', or '.join(f'references.{name}={way}' for way in ways)}"
             )
         kind, colon, rest = place.partition(":")
-        images = readers[kind](rest, source.class_noun) if colon and kind in readers else load_folder(place)
+        read = colon and kind in readers
+        images = readers[kind](rest, source.class_noun) if read else readable_images(place)
         concepts.append(Concept(name, source.class_noun, images))
     return concepts
 
@@ -280,12 +281,12 @@ class ConceptProtocol(Protocol[Concept]):
         return rows + scored_rows(places, ceiling, (*SCORES, *GUARDS))
 
     def _score(self, frame: Frame[Concept], clip_references: Tensor, dino_references: Tensor) -> list[Row]:
-        clip, images = self.profile.clip, frame.images()
+        clip = self.profile.clip
         plain = [item.row["prompt"].replace("{}", item.target.class_noun) for item in frame.items]
         embedded = ConceptImages(
             self.profile,
-            clip.encode_images(images),
-            self.profile.dino.encode_images(images),
+            clip.encode_images(frame.paths),
+            self.profile.dino.encode_images(frame.paths),
             clip.encode_texts(plain),
             clip_references,
             dino_references,
@@ -329,12 +330,13 @@ class ConceptProtocol(Protocol[Concept]):
     def _grid(self, frame: Frame[Concept]) -> Image.Image:
         """One line per prompt: a reference, then control, then concept."""
         shown, concept = min(self.num_seeds, SHOWN_SEEDS), frame.targets[0]
-        cells, captions = [], []
+        cells: list[Picture] = []
+        captions = []
         for index, prompt in enumerate(self.prompts):
             cells.append(concept.references[index % len(concept.references)])
             captions.append(f"reference of {concept.name}")
             for arm in ARMS[:2]:
                 part = frame.part(arm=arm, prompt=prompt)
-                cells += [load_image(path) for path in part.paths[:shown]]
+                cells += part.paths[:shown]
                 captions += [item.request.prompt for item in part.items[:shown]]
         return self.grid(cells, 1 + 2 * shown, captions)

@@ -1,13 +1,16 @@
 """Two concepts in one image: does each keep its own identity, or do they mix?"""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from src.data.images import load_image
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.eval.profile import Profile
@@ -24,6 +27,7 @@ LAYOUTS = {"left of": (LEFT, RIGHT), "right of": (RIGHT, LEFT), "above": (TOP, B
 GREY = (127, 127, 127)
 MARGINS = ("first_margin", "second_margin")
 ARMS = ("control", "concept")
+SHOWN_PROMPTS, SHOWN_SEEDS = 10, 4
 
 Pair = tuple[Concept, Concept]
 
@@ -86,11 +90,13 @@ class PairProtocol(Protocol[Pair]):
         return [row for arm in ARMS for row in self._score(frame.part(arm=arm), first, second)]
 
     def _score(self, frame: Frame[Pair], first: Tensor, second: Tensor) -> list[Row]:
-        images, clip = frame.images(), self.profile.clip
+        clip = self.profile.clip
         layouts = [self.layouts[item.row["prompt"]] for item in frame.items]
         # The crops of the first concepts, then those of the second, (N, E) each.
         ours, theirs = (
-            self.profile.dino.encode_images([crop(one, boxes[at]) for one, boxes in zip(images, layouts, strict=True)])
+            self.profile.dino.encode_images(
+                [partial(_read_crop, path, boxes[at]) for path, boxes in zip(frame.paths, layouts, strict=True)]
+            )
             for at in (0, 1)
         )
         margins = torch.stack(
@@ -101,7 +107,7 @@ class PairProtocol(Protocol[Pair]):
             **dict(zip(MARGINS, margins, strict=True)),
             "identity_margin": margins.mean(0),
             "both_own": (margins > 0).all(0),
-            "clip_t": self.profile.text_score(clip.encode_images(images), clip.encode_texts(plain)),
+            "clip_t": self.profile.text_score(clip.encode_images(frame.paths), clip.encode_texts(plain)),
         }
         rows = scored_rows([item.row for item in frame.items], scores, scores)
         return [row | {"file": path.name} for row, path in zip(rows, frame.paths, strict=True)]
@@ -130,12 +136,17 @@ class PairProtocol(Protocol[Pair]):
         return [Table(title, ["", *self.scores], [*lines, ["ceiling", ceiling, "", ""]])]
 
     def grids(self, frame: Frame[Pair]) -> dict[str, Image.Image]:
-        """One picture per pair and arm, a line per prompt."""
+        """One picture per pair and arm: a line for each of the first prompts, with its first seeds."""
         return {
-            f"grid_{pair.items[0].row['pair']}_{arm}": self.grid(pair.part(arm=arm).images(), self.num_seeds)
+            f"grid_{pair.items[0].row['pair']}_{arm}": self._grid(pair.part(arm=arm))
             for pair in frame.parts("pair")
             for arm in ARMS
         }
+
+    def _grid(self, frame: Frame[Pair]) -> Image.Image:
+        shown = min(self.num_seeds, SHOWN_SEEDS)
+        parts = (frame.part(prompt=prompt) for prompt in self.prompts[:SHOWN_PROMPTS])
+        return self.grid([path for part in parts for path in part.paths[:shown]], shown)
 
     def _embedded(self, concept: Concept) -> Tensor:
         return self.profile.dino.encode_images(concept.references)
@@ -169,6 +180,10 @@ def crop(image: Image.Image, box: tuple[float, ...]) -> Image.Image:
     )
     part = image.crop((left, top, right, bottom))
     return ImageOps.pad(part, (max(part.size),) * 2, color=GREY)
+
+
+def _read_crop(path: Path, box: tuple[float, ...]) -> Image.Image:
+    return crop(load_image(path), box)
 
 
 def _ceiling(references: dict[str, Tensor]) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from src.data.images import load_image
+from src.data.images import Picture, load_image
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.data.styles import StylePrompt, StyleReference
@@ -231,11 +231,11 @@ class StyleProtocol(Protocol[StyleReference]):
     def _grid(self, frame: Frame[StyleReference]) -> Image.Image:
         """A column per style: the reference, then the first prompts with the first seed."""
         blank = Image.new("RGB", (self.cell, self.cell), "white")
-        cells = [load_image(style.path) if style.is_image else blank for style in self.styles]
+        cells: list[Picture] = [style.path if style.is_image else blank for style in self.styles]
         captions = [f"reference {style.name}" for style in self.styles]
         for prompt in self.contents[:SHOWN_PROMPTS]:
             part = frame.part(prompt=prompt.content, seed=self.seed)
-            cells += part.images()
+            cells += part.paths
             captions += [item.request.prompt for item in part.items]
         return self.grid(cells, len(self.styles), captions)
 

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from src.data.images import find_images, load_image
+from src.data.images import Picture, find_images, load_image
 from src.data.ranges import Count, Seed
-from src.eval.encoders.models import Picture, fetching, read_ahead
+from src.eval.encoders.models import fetching, read_ahead
 
 INCEPTION_FEATURES = "2048"
 

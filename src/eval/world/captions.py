@@ -1,18 +1,21 @@
 """How well a generator follows captions that take more and more reading, by the ground truth of the world."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice, permutations
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
-from src.data.images import load_image
+from src.data.images import Picture
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.data.world.caption_tests import CaptionTest, caption_tests
 from src.data.world.render import render
 from src.data.world.vocabulary import Look
+from src.eval.encoders.models import BATCH, read_ahead
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
 from src.eval.results.results import Row, Table
@@ -43,18 +46,28 @@ class CaptionScorer:
     def __init__(self, profile: Profile, probe: Probe) -> None:
         self.profile, self.probe = profile, probe
 
-    def __call__(self, tests: Sequence[CaptionTest], images: Sequence[Image.Image]) -> dict[str, list[float]]:
-        """Scores of each image, held against its own test."""
+    def __call__(self, tests: Sequence[CaptionTest], pictures: Sequence[Picture]) -> dict[str, list[float]]:
+        """Scores of each image, held against its own test; a batch of images is open at a time."""
+        texts = self.profile.clip.encode_texts([test.short for test in tests])
+        found: dict[str, list[float]] = {}
+        start = 0
+        for images in read_ahead(lambda image: image, pictures):
+            at = slice(start, start := start + len(images))
+            for name, values in self._scores(tests[at], images, texts[at]).items():
+                found.setdefault(name, []).extend(values)
+        return found
+
+    def _scores(
+        self, tests: Sequence[CaptionTest], images: Sequence[Image.Image], texts: Tensor
+    ) -> dict[str, list[float]]:
         small = [native(image) for image in images]
         right = self._right(tests, small)
         each = {name: [float(one[:, at].mean()) for one in right] for at, name in enumerate(ATTRIBUTES)}
-        clip = self.profile.clip
-        texts = clip.encode_texts([test.short for test in tests])
         return {
             **each,
             "bound": [float(_bound(one).mean()) for one in right],
             "count": [float(found == len(one.looks)) for found, one in zip(count_objects(small), tests, strict=True)],
-            "clip_t": self.profile.text_score(clip.encode_images(images), texts).tolist(),
+            "clip_t": self.profile.text_score(self.profile.clip.encode_images(images), texts).tolist(),
         }
 
     def _right(self, tests: Sequence[CaptionTest], images: Sequence[Image.Image]) -> list[np.ndarray]:
@@ -183,15 +196,22 @@ class CaptionProtocol(Protocol[CaptionTest]):
         told, seeds = [item.request.prompt for item in frame.items], [item.request.seed for item in frame.items]
         read = [getattr(generator, "readable", str)(text) for text in told]
         shares = [len(ours.split()) / len(text.split()) for ours, text in zip(read, told, strict=True)]
-        scores = {"read": shares, **self.scorer(frame.targets, frame.images())}
+        scores = {"read": shares, **self.scorer(frame.targets, frame.paths)}
         if (measure := getattr(generator, "denoising_errors", None)) is not None:
-            scores[LOSS] = measure([render(test.scene) for test in frame.targets], read, seeds)
+            # Whole batches of the generator, so that their number changes nothing.
+            size = generator.batch_size * max(1, BATCH // generator.batch_size)
+            parts = [slice(start, start + size) for start in range(0, len(read), size)]
+            scores[LOSS] = [
+                error
+                for at in parts
+                for error in measure([render(test.scene) for test in frame.targets[at]], read[at], seeds[at])
+            ]
         return scored_rows(frame.places, scores, scores)
 
     def summarise(self, frame: Frame[CaptionTest]) -> dict[str, Summary]:
         """By arm: the images, renders of their scenes, and renders of other scenes."""
         tests = frame.targets
-        renders = [render(test.scene) for test in tests]
+        renders = [partial(render, test.scene) for test in tests]
         names = [name for name in (*self.scores, LOSS) if name in frame.rows[0]]
         scores = {
             "drawn": {name: [row[name] for row in frame.rows] for name in names},
@@ -230,10 +250,11 @@ class CaptionProtocol(Protocol[CaptionTest]):
 
     def grids(self, frame: Frame[CaptionTest]) -> dict[str, Image.Image]:
         """Of each kind a row of images over the scenes that they were to show."""
-        cells, captions = [], []
+        cells: list[Picture] = []
+        captions = []
         for part in frame.parts("kind"):
-            cells += [load_image(path) for path in part.paths[:SHOWN]]
-            cells += [render(test.scene) for test in part.targets[:SHOWN]]
+            cells += part.paths[:SHOWN]
+            cells += [partial(render, test.scene) for test in part.targets[:SHOWN]]
             captions += [item.request.prompt for item in part.items[:SHOWN]]
             captions += ["the scene"] * len(part.items[:SHOWN])
         return {"grid": self.grid(cells, min(SHOWN, self.num_captions * self.num_seeds), captions)}

@@ -64,8 +64,8 @@ class InjectionProtocol(Protocol[PromptPair]):
 
     def score(self, frame: Frame[PromptPair], generator: Generator) -> list[Row]:
         """CLIP's likeness to both prompts, and what the probe reads."""
-        images, pairs, clip = frame.images(), frame.targets, self.profile.clip
-        embedded, read = clip.encode_images(images), self.probe.read(images)
+        pairs, clip = frame.targets, self.profile.clip
+        embedded, read = clip.encode_images(frame.paths), self.probe.read(frame.paths)
         texts = {"clip_injected": [pair.injected for pair in pairs], "clip_base": [pair.base for pair in pairs]}
         objects = [word == pair.injected_object for word, pair in zip(read["object"], pairs, strict=True)]
         colors = [word == pair.injected_color for word, pair in zip(read["color"], pairs, strict=True)]

@@ -1,17 +1,15 @@
 """Reads object, colour, pattern and background off an image of the world; it only measures, no method sees it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import timm
 import torch
-from PIL import Image
 
+from src.data.images import Picture
 from src.data.world.datamodules import ATTRIBUTES
-from src.eval.encoders.models import LOCAL
+from src.eval.encoders.models import LOCAL, read_ahead
 from src.eval.encoders.preprocessing import of_timm
-
-BATCH = 64
 
 
 class Probe:
@@ -36,10 +34,10 @@ class Probe:
         self.preprocessing = of_timm(self.model.pretrained_cfg)
 
     @torch.inference_mode()
-    def read(self, images: Sequence[Image.Image]) -> dict[str, list[str]]:
+    def read(self, images: Iterable[Picture]) -> dict[str, list[str]]:
         """One word per image for each of ``ATTRIBUTES``."""
-        pixel_values = torch.stack([self.preprocessing(image) for image in images])
         device = next(self.model.parameters()).device
-        logits = torch.cat([self.model(batch.to(device)).cpu() for batch in pixel_values.split(BATCH)])
+        batches = (torch.stack(batch).to(device) for batch in read_ahead(self.preprocessing, images))
+        logits = torch.cat([self.model(batch).cpu() for batch in batches])
         answers = zip(ATTRIBUTES.items(), logits.split(self.sizes, -1), strict=True)
         return {name: [words[index] for index in one.argmax(-1).tolist()] for (name, words), one in answers}

@@ -1,6 +1,7 @@
 """How good the world's models are, each beside what it must beat or cannot exceed."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from src.data.images import Picture
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.data.world.datamodules import ATTRIBUTES, VALIDATION_START, attribute_words, to_pixel_values
 from src.data.world.linear_code import LinearCode
 from src.data.world.render import render
 from src.data.world.scenes import Scene, attribute_scene, full_caption, sample_scene, subject_scene
-from src.eval.encoders.models import ImageEncoder
+from src.eval.encoders.models import ImageEncoder, read_ahead
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol
 from src.eval.results.results import Row, Table
@@ -40,11 +42,9 @@ def psnr(restored: Tensor, pixel_values: Tensor) -> list[float]:
 
 
 @torch.inference_mode()
-def autoencoder_psnr(folder: str | Path, pixel_values: Tensor) -> list[float]:
-    """PSNR of each image through the mode of a diffusers ``AutoencoderKL``'s posterior."""
-    vae = AutoencoderKL.from_pretrained(folder, local_files_only=True).float().eval()
-    restored = [vae.decode(vae.encode(batch).latent_dist.mode()).sample for batch in pixel_values.split(BATCH)]
-    return psnr(torch.cat(restored), pixel_values)
+def autoencoder_psnr(vae: AutoencoderKL, pixel_values: Tensor) -> list[float]:
+    """PSNR of each image of a batch through the mode of an autoencoder's posterior."""
+    return psnr(vae.decode(vae.encode(pixel_values).latent_dist.mode()).sample, pixel_values)
 
 
 def linear_psnr(path: str | Path, pixel_values: Tensor) -> list[float]:
@@ -107,19 +107,24 @@ Measured = tuple[Sequence[float], Sequence[float]]
 """One number per item, and the same for what the measure is held against."""
 
 
-def reconstruction(folder: Path, images: Sequence[Image.Image]) -> Measured:
+def reconstruction(folder: Path, pictures: Sequence[Picture]) -> Measured:
     """PSNR of each image through the autoencoder in a folder, and through its linear code."""
-    pixel_values = to_tensor(images)
-    linear = linear_psnr(folder / "linear_code.safetensors", pixel_values)
-    return autoencoder_psnr(folder / "vae", pixel_values), linear
+    vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).float().eval()
+    restored: list[float] = []
+    linear: list[float] = []
+    for pixel_values in map(to_tensor, read_ahead(lambda image: image, pictures, BATCH)):
+        restored += autoencoder_psnr(vae, pixel_values)
+        linear += linear_psnr(folder / "linear_code.safetensors", pixel_values)
+    return restored, linear
 
 
 def reidentification(dino: ImageEncoder, num_subjects: int) -> Measured:
     """Whether each photo finds its individual by DINO, and by raw pixels."""
-    images = [render(subject_scene(at, view)) for at in range(num_subjects) for view in range(NUM_VIEWS)]
-    shape = (num_subjects, NUM_VIEWS, -1)
-    hits = reidentification_hits(dino.encode_images(images).reshape(shape))
-    return hits, reidentification_hits(to_tensor(images).reshape(shape))
+    scenes = [subject_scene(at, view) for at in range(num_subjects) for view in range(NUM_VIEWS)]
+    renders, shape = [partial(render, scene) for scene in scenes], (num_subjects, NUM_VIEWS, -1)
+    hits = reidentification_hits(dino.encode_images(renders).reshape(shape))
+    pixels = torch.cat([to_tensor(images).flatten(1) for images in read_ahead(lambda image: image, renders)])
+    return hits, reidentification_hits(pixels.reshape(shape))
 
 
 class WorldQuality(Protocol[Scene]):
@@ -177,10 +182,10 @@ class WorldQuality(Protocol[Scene]):
     def score(self, frame: Frame[Scene], generator: Generator) -> list[Row]:
         """Lines of all measures, item by item: of samples, and of renders that no generator drew."""
         scenes = _held_out(sample_scene, max(self.num_scenes, self.num_captions))
-        images = [render(scene) for scene in scenes]
+        renders = [partial(render, scene) for scene in scenes]
         measured = {
-            "autoencoder_psnr": reconstruction(self.world_dir / "sd", images[: self.num_scenes]),
-            **self._retrieval(scenes[: self.num_captions], images, frame.part(drawn="scenes").images()),
+            "autoencoder_psnr": reconstruction(self.world_dir / "sd", renders[: self.num_scenes]),
+            **self._retrieval(scenes[: self.num_captions], renders, frame.part(drawn="scenes").paths),
             **self._attributes(frame.part(drawn="attributes")),
             "dino_reidentification": reidentification(self.profile.dino, self.num_subjects),
         }
@@ -191,20 +196,22 @@ class WorldQuality(Protocol[Scene]):
         ]
 
     def _retrieval(
-        self, scenes: Sequence[Scene], images: Sequence[Image.Image], samples: Sequence[Image.Image]
+        self, scenes: Sequence[Scene], renders: Sequence[Picture], samples: Sequence[Picture]
     ) -> dict[str, Measured]:
         """On renders, the encoder is on trial; on samples of the first of the same captions, the generator."""
         clip, captions, number = self.profile.clip, [full_caption(scene) for scene in scenes], len(samples)
         texts = clip.encode_texts(captions)
-        real = retrieval_hits(clip.encode_images(images[: len(scenes)]), texts, captions, GROUP)
+        real = retrieval_hits(clip.encode_images(renders[: len(scenes)]), texts, captions, GROUP)
         made = retrieval_hits(clip.encode_images(samples), texts[:number], captions[:number], GROUP)
         chance = [1 / GROUP] * len(real)
         return {"clip_recall_at_1": (real, chance), "sample_recall_at_1": (made, real[:number])}
 
     def _attributes(self, frame: Frame[Scene]) -> dict[str, Measured]:
         asked = [attribute_words(scene) for scene in frame.targets]
-        shown = {"samples": frame.images(), "renders": [render(scene) for scene in frame.targets]}
-        read = {kind: self.probe.read(images) for kind, images in shown.items()}
+        read = {
+            "samples": self.probe.read(frame.paths),
+            "renders": self.probe.read([partial(render, scene) for scene in frame.targets]),
+        }
 
         def right(kind: str, name: str) -> list[bool]:
             return [answer == words[name] for answer, words in zip(read[kind][name], asked, strict=True)]
@@ -250,7 +257,7 @@ class WorldQuality(Protocol[Scene]):
         """The start of both sets of samples under their captions."""
         starts = [Frame(part.items[:SHOWN], part.paths[:SHOWN]) for part in frame.parts("drawn")]
         captions = [item.request.prompt for start in starts for item in start.items]
-        return {"samples": self.grid([image for start in starts for image in start.images()], 8, captions)}
+        return {"samples": self.grid([path for start in starts for path in start.paths], 8, captions)}
 
 
 def _held_out(draw: Callable[[int], Scene], number: int) -> list[Scene]:
