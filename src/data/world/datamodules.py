@@ -1,8 +1,7 @@
 """Training data of the world's models: rendered scenes, their captions, linear codes and attributes."""
 
-import os
+import math
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,15 +9,16 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from numpy.lib.format import open_memmap
+from numpy.lib.format import write_array_header_1_0
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.files import whole_file
+from src.data.files import free_disk_or_raise, whole_file
 from src.data.order import Draw, StepBatchSampler, share_of
 from src.data.ranges import BatchSize, Count, Number, Seed, Side
 from src.data.store import read_or_remove
+from src.data.workers import mapped
 from src.data.world.linear_code import LinearCode
 from src.data.world.long_captions import long_scene, short_or_long_scene
 from src.data.world.render import render
@@ -81,13 +81,14 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def _render_all(path: Path, kind: str, first: int, number: int, size: int) -> None:
-    images = open_memmap(path, mode="w+", dtype=np.uint8, shape=(number, size, size, 3))
-    starts = range(0, number, CHUNK)
-    jobs = [(kind, first + start, min(CHUNK, number - start), size) for start in starts]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for start, chunk in zip(track(starts, "rendering scenes"), pool.map(_render_chunk, jobs), strict=True):
-            images[start : start + len(chunk)] = chunk
-    images.flush()
+    shape = (number, size, size, 3)
+    # Before minutes of rendering. A disk that others fill meanwhile is an error of a write, but of a map it is a crash.
+    free_disk_or_raise(path.parent, math.prod(shape))
+    jobs = [(kind, first + start, min(CHUNK, number - start), size) for start in range(0, number, CHUNK)]
+    with path.open("wb") as file, mapped(_render_chunk, jobs) as chunks:
+        write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for chunk in track(chunks, "rendering scenes", total=len(jobs)):
+            file.write(chunk.data)
 
 
 def _render_chunk(job: tuple[str, int, int, int]) -> np.ndarray:
