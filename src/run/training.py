@@ -75,6 +75,7 @@ def _fit(cfg: DictConfig) -> Fitted:
 
     from src.callbacks.progress import Ranks
     from src.callbacks.trackers.loggers import log_config, log_exports
+    from src.callbacks.whole_steps import WholeSteps
 
     # Its import sets this to INFO: advertisements and a list of devices that are not there.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -83,7 +84,7 @@ def _fit(cfg: DictConfig) -> Fitted:
     module = build(cfg.method)
     # As it is written: what is resolved holds the time of the start, which differs between processes.
     given = build(cfg.callbacks).values()
-    callbacks = [Ranks(OmegaConf.to_yaml(cfg)), *(callback for callback in given if callback is not None)]
+    callbacks = [Ranks(OmegaConf.to_yaml(cfg)), WholeSteps(), *(callback for callback in given if callback is not None)]
     loggers = list(build(cfg.logger).values())
     trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers)
     log_config(loggers, cfg)

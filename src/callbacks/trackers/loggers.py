@@ -26,7 +26,8 @@ def tensorboard_tracker(run_dir: str) -> TensorBoardLogger:
         ValueError: If the package is missing.
     """
     try:
-        return TensorBoardLogger(run_dir, name="tensorboard", version="", default_hp_metric=False)
+        # A kill loses a second of it; by default two minutes.
+        return TensorBoardLogger(run_dir, name="tensorboard", version="", default_hp_metric=False, flush_secs=1)
     except ModuleNotFoundError as error:
         raise ValueError('logger=tensorboard needs a package; type: pip install -e ".[tensorboard]"') from error
 
