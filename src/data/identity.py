@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from src.data.files import tensor_bytes, write_text
+from src.data.model_index import read_model_index
 
 KEPT = ".hashes.json"
 """File beside a model that keeps the hashes of its files."""
@@ -180,7 +181,7 @@ def pipeline_parts(folder: str | Path) -> dict[str, str]:
     A part that is named and has no folder is left out: whether it may be missing is for diffusers to say.
     """
     folder = Path(folder)
-    settings = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    settings = read_model_index(folder)
     named = [name for name, value in settings.items() if isinstance(value, list) and (folder / name).is_dir()]
     read = {name: _part_files(folder / name) for name in named}
     found = hashed(folder, [path for files in read.values() for path in files])

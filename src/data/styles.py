@@ -1,13 +1,13 @@
 """Styles to draw in, and prompts that name them or not."""
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from src.data.images import find_images
 from src.data.request import ImageStyle, Style, TextStyle
+from src.data.schema import RefusedFileError, read_json
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,14 @@ def _described(path: Path) -> StyleReference:
     if not words.is_file():
         raise ValueError(f"the style image {path} has no {words.name} beside it; {advice}")
     try:
-        described = json.loads(words.read_text(encoding="utf-8"))
-        return StyleReference(path.stem, described["style"], ImageStyle(str(path)), described["content"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise ValueError(f"{words} does not say style and content; {advice}") from None
+        described = read_json(words, "what a style shows")
+    except RefusedFileError as error:
+        raise RefusedFileError(f"{error}; {advice}") from error
+    told = [described.get(name) for name in ("style", "content")] if isinstance(described, dict) else []
+    if not told or not all(isinstance(text, str) and text.strip() and text.isprintable() for text in told):
+        raise RefusedFileError(f"{words} does not say style and content; {advice}")
+    style, content = map(str, told)
+    return StyleReference(path.stem, style, ImageStyle(str(path)), content)
 
 
 CHALLENGE = "Basic"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -45,16 +45,26 @@ class CaptionShards:
         caption: Member that holds the caption; ``json.caption`` for the field ``caption`` of a JSON member.
         block: Number of samples shuffled together; each stream holds as many encoded images in memory.
         seed: Seed of the order.
+        run_commands: Whether an address ``pipe:COMMAND`` may run its command; a configuration may come from anybody.
 
     Raises:
-        ValueError: If a shard is missing or cut short, there are fewer shards than streams, or the first has no image
-            or no caption.
+        ValueError: If a shard would run a command, is missing or cut short, there are fewer shards than streams, or the
+            first has no image or no caption.
     """
 
+    incidental: ClassVar[tuple[str, ...]] = ("run_commands",)
+
     def __init__(
-        self, shards: str | Sequence[str], num_streams: Count, caption: str = "txt", block: Count = 1000, seed: Seed = 0
+        self,
+        shards: str | Sequence[str],
+        num_streams: Count,
+        caption: str = "txt",
+        block: Count = 1000,
+        seed: Seed = 0,
+        run_commands: bool = False,
     ) -> None:
         self.shards = expanded(shards)
+        _check_addresses(self.shards, run_commands)
         self.num_streams, self.caption, self.block, self.seed = num_streams, caption, block, seed
         _check_files([Path(shard) for shard in self.shards if ":" not in shard])
         if len(self.shards) < num_streams:
@@ -118,6 +128,23 @@ def expanded(shards: str | Sequence[str]) -> list[str]:
     if not found:
         raise ValueError("no shards are given; set data.train.shards to paths such as 'shards/{0000..0099}.tar'")
     return found
+
+
+ADDRESSES = ("", "file", "http", "https", "sftp", "ftps", "scp", "gs", "hf", "ais", "htgs")
+"""Schemes of addresses that are only read."""
+
+
+def _check_addresses(shards: Sequence[str], run_commands: bool) -> None:
+    for shard in shards:
+        scheme = shard.partition(":")[0].lower() if ":" in shard else ""
+        if scheme == "pipe" and not run_commands:
+            raise ValueError(
+                f"the shard {shard[:80]!r} runs a command; if it is yours, add data.train.run_commands=true"
+            )
+        if scheme not in (*ADDRESSES, "pipe"):
+            raise ValueError(
+                f"the shard {shard[:80]!r} is no file and no address that starts with one of {ADDRESSES[1:]}"
+            )
 
 
 def _check_files(paths: list[Path]) -> None:

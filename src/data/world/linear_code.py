@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+
+from src.data.schema import RefusedFileError
 
 PATCH = 8
 
@@ -57,8 +60,21 @@ class LinearCode:
 
     @classmethod
     def load(cls, path: str | Path) -> "LinearCode":
-        """Read from a safetensors file."""
-        return cls(**load_file(path))
+        """Read from a safetensors file.
+
+        Raises:
+            RefusedFileError: If the file is missing or damaged, or holds other arrays.
+        """
+        try:
+            arrays = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise RefusedFileError(f"{path} cannot be read as a linear image code ({error})") from error
+        shapes = {name: array.shape for name, array in arrays.items()}
+        channels, width = arrays["scales"].size if "scales" in arrays else 0, 3 * PATCH * PATCH
+        expected = {"mean": (width,), "components": (channels, width), "scales": (channels,)}
+        if shapes != expected or not channels or not all(np.isfinite(array).all() for array in arrays.values()):
+            raise RefusedFileError(f"{path} is no linear image code: it takes finite mean, components, scales")
+        return cls(**arrays)
 
 
 def _to_patches(pixel_values: np.ndarray) -> np.ndarray:

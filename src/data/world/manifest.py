@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from src.data.files import write_text
+from src.data.schema import SHA256, RefusedFileError, read_json
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -59,13 +60,20 @@ def read_manifest(folder: str | Path) -> dict[str, dict[str, int | str]]:
     path = Path(folder) / NAME
     if not path.is_file():
         raise ValueError(f"there is no {path}; write it with: python -m src.data.world.manifest {folder}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    content = read_json(path, "a manifest")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is not a manifest of format {FORMAT}")
-    return content["files"]
+    files = content.get("files")
+    if not isinstance(files, dict) or not files or not all(map(_is_entry, files.values())):
+        raise RefusedFileError(f"{path} is not a manifest: its files are no mapping of names to bytes and sha256")
+    return files
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether an entry says bytes and checksum of a file, and nothing else."""
+    if not isinstance(entry, dict) or entry.keys() != {"bytes", "sha256"}:
+        return False
+    return type(entry["bytes"]) is int and entry["bytes"] >= 0 and not SHA256(str(entry["sha256"]))
 
 
 def check_manifest(folder: str | Path) -> None:

@@ -1,6 +1,5 @@
 """The points of a sweep: which have finished, what they left, and which differ in their training seed alone."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from src.data.schema import read_json
 from src.eval.results.results import Row, read_rows
 
 Arm = dict[int, Path]
@@ -178,9 +178,9 @@ def _pooled(arm: Arm, label: str) -> Point:
 
 
 def _read(path: Path, label: str) -> Point:
-    metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-    if "compared" not in metrics:
-        raise ValueError(f"the protocol {metrics.get('protocol')} says nothing about single images to compare")
+    metrics = read_json(path / "metrics.json", "the scores of a point")
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("compared"), dict):
+        raise ValueError(f"{path / 'metrics.json'} says nothing about single images to compare")
     wanted = metrics["compared"]["rows"].items()
     rows = read_rows(path / "per_image")
     rows = [row for row in rows if all(row[key] == value for key, value in wanted)]

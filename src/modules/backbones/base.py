@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from src.data.identity import joined, parts_in_memory, pipeline_parts, projections_hash
 from src.data.known_words import KnownWords
+from src.data.model_index import read_model_index
 from src.data.prompts import tokenize
 from src.data.ranges import Sampling
 from src.modules.backbones.autoencoder import scaled_latents
@@ -108,6 +109,8 @@ class Backbone(ABC):
         local = looks_local(path)
         if local and not (Path(path).expanduser() / "model_index.json").exists():
             raise ValueError(f"{path} is no diffusers pipeline folder: it has no model_index.json")
+        if local:
+            read_model_index(path)
         # bfloat16 loads through float16, so that the hash of the weights does not depend on the working precision.
         loaded = torch.float16 if dtype == "bfloat16" else DTYPES[dtype]
         pipeline = DiffusionPipeline.from_pretrained(

@@ -1,6 +1,5 @@
 """Load weights into our classes: every tensor is accounted for, in its precision and on its device."""
 
-import json
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from src.data.identity import place_identity
+from src.data.schema import RefusedFileError, read_json
 from src.modules.generator import usable_device
 
 
@@ -137,7 +137,12 @@ def _read_shards(folder: Path) -> dict[str, Any]:
     indices = sorted(folder.glob("*.index.json"))
     if not indices:
         raise ValueError(f"{folder} has no *.index.json that lists its shards; give the folder as it was published")
-    shards = sorted(set(json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"].values()))
+    index = read_json(indices[0], "a list of shards")
+    listed = index.get("weight_map") if isinstance(index, dict) else None
+    names = listed.values() if isinstance(listed, dict) else [None]
+    if not listed or not all(isinstance(name, str) and name == Path(name).name != ".." for name in names):
+        raise RefusedFileError(f"{indices[0]} is no list of shards: weight_map names files beside it")
+    shards = sorted(set(names))
     return {name: tensor for shard in shards for name, tensor in read_weights(folder / shard).items()}
 
 

@@ -1,6 +1,5 @@
 """Load a scale-wise pipeline from the folder that ``save_pretrained`` wrote."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from safetensors import SafetensorError
 
 from src.data.identity import pipeline_parts
 from src.data.known_words import KnownWords
+from src.data.model_index import read_model_index
 from src.modules.backbones.base import DTYPES
 from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
 from src.modules.next_scale.infinity.pipeline import InfinityPipeline
@@ -50,9 +50,9 @@ def load_saved(path: str, dtype: str = "float32", placement: Placement | None = 
             f"there is no pipeline in {path}: {index} is missing; published weights have backbones of their own"
         )
     try:
-        name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        name = read_model_index(path)["_class_name"]
         pipeline = _read(path, name, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"the pipeline in {path} is incomplete or damaged; fetch it again ({reason})") from error
     pipeline.parts = pipeline_parts(path)

@@ -1,6 +1,5 @@
 """Load Switti's published folders, each with a config.json and one file of weights, into our classes."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from src.data.ranges import Sampling
+from src.data.schema import RefusedFileError, read_json
 from src.modules.backbones.base import DTYPES
 from src.modules.next_scale.loading import Placement, filled, published_parts, read_weights
 from src.modules.next_scale.switti.autoencoder import VQVAE
@@ -179,7 +179,10 @@ def _shape(tensors: Mapping[str, Tensor], name: str, source: Path) -> torch.Size
 def _json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{path.parent} has no config.json; give a published folder")
-    return json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path, "the configuration of a model")
+    if not isinstance(content, dict):
+        raise RefusedFileError(f"{path} is no configuration of a model: a JSON object is expected")
+    return content
 
 
 def _folder(path: str) -> Path:
