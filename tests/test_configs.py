@@ -141,6 +141,15 @@ def test_every_experiment_is_whole(name: str) -> None:
     check_types(cfg)
 
 
+@pytest.mark.parametrize(
+    ("name", "group", "factor"),
+    [("method/latexblend/train", "modifier", 5), ("method/llmdiff/train", "scalars", 10)],
+)
+def test_v_star_and_scalars_learn_faster_than_matrices(name: str, group: str, factor: float) -> None:
+    cfg = OmegaConf.load(CONF / f"{name}.yaml")
+    assert cfg.rates[group] == pytest.approx(factor * cfg.optimizer.lr)
+
+
 @pytest.mark.parametrize("name", [name for name in OVERLAYS if name.startswith("sweep/")])
 def test_every_sweep_varies_keys_that_exist(name: str) -> None:
     with_member(name)
