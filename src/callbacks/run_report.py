@@ -34,6 +34,7 @@ def families(curves: Mapping[str, Curve]) -> dict[str, dict[str, Curve]]:
     return found
 
 
+@matplotlib.rc_context({"text.parse_math": False})
 def family_figure(family: str, lines: Mapping[str, Curve]) -> Image.Image:
     """Plot one line for each number, from dark to bright; the legend names the first, the last and some between."""
     figure = Figure(figsize=(8, 3), layout="constrained")

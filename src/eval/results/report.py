@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -118,6 +119,7 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+@rc_context({"text.parse_math": False})
 def _plot(name: str, x: Sequence[float], y: Sequence[float]) -> str:
     # A Figure of its own: pyplot keeps global state and picks a display.
     figure = Figure(figsize=(8, 2.6), layout="constrained")

@@ -101,6 +101,7 @@ def disagreements(
 def write_rows(rows: Sequence[Row], path: str | Path) -> None:
     """Write ``<path>.csv`` for people and ``<path>.jsonl`` for programs, each whole or not at all.
 
+    In the first, an apostrophe stands before a text that a spreadsheet could take for a formula.
     Each line of the second is a row as a JSON object, whose numbers come back as they were; an empty text is a missing
     value, ``null``. The folder is made if need be.
 
@@ -136,12 +137,21 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, str) and not value else value.item() if isinstance(value, np.generic) else value
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""How a cell begins that spreadsheets may take for a formula: https://owasp.org/www-community/attacks/CSV_Injection."""
+
+
 def _csv(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    # The default end of a line, which RFC 4180 gives, has both of its characters quoted inside a cell.
+    writer = csv.writer(buffer)
+    writer.writerows([[_inert(cell) for cell in line] for line in (columns, *(row.values() for row in rows))])
     return buffer.getvalue().encode()
+
+
+def _inert(cell: Any) -> Any:
+    """A text that no spreadsheet runs: an apostrophe stands before what could be a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
 def _by_place(rows: Sequence[Row], keys: Sequence[str], scores: Sequence[str]) -> dict[tuple[Hashable, ...], Row]:
@@ -182,15 +192,20 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """A pipe table under its title."""
+        """A pipe table under its title; a cell's own pipes are escaped, and each cell is one line."""
         lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
-        return f"### {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+        cells = [[_one_line(cell).replace("|", r"\|") for cell in line] for line in lines]
+        return f"### {_one_line(self.title)}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
 
     def plain(self) -> str:
         """Cells in columns, for a terminal."""
         widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in self.rows)
         return "\n".join(line.rstrip() for line in (self.title, *lines))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
 
 
 def provenance() -> dict[str, Any]:

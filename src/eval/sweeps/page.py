@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -19,6 +20,8 @@ from src.eval.sweeps.points import Point
 INK, SOFT = "#2f6fde", "#9aa2ad"
 
 
+# A dollar sign in a label is a dollar sign, not the start of a formula.
+@rc_context({"text.parse_math": False})
 def comparison_figure(
     labels: Sequence[str], means: Sequence[Mapping[str, Interval]], frontiers: Sequence[tuple[str, str]] = ()
 ) -> Image.Image:

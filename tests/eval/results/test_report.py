@@ -59,6 +59,23 @@ def test_page_is_whole_escaped_and_self_contained(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
 
 
+EVIL = "<script>alert('x')</script> \" onerror=\"alert(1) & $x^"
+"""What a prompt, a path or a name may hold; matplotlib takes what stands between dollar signs for a formula."""
+
+
+def test_nothing_that_is_told_becomes_part_of_the_page():
+    report = Report(EVIL)
+    report.add_text(EVIL, EVIL)
+    report.add_table([EVIL], [[EVIL], [EVIL]], EVIL)
+    report.add_image(noise(8), EVIL)
+    report.add_curves({f"{EVIL}$": ([1, 2], [0, 1])}, EVIL)
+    report.add_config({EVIL: EVIL}, EVIL)
+    page = report.html()
+    parsed(page)
+    assert "<script" not in page
+    assert 'onerror="' not in page
+
+
 def test_small_images_survive_exactly():
     report = Report("x")
     report.add_image(noise(32))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.eval.results.results import disagreements, per_group, read_rows, worst, write_rows
+from src.eval.results.results import Table, disagreements, per_group, read_rows, worst, write_rows
 
 ROOT = Path(__file__).parents[3]
 
@@ -70,6 +70,22 @@ def test_rows_come_back_from_both_files(tmp_path):
     assert [line["prompt"] for line in read] == [line["prompt"] for line in rows]
     assert [float(line["dino"]) for line in read] == [line["dino"] for line in rows]
     assert sorted(path.name for path in tmp_path.rglob("per*")) == ["per_image.v1.csv", "per_image.v1.jsonl"]
+
+
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_no_cell_is_a_formula_in_a_spreadsheet(tmp_path, first):
+    texts = [f"{first}cmd|' /C calc'!A0", "a dog = a cat", "plain"]
+    write_rows([{"prompt": text, "clip_t": -0.5, f"{first}name": -3} for text in texts], tmp_path / "rows")
+    with open(tmp_path / "rows.csv", newline="", encoding="utf-8") as file:
+        header, *lines = csv.reader(file)
+    assert header == ["prompt", "clip_t", f"'{first}name"]
+    assert lines == [[text, "-0.5", "-3"] for text in (f"'{texts[0]}", *texts[1:])]
+    assert [line["prompt"] for line in read_rows(tmp_path / "rows")] == texts
+
+
+def test_pipes_and_line_breaks_do_not_break_a_table():
+    table = Table("two\nlines", ["", "a|b"], [["x|y\nz", r"\|"], ["\r\n", "1"]]).markdown()
+    assert table == "### two lines\n\n|  | a\\|b |\n| --- | ---: |\n| x\\|y z | \\\\| |\n|  | 1 |\n"
 
 
 def test_no_rows_make_files_that_can_be_read(tmp_path):

@@ -1,8 +1,9 @@
-"""Which points of a frontier are joined by a line."""
+"""What a figure of a comparison shows."""
 
 import pytest
 
-from src.eval.sweeps.page import in_order
+from src.eval.statistics.bootstrap import bootstrap_mean
+from src.eval.sweeps.page import comparison_figure, in_order
 
 
 @pytest.mark.parametrize(
@@ -17,3 +18,8 @@ from src.eval.sweeps.page import in_order
 )
 def test_only_values_in_order_are_joined(labels: list[str], joined: bool) -> None:
     assert in_order(labels) is joined
+
+
+def test_a_label_may_hold_dollars() -> None:
+    means = [{"s_txt": bootstrap_mean([0.1, 0.2, 0.3])}] * 2
+    assert comparison_figure(["prompt=from $5_", "prompt=to $x^{"], means, [("s_txt", "s_txt")]).width > 100
