@@ -41,9 +41,7 @@ def score(cfg: DictConfig) -> None:
     from src.data.files import write_text
     from src.eval.draw import measured_plan
     from src.eval.protocols.concept import bank_source, read_concepts
-    from src.run.types import check_types
 
-    check_types(cfg)
     protocol = build(cfg.protocol)
     suite = build(cfg.get("suite"))
     sources = {**(suite.sources() if suite else {}), **{name: bank_source(path) for name, path in cfg.bank.items()}}

@@ -20,7 +20,6 @@ def main(cfg: DictConfig) -> None:
     from src.data.mentions import check_name, parse_prompt
     from src.data.request import ImageStyle, Request, Style, TextStyle
     from src.eval.draw import draw_missing, measured_plan, write_grid
-    from src.run.types import check_types
 
     if not cfg.prompt:
         raise ValueError("nothing to draw: give a prompt, such as \"prompt='a <rex> on the grass'\" bank.rex=PATH")
@@ -36,7 +35,6 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(
             f"bank.{unused[0]} is given, but no prompt names it: write <{unused[0]}> where it should stand"
         )
-    check_types(cfg)
     folder = Path(cfg.output)
     # An image is at most what its raw pixels are: 3 MB a megapixel.
     free_disk_or_raise(folder, 2 * 3 * 2**20 * len(prompts) * cfg.num_images)

@@ -5,9 +5,8 @@ from omegaconf import DictConfig
 
 from src.run import cli
 from src.run.cli import friendly, point
-from src.run.targets import build
+from src.run.targets import CONF, build
 from src.run.training import fit
-from src.run.types import check_types
 
 
 @friendly
@@ -15,11 +14,19 @@ from src.run.types import check_types
 @point
 def main(cfg: DictConfig) -> None:
     """Compose, train, show what was made."""
+    if cfg.get("method") is None:
+        raise ValueError(f"nothing to train: add experiment=NAME, one of: {', '.join(experiments())}")
     cli.console.print(f"run folder: {cfg.paths.run_dir}", highlight=False)
-    check_types(cfg)
     search = build(cfg.get("hpo"))
     for what, path in (search.run(cfg) if search else fit(cfg).made).items():
         cli.console.print(f"{what}: {path}", highlight=False)
+
+
+def experiments() -> list[str]:
+    """Names of what can be trained, those for evaluations left out."""
+    folder = CONF / "experiment"
+    trained = [path for path in sorted(folder.rglob("*.yaml")) if "train.py +experiment" in path.read_text()]
+    return [path.relative_to(folder).with_suffix("").as_posix() for path in trained]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,11 @@ def override(key: str, value: Any) -> str:
     return f"{key}={_in_hydra(value)}"
 
 
+def argument(key: str, value: Any) -> str:
+    """Write ``key=value`` for Hydra and for a POSIX shell around it."""
+    return _in_shell(override(key, value))
+
+
 def _in_hydra(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()

@@ -22,9 +22,9 @@ class Entries:
     kinds: Mapping[str, Any]
 
 
-Count = Annotated[int, Interval(ge=1, le=10**12)]
+Count = Annotated[int, Ge(1)]
 """A whole number of at least one."""
-Number = Annotated[int, Interval(ge=0, le=10**12)]
+Number = Annotated[int, Ge(0)]
 """A whole number that may be zero."""
 Positive = Annotated[float, Gt(0)]
 """A number above zero."""

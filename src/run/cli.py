@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -26,9 +27,11 @@ from rich.console import Console
 from src.run.errors import explain
 from src.run.home import expand_home, typed_at_home
 from src.run.spelling import ARGUMENT, GIVEN_WHOLE, METHODS, RESPELLED
+from src.run.start import check_start
 from src.run.targets import CONF, refuse_foreign_files
 from src.run.types import check_given
 from src.run.utf8 import check_utf8, start_in_utf8
+from src.run.words import flags_first, refuse_words, shortened
 
 ADDABLE = {"experiment=": "+", "bank.": "++", "references.": "++", "training.": "++", "suite.subjects.": "++"}
 """Keys that a user may add, which plain Hydra wants marked: an experiment is no part of the defaults list (`+`), the
@@ -95,6 +98,7 @@ def _run_point(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     expand_home(cfg)
     sweep = current_sweep()
     if sweep is None:
+        check_start(cfg)
         main(cfg)
         return
     run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -107,9 +111,11 @@ def _run_point(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     console.rule(f"point {HydraConfig.get().job.num}", style="dim")
     try:
         _refuse_several_processes(cfg)
+        check_start(cfg)
         main(cfg)
     except Exception as error:
-        sentence = explain(error) or traceback.format_exc()
+        told = explain(error)
+        sentence = traceback.format_exc() if told is None else shortened(told)
         (run_dir / "error.txt").write_text(sentence + "\n", encoding="utf-8")
         (run_dir / "metrics.json").unlink(missing_ok=True)
         console.print(f"this point failed: {sentence}", style="red", highlight=False)
@@ -139,14 +145,17 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         for category in (UserWarning, FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module="lightning")
-        given = [_with_plus(argument) for argument in sys.argv[1:]]
-        sys.argv[1:] = respelled(sys.argv[1:], sys.argv[0])
-        typed.update(zip(sys.argv[1:], given, strict=True))
         wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
         # Without it, Hydra prints its own text and exits before we see the error.
         os.environ["HYDRA_FULL_ERROR"] = "1"
+        setattr(JobReturn, "return_value", property(_outcome, JobReturn.__dict__["return_value"].fset))  # noqa: B010
+        sys.argv[1:] = flags_first(sys.argv[1:])
+        given = [_with_plus(argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = respelled(sys.argv[1:], sys.argv[0])
+        typed.update(zip(sys.argv[1:], given, strict=True))
         try:
             check_utf8(sys.argv[1:])
+            refuse_words(sys.argv[1:])
             refuse_foreign_files(sys.argv[1:])
             _refuse_mistyped(Path(sys.argv[0]).stem, sys.argv[1:])
             main(*args)
@@ -154,10 +163,17 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
             sentence = explain(error)
             if wants_trace or sentence is None:
                 raise
-            print(f"error: {sentence}", file=sys.stderr)
+            print(f"error: {shortened(sentence)}", file=sys.stderr)
             sys.exit(1)
 
     return run
+
+
+def _outcome(job: JobReturn) -> Any:
+    """What a job returned or raised, without the line that Hydra prints above an error."""
+    if job.status == JobStatus.FAILED:
+        raise job._return_value
+    return job._return_value
 
 
 def respelled(arguments: Sequence[str], script: str) -> list[str]:

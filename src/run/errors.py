@@ -5,15 +5,16 @@ import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
+import yaml
 from hydra.errors import (
     ConfigCompositionException,
+    HydraException,
     InstantiationException,
     MissingConfigException,
     OverrideParseException,
 )
 from omegaconf import DictConfig
 from omegaconf.errors import (
-    InterpolationKeyError,
     InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
@@ -21,11 +22,24 @@ from omegaconf.errors import (
 
 from src.run.targets import CONF
 from src.run.types import options
+from src.run.words import needs_quotes
 
 EXTRAS = {"lightly": "pretrain", "optuna": "hpo"}
 """Package that is imported with a part of the configuration, to the extra that brings it."""
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 """Hydra's launcher to the extra that brings it."""
+
+
+PLACES = {
+    errno.EACCES: "may not be written to or read",
+    errno.EPERM: "may not be written to or read",
+    errno.EROFS: "is on a file system that is read-only",
+    errno.ENOTDIR: "stands below a file, not a folder",
+    errno.EEXIST: "is a file where a folder is expected",
+    errno.EISDIR: "is a folder where a file is expected",
+    errno.ENAMETOOLONG: "is too long a name",
+}
+"""What is wrong with a place, by the number of the error."""
 
 
 def explain(error: Exception) -> str | None:
@@ -37,27 +51,42 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, MissingConfigException):
         return _missing_file(error)
     if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: {str(error).splitlines()[0]}; arguments look like key=value"
+        return needs_quotes(error.override)
     if isinstance(error, ConfigCompositionException):
         return _refused_override(error)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not set; add {error.full_key}=VALUE"
-    if isinstance(error, InterpolationKeyError):
-        return f"the configuration value {error.full_key} cannot be read: {str(error).splitlines()[0]}"
     if isinstance(error, InterpolationResolutionError):
         unset = re.search(r"Environment variable '(\w+)' not found", str(error))
         if unset:
             return f"the environment variable {unset.group(1)} is not set; SLURM sets those that trainer=slurm reads"
-        # What a resolver of ours said, in OmegaConf's wrapping.
-        return str(error).splitlines()[0].removeprefix("ValueError raised while resolving interpolation: ")
+        if "raised while resolving interpolation: " in str(error):
+            # What a resolver of ours said, in OmegaConf's wrapping.
+            return str(error).splitlines()[0].partition("raised while resolving interpolation: ")[2]
+    if isinstance(error, OmegaConfBaseException):
+        key = f"the value of {error.full_key}" if error.full_key else "a value of the configuration"
+        advice = "a key after $ must be there, and a $ that means none is written \\$"
+        return f"{key} cannot be read: {str(error).splitlines()[0]}; {advice}"
+    if isinstance(error, HydraException):
+        return f"this command cannot be read: {str(error).splitlines()[0]}; --help lists the keys"
+    if isinstance(error, yaml.YAMLError):
+        return _bad_yaml(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
         return f"the disk is full{where}; make room and give the same command again: what is finished is kept"
+    if isinstance(error, OSError) and error.errno in PLACES and error.filename:
+        return f"{error.filename} {PLACES[error.errno]}; give another place, such as paths.root=FOLDER"
     if "EADDRINUSE" in str(error):
         port = re.search(r"port: (\d+)", str(error))
         which = f"port {port.group(1)}" if port else "a port"
         return f"{which} is in use; write a free one before the command, such as MASTER_PORT=29511"
     return str(error) if isinstance(error, ValueError | OSError) else None
+
+
+def _bad_yaml(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it is no YAML"
+    where = f"{mark.name}, line {mark.line + 1}" if mark else "a configuration file"
+    return f"{where} cannot be read: {problem}; mend that line"
 
 
 def _missing_extra(error: BaseException | None) -> str | None:
@@ -86,6 +115,8 @@ def _missing_file(error: MissingConfigException) -> str:
     launcher = LAUNCHERS.get(name.removeprefix("launcher/"))
     if group == "hydra" and launcher:
         return f'{group}/{name} needs a package; type: pip install -e ".[{launcher}]"'
+    if group == "hydra" and name.startswith("launcher/"):
+        return f"there is no launcher {name.removeprefix('launcher/')!r}; choose one of: {', '.join(LAUNCHERS)}"
     folder = CONF / group
     choices = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
     if group == "method" and "/" in name:
@@ -93,7 +124,7 @@ def _missing_file(error: MissingConfigException) -> str:
         name, _, role = name.partition("/")
         choices = [choice.removesuffix(f"/{role}") for choice in choices if choice.endswith(f"/{role}")]
     if not name or not choices:
-        return str(error).splitlines()[0]
+        return f"there is no file {error.missing_cfg_file} among the configurations; leave --config-name out"
     close = get_close_matches(name, choices, n=1)
     advice = f"did you mean {group}={close[0]}?" if close else f"choose one of: {', '.join(choices)}"
     return f"there is no {group} {name!r}; {advice}"
@@ -101,17 +132,25 @@ def _missing_file(error: MissingConfigException) -> str:
 
 def _refused_override(error: ConfigCompositionException) -> str:
     cause = error.__cause__
+    told = " ".join(str(error).split())
+    if ambiguous := re.match(r"Ambiguous value for argument '(.*?)' 1\. To use it", told):
+        return needs_quotes(ambiguous[1])
+    if missing := re.match(r"Could not delete from config\. '(.*)' does not exist", told):
+        return f"there is no key {missing[1]} to leave out; --help lists the keys"
+    if unfit := re.match(r"Error merging override (.*)", told):
+        return f"{unfit[1].lstrip('+')} is of another kind than what stands there; --help shows what does"
     typed = re.search(r"use \+(([^=\s]+)=.*)$", str(error), re.DOTALL)
     if typed is None or not isinstance(cause, OmegaConfBaseException) or cause.parent_node is None:
-        return " ".join(str(error).split())
+        return f"{told.rstrip('.')}; --help lists the keys"
     override, key = typed.groups()
     config = cause.parent_node._get_root()
-    known = [path for path in _paths(config) if not path.startswith("hydra.")]
+    known = [path for path in _paths(config) if not path.startswith("hydra.") and not key.startswith(f"{path}.")]
     close = _same_leaf(key, known) or get_close_matches(key, known, n=1, cutoff=0.7)
     # Only now: constructors take seconds to import.
     close = close or _same_leaf(key, _paths(config, with_options=True))
-    advice = f"did you mean {close[0]}{override.removeprefix(key)}? A" if close else "a"
-    return f"there is no key {key}; {advice} new key is written +{override}"
+    if close:
+        return f"there is no key {key}; did you mean {close[0]}{override.removeprefix(key)}?"
+    return f"there is no key {key}; a new key is written +{override}, where another key reads it"
 
 
 def _same_leaf(key: str, known: Iterable[str]) -> list[str]:

@@ -6,11 +6,9 @@ from annotated_types import Ge, Interval, MinLen
 
 from src.data.ranges import BelowOne, Count, Number, Positive, Weight
 
-Steps = Annotated[int, Interval(ge=-1, le=10**12)]
+Steps = Annotated[int, Ge(-1)]
 """A number of steps or epochs; -1 is no end."""
-PRECISIONS = Literal[
-    "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", 16, 32, 64, "16", "32", "bf16"
-]
+PRECISIONS = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "bf16", 16, 32, 64]
 INTERVAL = Count | Annotated[float, Interval(gt=0, le=1)] | None
 
 RANGES: dict[str, dict[str, Any]] = {

@@ -58,6 +58,13 @@ class Search:
         unknown = [key for key in self.space if not takes(cfg, key)]
         if unknown:
             raise ValueError(f"hpo.space names {unknown[0]}, which this experiment does not have")
+        steps, interval = cfg.trainer.max_steps, cfg.trainer.get("val_check_interval")
+        is_validated = self.monitor.startswith("val/") and "frontier" not in cfg.callbacks
+        if is_validated and isinstance(interval, int) and 0 < steps < interval:
+            raise ValueError(
+                f"a search asks for {self.monitor}, but trainings of trainer.max_steps={steps} end before the first "
+                f"validation; give trainer.val_check_interval={steps}, or more steps than {interval}"
+            )
         if cfg.trainer.devices not in (1, "1"):
             raise ValueError("a search needs trainer.devices=1: every further rank would try values of its own")
         self.folder.mkdir(parents=True, exist_ok=True)

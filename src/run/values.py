@@ -18,6 +18,7 @@ NAMES = {
     **{bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"},
     types.NoneType: "null",
 }
+WORDS = {Gt: "above {}", Ge: "of at least {}", Lt: "below {}", Le: "of at most {}", MultipleOf: "a multiple of {}"}
 SHOWN = 60
 """Characters of a value that a sentence repeats."""
 
@@ -138,15 +139,14 @@ def described(kind: Any) -> str:
     if get_origin(plain) is Literal:
         return "one of " + ", ".join(map(str, get_args(plain)))
     if _is_container(plain):
-        inner = [one for one in get_args(plain) if one is not Ellipsis]
-        is_mapping = issubclass(get_origin(plain) or plain, Mapping)
-        least = "" if is_mapping or MinLen(1) not in ranges else "with something in it, "
-        what = f" ({least}each {described(inner[-1])})" if inner and inner[-1] is not Any else ""
-        return ("a value for each name" if is_mapping else "a list") + what
-    words = {Gt: "above {}", Ge: "of at least {}", Lt: "below {}", Le: "of at most {}", MultipleOf: "a multiple of {}"}
-    told = [words[type(one)].format(getattr(one, one.__match_args__[0])) for one in ranges if type(one) in words]
-    if MinLen(1) in ranges:
-        told.append("that is not empty")
+        if issubclass(get_origin(plain) or plain, Mapping):
+            return "a value for each name"
+        inner = [one for one in get_args(plain) if one not in (Ellipsis, Any)]
+        return f"a list of {' and '.join(dict.fromkeys(map(described, inner)))}" if inner else "a list"
+    limits = {type(one): getattr(one, one.__match_args__[0]) for one in ranges if type(one) in WORDS}
+    both = limits.keys() >= {Ge, Le}
+    told = [f"from {limits.pop(Ge)} to {limits.pop(Le)}"] if both else []
+    told += [WORDS[kind].format(limit) for kind, limit in limits.items()]
     name = NAMES.get(plain) or f"a {getattr(plain, '__name__', plain)}"
     return f"{name} {' and '.join(told)}".strip()
 
