@@ -73,7 +73,7 @@ def refuse_foreign_files(arguments: Sequence[str]) -> None:
         ValueError: If it names callbacks of Hydra or a pickled configuration, or a file of a folder that it names
             builds what may not be built.
     """
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         option, _, value = word.partition("=")
         if re.match(r"[+~]*hydra(\.callbacks|/callbacks|=)", word):
             raise ValueError(f"{word[:80]} is refused: Hydra would build it before this program can look at it")
