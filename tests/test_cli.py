@@ -142,7 +142,7 @@ def test_what_a_resolver_says_is_not_wrapped(root):
     cfg = OmegaConf.create({"where": "${run_dir:nowhere,true}"})
     with pytest.raises(InterpolationResolutionError) as raised:
         _ = cfg.where
-    assert explain(raised.value).startswith("resume=true, but no nowhere/*/checkpoints/last.ckpt exists; start")
+    assert explain(raised.value).startswith("resume=true, but there is no run in nowhere; start without resume=true")
 
 
 def test_a_variable_that_a_launcher_sets_is_named(monkeypatch):

@@ -150,6 +150,22 @@ def folder_identity(folder: str | Path) -> str:
     return joined(hashed(Path(folder), model_files(Path(folder))), digits=64)
 
 
+def files_digest(files: Iterable[Path]) -> str:
+    """Hash what a few files hold in this order, whatever their names are, to 64 hexadecimal digits."""
+    return hashlib.sha256(b"".join(bytes.fromhex(_sha256(path)) for path in files)).hexdigest()
+
+
+def place_digest(place: Path) -> str:
+    """Hash names and contents of a file, or of all files of a folder at any depth, to 16 hexadecimal digits.
+
+    Hashes of the single files are kept in the user's cache.
+    """
+    if place.is_file():
+        return joined(hashed(place.parent, [place], beside=False))
+    files = [path for path in place.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return joined(hashed(place, files, beside=False))
+
+
 def place_identity(path: Path) -> str:
     """Hash one file of weights, or all files of a folder that a model may be loaded from, to 16 hexadecimal digits."""
     if path.is_file():
@@ -179,6 +195,9 @@ def pipeline_parts(folder: str | Path) -> dict[str, str]:
     """Hash each part of a folder in diffusers' layout, such as ``unet`` and ``scheduler``, and its own settings.
 
     A part that is named and has no folder is left out: whether it may be missing is for diffusers to say.
+
+    Raises:
+        ValueError: If there is no such folder.
     """
     folder = Path(folder)
     settings = read_model_index(folder)

@@ -1,8 +1,9 @@
 """Three to five photos of one subject: the augmented views that a method learns from, and their order."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.images import load_folder
+from src.data.identity import files_digest
+from src.data.images import find_images, load_folder
 from src.data.order import Draw, StepBatchSampler, share_of
 from src.data.ranges import BatchSize, Count, Number, Seed, Share1, Side
 
@@ -97,6 +99,12 @@ class ConceptData(L.LightningDataModule):
 
     # Photos are identified by their content, not by their folder.
     incidental: ClassVar[tuple[str, ...]] = ("instance_dir", "class_dir", "num_val")
+
+    @staticmethod
+    def content(settings: Mapping[str, Any]) -> dict[str, str]:
+        """Hash the photos that these arguments name, whatever the files are called."""
+        given = {name: settings.get(name) for name in ("instance_dir", "class_dir")}
+        return {name: files_digest(find_images(path)) for name, path in given.items() if path}
 
     def __init__(
         self,

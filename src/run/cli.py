@@ -24,6 +24,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from src.data.checkpoints import stored
+from src.data.commands import override
 from src.run.errors import explain
 from src.run.home import expand_home, typed_at_home
 from src.run.spelling import ARGUMENT, GIVEN_WHOLE, METHODS, RESPELLED
@@ -39,6 +41,8 @@ names of banks are the user's own (`++`, so that the same name in an experiment 
 training that an evaluation changes."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Where launchers tell a process its number."""
+STAMP = re.compile(r"^(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_(\d+))?$")
+"""Names of run folders: date, time, and a number among the runs of one second."""
 typed: dict[str, str] = {}
 """Arguments as Hydra gets them to what was typed, by which a sweep is found again."""
 RUN_DIR = "ATELIER_RUN_DIR"
@@ -106,7 +110,7 @@ def _run_point(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     cfg.paths.update({"run_dir": str(run_dir), "images_dir": str(sweep.folder / "images")})
     if cfg.get("resume"):
         # Points that a killed sweep had not come to start now.
-        cfg.resume = (run_dir / "checkpoints" / "last.ckpt").exists()
+        cfg.resume = bool(stored(run_dir))
     (run_dir / "error.txt").unlink(missing_ok=True)
     console.rule(f"point {HydraConfig.get().job.num}", style="dim")
     try:
@@ -263,13 +267,32 @@ def run_dir(root: str, resume: bool = False) -> str:
     """
     folder = Path(root).expanduser()
     if resume:
-        found = sorted(folder.glob("*/checkpoints/last.ckpt"), key=lambda path: path.parent.parent.name)
-        if not found:
-            raise ValueError(f"resume=true, but no {folder}/*/checkpoints/last.ckpt exists; start without resume=true")
-        return str(found[-1].parent.parent)
+        return str(_newest_run(folder))
     if not is_first():
         return os.environ.get(RUN_DIR) or _scratch()
     return named.setdefault(root, str(folder / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
+
+
+def _newest_run(folder: Path) -> Path:
+    """Find the run that was started last; an older one that has a checkpoint is not what is meant."""
+    runs = sorted((path for path in folder.glob("*") if STAMP.match(path.name)), key=_started)
+    if not runs:
+        raise ValueError(f"resume=true, but there is no run in {folder}; start without resume=true")
+    if not stored(runs[-1]):
+        older = [run for run in runs if stored(run)]
+        told = override("paths.run_dir", str(older[-1])) if older else ""
+        advice = f", or continue an older run with {told} resume=true" if older else ""
+        raise ValueError(
+            f"resume=true, but the newest run, {runs[-1]}, has no checkpoint yet; start without resume=true{advice}"
+        )
+    return runs[-1]
+
+
+def _started(run: Path) -> tuple[str, int]:
+    """Second of the start, and the number among the runs of this second."""
+    found = STAMP.match(run.name)
+    assert found
+    return found[1], int(found[2] or 1)
 
 
 def made(path: str) -> str:

@@ -1,18 +1,16 @@
 """What an evaluation needs trained on the way: the banks of several subjects, or one LLMDiff adapter."""
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src.data.commands import override
-from src.data.images import find_images
 from src.eval.protocols.concept import ConceptSource
-from src.run.targets import build
-from src.run.trained_once import Training, as_overrides, composed, files_digest, train_missing, training_digest
+from src.run.record import record_digest, training_record
+from src.run.trained_once import Training, as_overrides, composed, train_missing
 
 
 class Suite:
@@ -64,11 +62,8 @@ class Suite:
         return (f"+experiment={self.experiment}", override("concept", name), *subject, *self.training)
 
     def _training(self, name: str, cfg: DictConfig) -> Training:
-        # Finding images raises a sentence where there is none, before the first subject is trained.
-        content = [
-            files_digest(find_images(path)) for path in (cfg.data.instance_dir, cfg.data.get("class_dir")) if path
-        ]
-        path = self.cache_dir / f"{name}-{training_digest(cfg, content)}.safetensors"
+        # What cannot be read raises a sentence here, before the first subject is trained.
+        path = self.cache_dir / f"{name}-{record_digest(training_record(cfg))}.safetensors"
         return Training(name, "concept bank", path, self._overrides(name))
 
 
@@ -106,26 +101,7 @@ class AdapterSuite:
         # Nobody watches: one validation, at the end.
         own = (f"+experiment={self.experiment}", "trainer.val_check_interval=${trainer.max_steps}")
         overrides = (*own, *self.training)
-        path = self.cache_dir / f"{adapter_digest(composed(overrides))}.safetensors"
+        path = self.cache_dir / f"{record_digest(training_record(composed(overrides)))}.safetensors"
         name = f"the adapter {path.stem} ({', '.join(self.training) or self.experiment})"
         train_missing([Training(name, "adapter", path, overrides)], train)
         return {"adapter": str(path)}
-
-
-def adapter_digest(cfg: DictConfig) -> str:
-    """Hash of all an adapter is trained from, see ``training_digest``; shards and datasets of the hub by name alone."""
-    llm = OmegaConf.to_container(cfg.method.learner.encoder.language_model, resolve=True)
-    source = cfg.data.get("source") or {}
-    place = source.get("folder") or source.get("path")
-    return training_digest(cfg, [_llm_hash(json.dumps(llm)), *([_images_hash(place)] if place else [])])
-
-
-def _llm_hash(settings: str) -> str:
-    """Of the language model that these settings, as JSON, describe."""
-    return build(json.loads(settings)).identity.revision
-
-
-def _images_hash(place: str) -> str:
-    """Of a folder with images and captions, or of one file that holds both."""
-    found = [Path(place), *sorted(Path(place).rglob("*"))]
-    return files_digest([path for path in found if path.is_file()])

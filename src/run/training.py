@@ -10,6 +10,8 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from src.run.cli import is_first
+from src.run.record import training_record
+from src.run.resume import checkpoint_of
 from src.run.targets import build
 from src.run.types import check_types
 
@@ -74,21 +76,27 @@ def _fit(cfg: DictConfig) -> Fitted:
     import lightning as L
 
     from src.callbacks.progress import Ranks
+    from src.callbacks.record import Recorded
     from src.callbacks.trackers.loggers import log_config, log_exports
     from src.callbacks.whole_steps import WholeSteps
+    from src.modules.training.checkpoints import WholeCheckpoints
 
     # Its import sets this to INFO: advertisements and a list of devices that are not there.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+    record = training_record(cfg)
+    # Before anything is loaded.
+    checkpoint = checkpoint_of(cfg.paths.run_dir, record) if cfg.resume else None
     data = build(cfg.data)
     module = build(cfg.method)
     # As it is written: what is resolved holds the time of the start, which differs between processes.
     given = build(cfg.callbacks).values()
-    callbacks = [Ranks(OmegaConf.to_yaml(cfg)), WholeSteps(), *(callback for callback in given if callback is not None)]
+    own = [Ranks(OmegaConf.to_yaml(cfg)), WholeSteps(), Recorded(record)]
+    callbacks = [*own, *(callback for callback in given if callback is not None)]
     loggers = list(build(cfg.logger).values())
-    trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers)
+    plugins = [*(build(cfg.trainer.get("plugins")) or ()), WholeCheckpoints()]
+    trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=plugins)
     log_config(loggers, cfg)
-    checkpoint = f"{cfg.paths.run_dir}/checkpoints/last.ckpt" if cfg.resume else None
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if not trainer.is_global_zero:

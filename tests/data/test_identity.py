@@ -51,14 +51,14 @@ PARTS = {
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_of_a_checkpoint_counts(saved: Path, tmp_path: Path, part: str, config: bool) -> None:
     own = shutil.copytree(saved, tmp_path / "own")
-    before = UNetBackbone.parts_of(str(saved))
-    assert UNetBackbone.parts_of(str(own)) == before and set(PARTS) <= set(before)
+    before = UNetBackbone.content({"path": str(saved)})
+    assert UNetBackbone.content({"path": str(own)}) == before and set(PARTS) <= set(before)
     target = own / "model_index.json" if part == "settings" else next((own / part).glob(PARTS[part]))
     if target.suffix == ".safetensors":
         flipped(target) if not config else edited(own / part / "config.json")
     else:
         edited(target)
-    after = UNetBackbone.parts_of(str(own))
+    after = UNetBackbone.content({"path": str(own)})
     assert {name for name in before if before[name] != after[name]} == {part}
 
 
@@ -102,7 +102,7 @@ def test_where_a_model_is_and_how_it_is_used_does_not_count(saved: Path, tmp_pat
     assert half.parts == first.parts and half.identity != first.identity
     # Weights in another precision beside the model's own are not read.
     shutil.copy(own / "vae" / "diffusion_pytorch_model.safetensors", own / "vae" / "other.fp16.safetensors")
-    assert UNetBackbone.parts_of(str(own)) == first.parts
+    assert UNetBackbone.content({"path": str(own)}) == first.parts
 
 
 def test_a_scale_wise_model_is_all_its_files(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from eval import use
 from src.run import targets
-from src.run.suites import AdapterSuite, adapter_digest
+from src.run.record import record_digest, training_record
+from src.run.suites import AdapterSuite
 from src.run.trained_once import as_overrides, composed
 from tests.llms import tiny_llm_folder
 from tests.tiny import tiny_sd
@@ -38,7 +39,7 @@ def training(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[d
 
 
 def digest(training: dict, *overrides: str) -> str:
-    return adapter_digest(composed(["+experiment=llmdiff", *as_overrides(training), *overrides]))
+    return record_digest(training_record(composed(["+experiment=llmdiff", *as_overrides(training), *overrides])))
 
 
 def test_an_adapter_is_trained_once(training: dict, tmp_path: Path) -> None:
@@ -120,6 +121,8 @@ class Ended(BaseException):
 class EndsAt(L.Callback):
     """After this step."""
 
+    incidental = ("step",)
+
     def __init__(self, step: int) -> None:
         self.step = step
 
@@ -161,3 +164,18 @@ def test_what_was_made_reaches_the_configuration_beside_what_was_given(training:
     use({"bank.rex": "made", "bank.tom": "made", "adapter": "made"}, cfg)
     assert compose("eval", overrides=["method=llmdiff/draw", "adapter=given"]).method.adapter == "given"
     assert (cfg.bank, cfg.adapter) == ({"rex": "given", "tom": "made"}, "made")
+
+
+@pytest.mark.parametrize("damaged", ["last", "both"])
+def test_a_training_whose_checkpoints_are_damaged_still_ends(training: dict, tmp_path: Path, damaged: str) -> None:
+    cut = {"+callbacks": {"ends": {"_target_": f"{__name__}.EndsAt", "step": 3}}}
+    with pytest.raises(Ended):
+        AdapterSuite("llmdiff", str(tmp_path / "cut"), {**training, **cut}).trained()
+    (folder,) = (tmp_path / "cut").glob("*/checkpoints")
+    for name in ("last.ckpt", "last.ckpt.before")[: 2 if damaged == "both" else 1]:
+        (folder / name).write_bytes((folder / name).read_bytes()[:1000])
+    late = {"+callbacks": {"ends": {"_target_": f"{__name__}.EndsAt", "step": 1 if damaged == "last" else 9}}}
+    path = AdapterSuite("llmdiff", str(tmp_path / "cut"), {**training, **late}).trained()["adapter"]
+    whole = AdapterSuite("llmdiff", str(tmp_path / "whole"), training).trained()["adapter"]
+    first, second = load_file(whole), load_file(path)
+    assert all(first[name].equal(second[name]) for name in first)

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from operator import attrgetter
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from src.data.captions.buckets import Size
 from src.data.captions.items import LEAVE_OUT, LoadedImage, image_batch, load
+from src.data.identity import joined
 from src.data.images import EXTENSIONS
 from src.data.ranges import Count, Seed
 from src.data.store import TensorStore
@@ -53,6 +54,12 @@ class CaptionShards:
     """
 
     incidental: ClassVar[tuple[str, ...]] = ("run_commands",)
+
+    @staticmethod
+    def content(settings: Mapping[str, Any]) -> dict[str, str]:
+        """Hash the sizes of the shards that these arguments name; to read terabytes would take too long."""
+        found = [Path(shard) for shard in expanded(settings["shards"]) if Path(shard).is_file()]
+        return {"sizes": joined({str(path): str(path.stat().st_size) for path in found})}
 
     def __init__(
         self,

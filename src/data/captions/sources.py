@@ -2,10 +2,11 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
+from src.data.identity import place_digest
 from src.data.images import find_images
 
 
@@ -51,6 +52,13 @@ class CaptionFolder:
     Raises:
         ValueError: If there is no image, or an image without a caption, or a caption without an image; they are named.
     """
+
+    incidental: ClassVar[tuple[str, ...]] = ("folder",)
+
+    @staticmethod
+    def content(settings: Mapping[str, Any]) -> dict[str, str]:
+        """Hash images and captions of the folder that these arguments name."""
+        return {"files": place_digest(Path(settings["folder"]).expanduser())}
 
     def __init__(self, folder: str | Path, text_column: str = "text") -> None:
         self.folder = Path(folder)
@@ -128,6 +136,12 @@ class CaptionDataset:
     Raises:
             ValueError: If it does not exist, has no such split or column, or lacks captions; the rows are named.
     """
+
+    @staticmethod
+    def content(settings: Mapping[str, Any]) -> dict[str, str]:
+        """Hash the dataset that these arguments name, if it is on the disk; one of the hub is known by its name."""
+        place = Path(settings["path"]).expanduser()
+        return {"files": place_digest(place)} if place.exists() else {}
 
     def __init__(
         self,

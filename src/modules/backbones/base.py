@@ -119,7 +119,7 @@ class Backbone(ABC):
             local_files_only=local_files_only,
             use_safetensors=True,
         )
-        parts = cls.parts_of(path, local_files_only=True)
+        parts = cls.content({"path": path, "local_files_only": True})
         backbone = cls(pipeline, Path(path).name if local else path, sampling, safety_checker, parts)
         backbone.known_words = KnownWords.read(path) if local else None
         if DTYPES[dtype] != loaded:
@@ -127,16 +127,19 @@ class Backbone(ABC):
         return backbone
 
     @classmethod
-    def parts_of(cls, path: str, local_files_only: bool = False) -> dict[str, str]:
-        """Hash each part of a model on disk, without loading it; a hub id is fetched first.
+    def content(cls, settings: Mapping[str, Any]) -> dict[str, str]:
+        """Hash each part of what these arguments of ``from_pretrained`` load, without loading it; a hub id is fetched.
 
-        Args:
-            path: Hub id or local folder.
-            local_files_only: Whether to fetch nothing.
+        Raises:
+            ValueError: If the folder is missing or of another kind.
         """
-        if looks_local(path):
-            return pipeline_parts(Path(path).expanduser())
-        return pipeline_parts(DiffusionPipeline.download(path, local_files_only=local_files_only, use_safetensors=True))
+        path, here = settings["path"], settings.get("local_files_only", False)
+        local = looks_local(path)
+        return pipeline_parts(
+            Path(path).expanduser()
+            if local
+            else DiffusionPipeline.download(path, local_files_only=here, use_safetensors=True)
+        )
 
     @property
     @abstractmethod

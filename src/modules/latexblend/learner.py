@@ -240,14 +240,6 @@ class LaTexBlend(Learner):
             {"name": "modifier", "params": list(self.delta.modifier.parameters()), "weight_decay": 0.0},
         ]
 
-    def identity(self) -> dict[str, Any]:
-        """Return subject, backbone and rank."""
-        return {
-            "class_noun": self.subject.class_noun,
-            "backbone_hash": self.backbone.fingerprint,
-            "rank": self.rank,
-        }
-
     def export(self, record: TrainingRecord) -> dict[str, str]:
         """Write the bank, which is all that generation needs of a training."""
         path, name = self.extract_bank(record).save(self.export_path), self.subject.concept

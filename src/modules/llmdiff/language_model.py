@@ -1,9 +1,9 @@
 """A decoder-only language model on disk: its configuration is read at once, its weights when they are first needed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -40,6 +40,8 @@ class LanguageModel:
     Raises:
         ValueError: If the folder holds no decoder-only model, or ``dtype`` is unknown.
     """
+
+    incidental: ClassVar[tuple[str, ...]] = ("path", "revision", "local_files_only")
 
     def __init__(self, folder: str | Path, name: str, dtype: str = "float32") -> None:
         if dtype not in DTYPES:
@@ -82,6 +84,12 @@ class LanguageModel:
             reason = str(error).partition("\n")[0].partition(" You can inspect")[0].rstrip(".")
             raise ValueError(f"cannot get the language model {path}: {reason}; give a hub id or a folder") from error
         return cls(folder, path, dtype)
+
+    @classmethod
+    def content(cls, settings: Mapping[str, Any]) -> dict[str, str]:
+        """Hash what these arguments of ``from_pretrained`` load, without loading it."""
+        names = ("path", "revision", "local_files_only")
+        return {"files": cls.from_pretrained(**{k: settings[k] for k in names if k in settings}).identity.revision}
 
     @property
     def width(self) -> int:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -187,15 +186,6 @@ class LLMDiff(Learner):
             {"name": "vectors", "params": vectors, "weight_decay": 0.0},
             {"name": "scalars", "params": scalars, "weight_decay": 0.0},
         ]
-
-    def identity(self) -> dict[str, str]:
-        """Return backbone, language model and the options."""
-        return {
-            "backbone": self.backbone.fingerprint,
-            "llm": self.encoder.identity.revision,
-            "encoding": json.dumps(asdict(self.encoder.options)),
-            "adapter": json.dumps(asdict(self.adapter.options)),
-        }
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
         """Write the adapter, which is all that drawing needs of a training."""

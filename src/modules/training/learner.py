@@ -19,8 +19,6 @@ from src.data.request import Request
 from src.modules.training.diffusion import step_generator
 
 SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine"}
-OLD_IDENTITIES = ("latexblend", "llmdiff")
-"""Keys under which checkpoints of earlier versions hold their identity; their tensor names lack ``learner.``."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +126,6 @@ class Learner(nn.Module, ABC):
 
     def curves(self) -> dict[str, float]:
         """Return further numbers to log as often as the loss."""
-        return {}
-
-    def identity(self) -> dict[str, Any]:
-        """Return what a checkpoint must agree with to be resumed, as plain values."""
         return {}
 
     def sample(self, requests: Sequence[Request], steps: int) -> list[Image.Image]:
@@ -306,25 +300,16 @@ class LearnerModule(L.LightningModule):
             self.ema.copy_to(self.averaged_parameters)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the learner's identity, which resuming checks, and the averaged weights."""
-        checkpoint["identity"] = self.learner.identity()
+        """Store the averaged weights."""
         if self.ema is not None:
             checkpoint["ema"] = {"shadow": self.ema.shadow_params, "step": self.ema.optimization_step}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another experiment; restore the averaged weights.
+        """Restore the averaged weights.
 
         Raises:
-            ValueError: If it belongs to another experiment, or lacks a tensor.
+            ValueError: If the checkpoint lacks a tensor.
         """
-        if "identity" not in checkpoint:
-            _rename_entries(checkpoint)
-        found, own = checkpoint["identity"], self.learner.identity()
-        if found != own:
-            raise ValueError(
-                f"this checkpoint is of another experiment: it holds {found}, this run is {own}; resume with the "
-                "configuration that wrote it, or start without resume=true"
-            )
         missing = sorted(set(self.state_dict()) - set(checkpoint["state_dict"]))
         if missing:
             first = missing[0].removeprefix("learner.")
@@ -332,12 +317,6 @@ class LearnerModule(L.LightningModule):
         if self.ema is not None:
             self.ema.shadow_params = checkpoint["ema"]["shadow"]
             self.ema.optimization_step = checkpoint["ema"]["step"]
-
-
-def _rename_entries(checkpoint: dict[str, Any]) -> None:
-    """Rename the entries of a checkpoint that is older than ``LearnerModule``."""
-    checkpoint["identity"] = next((checkpoint[name] for name in OLD_IDENTITIES if name in checkpoint), {})
-    checkpoint["state_dict"] = {f"learner.{name}": tensor for name, tensor in checkpoint["state_dict"].items()}
 
 
 def _named(losses: dict[str, Tensor] | Tensor) -> dict[str, Tensor]:
