@@ -167,7 +167,10 @@ def test_what_was_made_reaches_the_configuration_beside_what_was_given(training:
 
 
 @pytest.mark.parametrize("damaged", ["last", "both"])
-def test_a_training_whose_checkpoints_are_damaged_still_ends(training: dict, tmp_path: Path, damaged: str) -> None:
+def test_a_training_whose_checkpoints_are_damaged_still_ends(
+    training: dict, tmp_path: Path, damaged: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "PACKAGES", (*targets.PACKAGES, __name__))
     cut = {"+callbacks": {"ends": {"_target_": f"{__name__}.EndsAt", "step": 3}}}
     with pytest.raises(Ended):
         AdapterSuite("llmdiff", str(tmp_path / "cut"), {**training, **cut}).trained()
