@@ -24,8 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from src.data.checkpoints import stored
-from src.data.commands import override
+from src.data.checkpoints import newest_run, stored
 from src.run.errors import explain
 from src.run.home import expand_home, typed_at_home
 from src.run.spelling import ARGUMENT, GIVEN_WHOLE, METHODS, RESPELLED
@@ -41,8 +40,6 @@ names of banks are the user's own (`++`, so that the same name in an experiment 
 training that an evaluation changes."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Where launchers tell a process its number."""
-STAMP = re.compile(r"^(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_(\d+))?$")
-"""Names of run folders: date, time, and a number among the runs of one second."""
 typed: dict[str, str] = {}
 """Arguments as Hydra gets them to what was typed, by which a sweep is found again."""
 RUN_DIR = "ATELIER_RUN_DIR"
@@ -267,32 +264,10 @@ def run_dir(root: str, resume: bool = False) -> str:
     """
     folder = Path(root).expanduser()
     if resume:
-        return str(_newest_run(folder))
+        return str(newest_run(folder))
     if not is_first():
         return os.environ.get(RUN_DIR) or _scratch()
     return named.setdefault(root, str(folder / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
-
-
-def _newest_run(folder: Path) -> Path:
-    """Find the run that was started last; an older one that has a checkpoint is not what is meant."""
-    runs = sorted((path for path in folder.glob("*") if STAMP.match(path.name)), key=_started)
-    if not runs:
-        raise ValueError(f"resume=true, but there is no run in {folder}; start without resume=true")
-    if not stored(runs[-1]):
-        older = [run for run in runs if stored(run)]
-        told = override("paths.run_dir", str(older[-1])) if older else ""
-        advice = f", or continue an older run with {told} resume=true" if older else ""
-        raise ValueError(
-            f"resume=true, but the newest run, {runs[-1]}, has no checkpoint yet; start without resume=true{advice}"
-        )
-    return runs[-1]
-
-
-def _started(run: Path) -> tuple[str, int]:
-    """Second of the start, and the number among the runs of this second."""
-    found = STAMP.match(run.name)
-    assert found
-    return found[1], int(found[2] or 1)
 
 
 def made(path: str) -> str:
