@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, T5TokenizerFast
 
 from src.data.mentions import check_name, parse_prompt
 from src.data.prompts import TEMPLATES, concept_positions, concept_span
@@ -58,6 +58,7 @@ READ = {
     "the photo <rex>": ("the photo a dog", ["a"]),
     "that is <rex>": ("that is a dog", ["a"]),
     "it's <rex>": ("it's a dog", ["a"]),
+    "a quiet old town market square <rex>": ("a quiet old town market square a dog", ["a"]),
     "a car, <rex>": ("a car, a dog", ["a"]),
     "a city, old <rex>": ("a city, old a dog", ["a"]),
     # Several mentions, of equal and of longer nouns.
@@ -150,6 +151,15 @@ def test_a_noun_that_a_tokenizer_joins_with_its_neighbours_is_refused(
     for kind in ("t5", "llama"):
         with pytest.raises(ValueError, match="reads 'dog' there as .* but alone as"):
             concept_positions(tokenizers[kind], 'a "<rex>"', NOUNS)
+
+
+def test_an_article_that_a_tokenizer_joins_with_a_bracket_is_refused() -> None:
+    """V* would overwrite the bracket, too."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581(a", -1.0), ("\u2581a", -1.0), ("(", -3.0)]
+    words = T5TokenizerFast(vocab=[*pieces, ("\u2581dog", -1.0), (")", -3.0), ("\u2581", -2.0)], extra_ids=0)
+    assert concept_positions(words, "<rex>)", NOUNS)[1] == [("rex", [0, 1])]
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        concept_positions(words, "(<rex>)", NOUNS)
 
 
 def test_the_real_tokenizer_of_clip_is_the_one_that_models_have(

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from src.data.banks import CONCEPT_BANK
 from src.data.commands import command
 from src.data.known_words import warn_of_unknown
+from src.data.mentions import parse_prompt
 from src.data.prompts import FIXED_TEMPLATE, TEMPLATES
 from src.data.ranges import Positive, Rank, Sampling, Seed
 from src.data.request import Request
@@ -226,8 +227,8 @@ class LaTexBlend(Learner):
         """Draw prompts with the concept in its present state; before the first step, with the plain class noun."""
         concept = self.subject.concept
         if steps == 0:
-            noun = self.subject.class_noun
-            requests = [Request(request.prompt.replace(f"<{concept}>", noun), request.seed) for request in requests]
+            nouns = {concept: self.subject.class_noun}
+            requests = [Request(parse_prompt(request.prompt, nouns).plain, request.seed) for request in requests]
         sampling = {"resolution": self.resolution, **(self.sampling or {})}
         blending = {name: sampling.pop(name) for name in BLENDING if name in sampling}
         generator = ConceptGenerator(self.backbone, {concept: self.extract_bank()}, sampling, **blending)

@@ -267,3 +267,18 @@ def test_a_noun_that_the_model_was_never_taught_is_said_at_the_start(
         messages = [record.getMessage() for record in caplog.records if "never taught" in record.getMessage()]
         assert len(messages) == 2 * len(said)
         assert all("never taught vase:" in message for message in messages)
+
+
+def test_grids_before_the_first_step_draw_the_plain_prompt_that_later_ones_mark(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a prompt that cannot be drawn is refused then, not after hundreds of steps."""
+    drawn: list[Request] = []
+    backbone = UNetBackbone(tiny_sd(tmp_path), "tiny")
+    learner = LaTexBlend(backbone, Subject("dog", "rex"), str(tmp_path), str(tmp_path / "x.safetensors"))
+    learner.prepare(data(photos), torch.device("cpu"))
+    monkeypatch.setattr(ConceptGenerator, "sample", lambda self, requests: drawn.extend(requests))
+    learner.sample([Request("<rex> and a cat", 3)], steps=0)
+    assert drawn == [Request("a dog and a cat", 3)]
+    with pytest.raises(ValueError, match="plural"):
+        learner.sample([Request("a <rex>s", 3)], steps=0)
