@@ -178,13 +178,18 @@ def _opened(file: str | Path | BinaryIO, name: str, min_side: int) -> Iterator[I
         raise ValueError(f"cannot read the image {name}: {_reason(error)}") from error
 
 
-def load_folder(folder: str | Path, min_side: int = MIN_SIDE) -> list[Image.Image]:
-    """Read every image of a folder in the order of ``find_images``.
+def load_folder(folder: str | Path, min_side: int = MIN_SIDE, most: int | None = None) -> list[Image.Image]:
+    """Read the images of a folder in the order of ``find_images``.
+
+    Args:
+        folder: The folder.
+        min_side: Smallest width and height in pixels.
+        most: Number of images to read at most; by default all.
 
     Raises:
         ValueError: As in ``find_images`` and ``load_image``; one bad file is enough, so that none is left out silently.
     """
-    return [load_image(path, min_side) for path in find_images(folder)]
+    return [load_image(path, min_side) for path in find_images(folder)[:most]]
 
 
 def readable_images(folder: str | Path) -> list[Path]:

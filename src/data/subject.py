@@ -125,7 +125,7 @@ class ConceptData(L.LightningDataModule):
         if not class_noun or not class_noun.strip():
             raise ValueError("class_noun is empty; say what the subject is, such as class_noun=dog")
         self.photos = load_folder(instance_dir)
-        self.class_photos = load_folder(class_dir)[:num_class_images] if class_dir else None
+        self.class_photos = load_folder(class_dir, most=num_class_images) if class_dir else None
         if self.class_photos and len(self.class_photos) < num_class_images:
             logging.getLogger(__name__).warning(
                 "%s holds %d images, fewer than data.num_class_images=%d; they are used as they are, each more often",

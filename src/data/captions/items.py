@@ -21,7 +21,8 @@ from src.data.store import TensorStore
 
 def latents_key(encoded: bytes, bucket: Size) -> str:
     """Return the key in the store for the latents of an image file that is cropped to a bucket."""
-    digest = hashlib.sha256(b"%dx%d:" % bucket + encoded).hexdigest()
+    # The first word is how images are read: with another one, stored latents would be of other colours.
+    digest = hashlib.sha256(b"sRGB %dx%d:" % bucket + encoded).hexdigest()
     return f"{digest[:2]}/{digest}"
 
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from src.callbacks.trackers.loggers import log_results, means
 from src.callbacks.trackers.wandb import TIMEOUTS, WandbTracker
-from src.eval.results.results import write_rows
+from src.eval.results.results import read_rows, write_rows
+from tests.open_images import OpenImages
 
 METRICS = {"overall": {"concept": {"dino": {"mean": 0.5, "low": 0.4, "high": 0.6}}, "gap": {"mean": None}}}
 
@@ -38,11 +40,29 @@ def test_files_and_tensorboard_get_the_means(run_dir: Path) -> None:
     assert events.Scalars("test/concept/dino")[0].value == 0.5
 
 
-def test_wandb_gets_a_row_per_image_with_its_reference(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", *TIMEOUTS):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_table_of_many_images_holds_few_of_them(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (row, *_) = read_rows(run_dir / "per_image")
+    for seed in range(100):
+        Image.new("RGB", (16, 16), (seed, 0, 0)).save(run_dir / "images" / f"{seed}.png")
+    write_rows([row | {"seed": seed, "file": f"{seed}.png"} for seed in range(100)], run_dir / "per_image")
+    images = OpenImages(monkeypatch)
+    log(run_dir, WandbTracker(str(run_dir), name="suite", group="base_flow", job_type="eval"))
+    (table,) = (run_dir / "wandb").rglob("samples*.table.json")
+    assert len(json.loads(table.read_text())["data"]) == 100
+    assert images.most < 20
+
+
+@pytest.mark.usefixtures("offline")
+def test_wandb_gets_a_row_per_image_with_its_reference(run_dir: Path) -> None:
     log(run_dir, WandbTracker(str(run_dir), name="suite", group="base_flow", job_type="eval"))
     (table,) = (run_dir / "wandb").rglob("samples*.table.json")
     assert '"dino"' in table.read_text() and '"reference"' in table.read_text()

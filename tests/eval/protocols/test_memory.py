@@ -1,11 +1,9 @@
 """However many images a protocol scores, only a few are open at a time."""
 
-import weakref
 from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
 
 from src.data.styles import StylePrompt, style_references
 from src.data.world import render
@@ -22,6 +20,7 @@ from src.eval.world.captions import CaptionProtocol
 from src.eval.world.injection import InjectionProtocol
 from src.eval.world.probe import Probe
 from src.eval.world.quality import WorldQuality
+from tests.open_images import OpenImages
 
 BATCH, NUMBER = 8, 160
 """Images that are read together, and that are scored together."""
@@ -29,27 +28,9 @@ OPEN = 10 * BATCH
 """Two batches that are read ahead, the last one, and what is made of each image on the way."""
 
 
-class Watch:
-    """Counts the images that are open, but for those that were open before."""
-
-    def __init__(self):
-        self.open, self.most = {}, 0
-
-    def created(self, image):
-        key = id(image)
-        self.open[key] = weakref.ref(image, lambda _: self.open.pop(key, None))
-        self.most = max(self.most, len(self.open))
-
-
 @pytest.fixture
 def watch(monkeypatch, concepts, pictures):
-    found, init = Watch(), Image.Image.__init__
-
-    def watched(self):
-        init(self)
-        found.created(self)
-
-    monkeypatch.setattr(Image.Image, "__init__", watched)
+    found = OpenImages(monkeypatch)
     monkeypatch.setattr(read_ahead, "__defaults__", (BATCH,))
     monkeypatch.setattr("src.eval.world.captions.BATCH", BATCH)
     # What a renderer keeps does not grow with the images, but would be counted here.
