@@ -132,20 +132,14 @@ def _log_samples(logger: WandbTracker, run_dir: Path, images_dir: Path, referenc
         return
     columns = [column for column in rows[0] if column != "file"]
     photos = {name: wandb.Image(photo) for name, photo in references.items()}
-    data = [[_drawn(images_dir / row["file"]), photos.get(_subject(row)), *(row[c] for c in columns)] for row in rows]
+    data = [
+        [wandb.Image(str(images_dir / row["file"])), photos.get(_subject(row)), *(row[c] for c in columns)]
+        for row in rows
+    ]
     logger.log_table("test/samples", columns=["image", "reference", *columns], data=data)
     # The grids are logged as images too, because an offline table keeps its pixels in other files.
     for path in sorted(run_dir.glob("grid_*.png")):
         logger.log_image(f"test/{path.stem}", [str(path)])
-
-
-def _drawn(path: Path) -> Any:
-    """An image of a table, by its file: W&B reads the pixels when it needs them, one image at a time."""
-    import wandb
-
-    image = wandb.Image(str(path))
-    image._image = None
-    return image
 
 
 def _subject(row: Mapping[str, Any]) -> str:
