@@ -1,9 +1,11 @@
 """Lightning's W&B logger, changed so that it never stops or hangs a run and writes only to the run's folder."""
 
+import json
 import netrc
 import os
 import re
 import shlex
+import subprocess
 import sys
 import threading
 import uuid
@@ -19,6 +21,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.data.ranges import Weight
+
+GLOBAL_STEP = "trainer/global_step"
 
 
 def notice(text: str) -> None:
@@ -110,15 +114,43 @@ def _call(url: str, seconds: float, heard: threading.Event) -> None:
         return
 
 
-# In seconds; W&B's own are 90 and none. What was not uploaded in time stays on disk for `wandb sync`.
-TIMEOUTS = {"WANDB_INIT_TIMEOUT": "30", "WANDB_FINISH_TIMEOUT": "120"}
+# In seconds. W&B's own are 90, none, and 15, which a kill would cost. What was not uploaded in time stays on disk for
+# `wandb sync`.
+SECONDS = {"WANDB_INIT_TIMEOUT": "30", "WANDB_FINISH_TIMEOUT": "120", "WANDB__TRANSACTION_LOG_FLUSH_INTERVAL": "1"}
+
+
+def history_of(folder: Path, run_id: str) -> list[dict[str, Any]]:
+    """Read what earlier starts of a run logged, row by row, with W&B's own reader; of a killed one what it had written.
+
+    Args:
+        folder: W&B's folder in the run folder.
+        run_id: The run.
+    """
+    rows = []
+    for path in sorted(folder.glob(f"*run-*-{run_id}/run-{run_id}.wandb")):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+        shown = subprocess.run(command, capture_output=True, encoding="utf-8", check=False).stdout
+        records = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
+        rows += [record["history"]["item"] for record in records if record["type"] == "history"]
+    return rows
+
+
+def last_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Last step at which rows hold each metric; one that is no number is in a row by its parts, such as ``a.path``."""
+    found: dict[str, int] = {}
+    for row in rows:
+        for key in row if GLOBAL_STEP in row else ():
+            parts = key.split(".")
+            found |= {".".join(parts[:end]): int(row[GLOBAL_STEP]) for end in range(1, len(parts) + 1)}
+    return found
 
 
 class WandbTracker(WandbLogger):
     """Logs online if there is a key and the host answers, else offline, else not at all; a notice says so.
 
     All files are in ``<run_dir>/wandb``, with the pixels of tables, so that ``wandb sync`` can upload an offline run
-    later. The run's id is there too, so that a resumed training continues the same W&B run.
+    later. The run's id is there too, so that a resumed training continues the same W&B run: an offline one in a second
+    folder, which ``wandb sync`` appends to the first. Steps that are trained again are not logged again.
 
     Args:
         run_dir: The run folder.
@@ -149,6 +181,7 @@ class WandbTracker(WandbLogger):
         self._experiment: Any = None
         self.folder, self.seconds = Path(run_dir).absolute() / "wandb", seconds
         self.guard = Guard("W&B")
+        self.former: dict[str, int] = {}
 
     @property
     @rank_zero_experiment
@@ -181,9 +214,14 @@ class WandbTracker(WandbLogger):
             notice(f"W&B is offline, {reason}; upload later: wandb sync {shlex.quote(str(self.folder))}/offline-run-*")
         # Several trainings in one process are several runs.
         own = {"id": self._persisted_id(), "mode": mode, "reinit": "finish_previous"}
+        rows = self.guard(history_of, self.folder, own["id"]) or []
+        self.former = last_steps(rows)
         run = wandb.init(**{**self._wandb_init, **own})
-        run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        run.define_metric(GLOBAL_STEP)
+        run.define_metric("*", step_metric=GLOBAL_STEP, step_sync=True)
+        if rows and mode == "offline":
+            # Online, the host says where to go on.
+            run.log({}, step=1 + max(row["_step"] for row in rows))
         return run
 
     def _keep_inside(self) -> None:
@@ -194,7 +232,7 @@ class WandbTracker(WandbLogger):
         self.folder.mkdir(parents=True, exist_ok=True)
         os.environ["WANDB_DATA_DIR"] = str(self.folder / "data")
         os.environ["WANDB_CACHE_DIR"] = str(self.folder / "cache")
-        for variable, seconds in TIMEOUTS.items():
+        for variable, seconds in SECONDS.items():
             os.environ.setdefault(variable, seconds)
 
     def _persisted_id(self) -> str:
@@ -211,9 +249,12 @@ class WandbTracker(WandbLogger):
             self.guard(super().log_hyperparams, params)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log like the parent class, unless W&B did not start or fails."""
-        if self.started:
-            self.guard(super().log_metrics, metrics, step)
+        """Log like the parent class, unless W&B did not start or fails, and what an earlier start has not logged."""
+        if not self.started:
+            return
+        new = {name: value for name, value in metrics.items() if not step or step > self.former.get(name, 0)}
+        if new:
+            self.guard(super().log_metrics, new, step)
 
     @rank_zero_only
     def log_exports(self, exports: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.callbacks.trackers.loggers import log_results, means
-from src.callbacks.trackers.wandb import TIMEOUTS, WandbTracker
+from src.callbacks.trackers.wandb import SECONDS, WandbTracker
 from src.eval.results.results import read_rows, write_rows
 from tests.open_images import OpenImages
 
@@ -42,7 +42,7 @@ def test_files_and_tensorboard_get_the_means(run_dir: Path) -> None:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", *TIMEOUTS):
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", *SECONDS):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from src.callbacks.progress import Throughput
 from src.callbacks.sample_grid import SampleGrid
 from src.callbacks.trackers.loggers import log_config, log_exports
-from src.callbacks.trackers.wandb import TIMEOUTS, WandbTracker
+from src.callbacks.trackers.wandb import SECONDS, WandbTracker, history_of
 from tests.callbacks.conftest import TinyData, TinyModule, tiny_trainer
 
 CONFIG = OmegaConf.create({"name": "dog", "seed": 3, "method": {"learning_rate": 0.1, "seed": "${seed}"}})
@@ -39,7 +39,7 @@ def train(folder: Path, steps: int = 4) -> WandbTracker:
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tracker sets ends with the test."""
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", *TIMEOUTS):
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", *SECONDS):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -139,6 +139,41 @@ def test_a_resumed_training_continues_the_same_run(offline: SimpleNamespace) -> 
     again = WandbTracker(str(offline.folder))
     assert again._persisted_id() == of_type(offline, "run")[0]["run_id"]
     assert WandbTracker(str(offline.folder / "other"))._wandb_init["resume"] == "allow"
+
+
+PART = """
+import os, signal, sys, time
+from PIL import Image
+from src.callbacks.trackers.wandb import WandbTracker
+tracker = WandbTracker(sys.argv[1])
+for step in range(int(sys.argv[2]), int(sys.argv[3])):
+    tracker.log_metrics({"train/loss": 1 / (1 + step)}, step)
+    tracker.log_metrics({"perf/it_s": 2.0}, step + 1)
+    if step % 3 == 0:
+        tracker.log_image("samples/images", [Image.new("RGB", (8, 8))], step=step)
+if sys.argv[4] == "kill":
+    time.sleep(5)
+    os.kill(os.getpid(), signal.SIGKILL)
+tracker.close()
+"""
+"""The steps of a training that is killed or ends."""
+
+
+def test_a_killed_and_resumed_run_is_one_history_to_the_reader_of_wandb(tmp_path: Path) -> None:
+    for first, last, end in ((0, 6, "kill"), (4, 9, "end")):
+        command = [sys.executable, "-c", PART, str(tmp_path), str(first), str(last), end]
+        subprocess.run(command, cwd=Path(__file__).parents[3], check=end == "end", capture_output=True)
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    own = (tmp_path / "wandb" / "run_id.txt").read_text().strip()
+    assert [path.name for path in files] == 2 * [f"run-{own}.wandb"]
+    rows = history_of(tmp_path / "wandb", own)
+    assert [row["_step"] for row in rows] == list(range(len(rows)))
+    steps = {
+        name: [row["trainer/global_step"] for row in rows if name in row]
+        for name in ("train/loss", "perf/it_s", "samples/images.captions", "samples/images.count")
+    }
+    assert steps["train/loss"] == list(range(9)) and steps["perf/it_s"] == list(range(1, 10))
+    assert [0, 3, 6] in steps.values()
 
 
 @pytest.mark.parametrize("broken", ["init", "folder"])
