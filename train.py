@@ -25,7 +25,9 @@ def main(cfg: DictConfig) -> None:
 def experiments() -> list[str]:
     """Names of what can be trained, those for evaluations left out."""
     folder = CONF / "experiment"
-    trained = [path for path in sorted(folder.rglob("*.yaml")) if "train.py +experiment" in path.read_text()]
+    trained = [
+        path for path in sorted(folder.rglob("*.yaml")) if "train.py +experiment" in path.read_text(encoding="utf-8")
+    ]
     return [path.relative_to(folder).with_suffix("").as_posix() for path in trained]
 
 

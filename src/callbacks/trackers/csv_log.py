@@ -48,10 +48,10 @@ class _Lines(ExperimentWriter):
         if self._record_new_keys():
             former: list[Any] = []
             if path.exists():
-                with path.open(newline="") as file:
+                with path.open(newline="", encoding="utf-8") as file:
                     former = list(csv.DictReader(file))
             with whole_file(path) as partial:
-                partial.write_text(self._text([*former, *self.metrics], header=True), newline="")
+                partial.write_text(self._text([*former, *self.metrics], header=True), newline="", encoding="utf-8")
         else:
             # One write: a process that is killed leaves a line or none.
             with path.open("ab", buffering=0) as log:
