@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from src.data.files import whole_file, write_png
+from src.data.finite import check_finite
 from src.data.images import load_image
 
 Value = TypeVar("Value")
@@ -159,10 +160,17 @@ class TensorStore(Store[Tensor]):
 
     def load(self, path: Path) -> Tensor:
         """Read a tensor."""
-        return load_file(path)[self.name]
+        value = load_file(path)[self.name]
+        check_finite(value, f"the values in {path}")
+        return value
 
     def save(self, value: Tensor, path: Path) -> None:
-        """Write a tensor."""
+        """Write a tensor.
+
+        Raises:
+            ValueError: If it is not finite.
+        """
+        check_finite(value, f"the values for {self.folder}")
         save_file({self.name: value.cpu().contiguous()}, path)
 
 

@@ -4,9 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
+from src.data.finite import WIDER, check_finite
 from src.data.known_words import KnownWords, warn_of_unknown
 from src.data.request import Identity, Request
 
@@ -86,6 +89,17 @@ class BatchedGenerator(ABC, Generic[Prepared]):
     def slices(self, number: int) -> Iterator[slice]:
         """Cut a sequence of ``number`` things into batches."""
         return (slice(start, start + self.batch_size) for start in range(0, number, self.batch_size))
+
+
+def pictures(drawn: np.ndarray) -> list[Image.Image]:
+    """Turn pixels in [0, 1], ``(B, H, W, 3)``, into RGB images, as stock pipelines do with ``output_type="pil"``.
+
+    Raises:
+        ValueError: If they are not finite; a stock pipeline would show them as black.
+    """
+    advice = f"{WIDER}; where a model is in training, take a lower learning rate"
+    check_finite(torch.from_numpy(drawn), "the pixels that were drawn", advice)
+    return VaeImageProcessor.numpy_to_pil(drawn)
 
 
 def model_sampling(known: Mapping[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load, save
 from torch import Tensor
 
+from src.data.finite import check_finite
 from src.data.images import Picture, content_hash
 from src.data.store import Store
 from src.eval.encoders.models import ImageEncoder, TextImageEncoder, read_ahead
@@ -133,7 +134,13 @@ class Shards(Store[dict[str, Tensor]]):
         return _verified(path)
 
     def save(self, value: dict[str, Tensor], path: Path) -> None:
-        """Write a batch."""
+        """Write a batch.
+
+        Raises:
+            ValueError: If an embedding is not finite.
+        """
+        for embedding in value.values():
+            check_finite(embedding, f"the embeddings for {self.folder}")
         path.write_bytes(save(value))
 
 
@@ -143,4 +150,7 @@ def _verified(path: Path) -> dict[str, Tensor]:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != path.stem:
         raise ValueError(f"{path} does not have the content whose hash is its name")
-    return load(content)
+    embeddings = load(content)
+    for embedding in embeddings.values():
+        check_finite(embedding, f"the embeddings in {path}")
+    return embeddings

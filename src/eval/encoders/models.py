@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from src.data.finite import check_finite
 from src.data.identity import weights_fingerprint
 from src.data.images import Picture, as_image
 from src.data.ranges import Count
@@ -152,8 +153,21 @@ class NetworkEncoder(ABC):
 
     @torch.inference_mode()
     def encode_pixel_values(self, pixel_values: Tensor) -> Tensor:
-        """Unit embeddings, float32 ``(N, D)`` on the CPU, of one batch of network input ``(N, 3, H, W)``."""
-        return normalize(self.features(pixel_values.to(self.device)).float(), dim=-1).cpu()
+        """Unit embeddings, float32 ``(N, D)`` on the CPU, of one batch of network input ``(N, 3, H, W)``.
+
+        Raises:
+            ValueError: If one is not finite.
+        """
+        return self.unit(self.features(pixel_values.to(self.device)))
+
+    def unit(self, features: Tensor) -> Tensor:
+        """Scale features ``(N, D)`` to unit length, in float32 on the CPU.
+
+        Raises:
+            ValueError: If one is not finite.
+        """
+        check_finite(features, f"what {self.name} makes of its input", "its weights may be damaged: fetch them anew")
+        return normalize(features.float(), dim=-1).cpu()
 
     def encode_images(self, images: Iterable[Picture]) -> Tensor:
         """Unit embeddings, float32 ``(N, D)`` on the CPU; files are read in batches.
@@ -230,7 +244,7 @@ class OpenClipEncoder(NetworkEncoder):
         unique = list(places)
         chunks = (unique[start : start + BATCH] for start in range(0, len(unique), BATCH))
         features = torch.cat([self.model.encode_text(self._tokens(chunk).to(self.device)) for chunk in chunks])
-        return normalize(features.float(), dim=-1).cpu()[[places[text] for text in texts]]
+        return self.unit(features)[[places[text] for text in texts]]
 
     def _tokens(self, texts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer([*texts, ""])

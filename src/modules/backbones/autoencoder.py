@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.data.finite import check_finite
+
 
 @torch.no_grad()
 def scaled_latents(vae: Any, pixel_values: Tensor) -> Tensor:
@@ -18,10 +20,14 @@ def scaled_latents(vae: Any, pixel_values: Tensor) -> Tensor:
 
     Returns:
         Latents ``(B, C, H/8, W/8)``, float32, in row-major order as from a file, for training rounds by the layout.
+
+    Raises:
+        ValueError: If they are not finite.
     """
     config = vae.config
     with _upcast(vae):
         latents = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist.mode()
+    check_finite(latents, "the latents of these images")
     mean, deviation = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is not None and deviation is not None:  # Some autoencoders of SDXL have one for each channel.
         mean, deviation = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, deviation))

@@ -19,6 +19,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
+from src.data.finite import check_finite
 from src.data.identity import joined, parts_in_memory, pipeline_parts, projections_hash
 from src.data.known_words import KnownWords
 from src.data.model_index import read_model_index
@@ -26,7 +27,7 @@ from src.data.prompts import tokenize
 from src.data.ranges import Sampling
 from src.modules.backbones.autoencoder import scaled_latents
 from src.modules.backbones.tensors import Noised, Text
-from src.modules.generator import model_sampling, settled
+from src.modules.generator import model_sampling, pictures, settled
 from src.modules.training.diffusion import diffusion_target, draw_noise
 
 _log = logging.getLogger(__name__)
@@ -254,10 +255,12 @@ class Backbone(ABC):
         """Encode plain prompts, without gradient.
 
         Raises:
-            ValueError: As in ``token_ids``.
+            ValueError: As in ``token_ids``, or if the states are not finite.
         """
         with torch.no_grad():
-            return self.encode_ids(self.token_ids(prompts))
+            text = self.encode_ids(self.token_ids(prompts))
+        check_finite(text.prompt_embeds, "the states of the text")
+        return text
 
     def negatives(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Return the arguments of a stock call that leads away from texts, one for each image; an empty one is none."""
@@ -275,10 +278,10 @@ class Backbone(ABC):
             arguments: Further arguments of the pipeline's call.
 
         Raises:
-            ValueError: As in ``token_ids``, also for the negative prompt.
+            ValueError: As in ``token_ids``, also for the negative prompt, or if the pixels are not finite.
         """
         self.token_ids([*prompts, settings["negative_prompt"]])
-        return self.pipeline(
+        drawn = self.pipeline(
             list(prompts),
             **self.negatives([settings["negative_prompt"]] * len(prompts)),
             num_inference_steps=settings["num_inference_steps"],
@@ -286,9 +289,11 @@ class Backbone(ABC):
             height=settings["resolution"],
             width=settings["resolution"],
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="np",
             **self.call,
             **arguments,
-        ).images
+        )
+        return pictures(drawn.images)
 
     @contextlib.contextmanager
     def modifier_embedded(self, vectors: Sequence[Tensor], positions: Tensor) -> Iterator[None]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
+from src.data.finite import check_finite
 from src.data.images import fitted
 from src.modules.backbones.base import Backbone, Text
 from src.modules.training.diffusion import per_sample_mse
@@ -32,6 +33,9 @@ def denoising_errors(
 
     Returns:
         The error of each image, which does not depend on the rest of the batch beyond rounding.
+
+    Raises:
+        ValueError: If one is not finite.
     """
     latents = backbone.encode_images(fitted(images, resolution, resolution)).to(backbone.device)  # (B, C, h, w)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -43,4 +47,6 @@ def denoising_errors(
         noise = torch.stack([torch.randn(latents.shape[1:], generator=one) for one in generators]).to(latents)
         noised = backbone.noised(latents, noise, timesteps)
         errors.append(per_sample_mse(backbone.denoise(noised, text), noised.target))
-    return torch.stack(errors).mean(0).tolist()
+    found = torch.stack(errors).mean(0)
+    check_finite(found, "the denoising errors")
+    return found.tolist()

@@ -14,11 +14,15 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from src.data.finite import check_finite
 from src.data.ranges import BatchSize, Positive
 from src.data.store import TensorStore
 from src.modules.llmdiff.language_model import Identity, LanguageModel
 from src.modules.llmdiff.options import EncodingOptions
 from src.modules.llmdiff.states import num_terms, read_states
+
+WIDER = "take llm.dtype=bfloat16 or float32; in drawing, method.encoder.dtype"
+"""Advice where a language model overflows in float16."""
 
 
 class EncodingCache(TensorStore):
@@ -192,6 +196,8 @@ class LLMEncoder:
         with torch.autocast(self.language_model.device.type, enabled=False):
             states = read_states(self.language_model.decoder, padded, self.options)
         rows = {text: row[:, : len(batch[text])] for text, row in zip(batch, states, strict=True)}
+        for text, row in rows.items():
+            check_finite(row, f"the states that {self.identity.name} has of {text[:60]!r}", WIDER)
         if self.cache is not None:
             for text, row in rows.items():
                 self.cache.write(self._key(text), row)

@@ -17,7 +17,7 @@ from src.data.request import Identity, Request
 from src.data.schema import RefusedFileError, parsed
 from src.modules.backbones.denoising import denoising_errors
 from src.modules.backbones.unet import UNetBackbone
-from src.modules.generator import BatchedGenerator, usable_device
+from src.modules.generator import BatchedGenerator, pictures, usable_device
 from src.modules.llmdiff.adapter import LLMDiffAdapter
 from src.modules.llmdiff.adapter_file import LLMDIFF_ADAPTER
 from src.modules.llmdiff.aggregation import Generators
@@ -221,7 +221,7 @@ class LLMDiffGenerator(BatchedGenerator[Request]):
     def draw(self, batch: Sequence[Request]) -> list[Image.Image]:
         """Draw one batch."""
         with self._evaluating():
-            return self.pipeline(
+            drawn = self.pipeline(
                 [request.prompt for request in batch],
                 self.sampling["negative_prompt"],
                 generator=[torch.Generator().manual_seed(request.seed) for request in batch],
@@ -229,7 +229,9 @@ class LLMDiffGenerator(BatchedGenerator[Request]):
                 guidance_scale=self.sampling["guidance_scale"],
                 height=self.sampling["resolution"],
                 width=self.sampling["resolution"],
-            ).images
+                output_type="np",
+            )
+        return pictures(drawn.images)
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

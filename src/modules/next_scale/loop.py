@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from src.data.finite import check_finite
 from src.modules.next_scale.cache import KeyValueCache
 from src.modules.next_scale.sampling import Generators, derived, exponential_noise, guided
 
@@ -158,7 +159,11 @@ class Generation:
             self.generators = self.generators[:number]
 
     def step(self, scale_index: int) -> None:
-        """Run one pass: predict logits, draw codes from them, and add these to the running sum."""
+        """Run one pass: predict logits, draw codes from them, and add these to the running sum.
+
+        Raises:
+            ValueError: If logits are not finite, from which codes would be drawn all the same.
+        """
         tokens = self.model.next_tokens(self.feature, scale_index) if scale_index else None  # (P, L, d)
         logits = self._guided_logits(tokens, scale_index)  # (P, N, K)
         noise = self._noise((logits.shape[1], logits.shape[2]), logits)  # (P, N, K)
@@ -178,6 +183,7 @@ class Generation:
             tokens = torch.cat([tokens, tokens])
         condition = self.condition.rows(slice(rows))  # without guidance: the conditional rows alone
         logits = self.model.logits(tokens, scale_index, condition, self.cache, self.streams)
+        check_finite(logits, f"the logits of scale {scale_index}")
         return guided(logits, self.model.guidance[scale_index]) if paired else logits
 
     def _noise(self, shape: tuple[int, int], like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from src.data.finite import check_finite
 from src.data.identity import joined, parts_in_memory
 from src.data.known_words import KnownWords
 from src.modules.generator import check_names
@@ -126,14 +127,20 @@ def check_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], li
 def drawn(
     pipeline: DiffusionPipeline, generation: Generation, hooks: Sequence[OnScale], output_type: str, return_dict: bool
 ) -> ImagePipelineOutput | tuple[list[Image.Image] | Tensor]:
-    """Run all scales with a progress bar, and decode the result unless ``output_type`` is ``latent``."""
+    """Run all scales with a progress bar, and decode the result unless ``output_type`` is ``latent``.
+
+    Raises:
+        ValueError: If logits or pixels are not finite.
+    """
     with pipeline.progress_bar(total=generation.model.num_scales) as bar:
         images = generate(generation, [*hooks, lambda *_: bar.update()])
     # Decoding needs the memory.
     generation.cache.clear()
     generation.condition.clear()
     if output_type != "latent":
-        images = pipeline.image_processor.postprocess(pipeline.decode(images), output_type=output_type)
+        decoded = pipeline.decode(images)
+        check_finite(decoded, "the pixels that were drawn")
+        images = pipeline.image_processor.postprocess(decoded, output_type=output_type)
     pipeline.maybe_free_model_hooks()
     return ImagePipelineOutput(images=images) if return_dict else (images,)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-import lightning as L
 import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -17,6 +16,7 @@ from src.data.files import free_disk_or_raise
 from src.data.ranges import BelowOne, Number, Share, Weight
 from src.data.request import Request
 from src.modules.training.diffusion import step_generator
+from src.modules.training.finite import FiniteModule, refuse_infinite
 
 SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine"}
 
@@ -141,7 +141,7 @@ class Learner(nn.Module, ABC):
         """Write the product, and return what was made and where, in words for the user."""
 
 
-class LearnerModule(L.LightningModule):
+class LearnerModule(FiniteModule):
     """Trains any learner: generators, logging, optimiser, schedule, averaged weights and checkpoints.
 
     Args:
@@ -248,7 +248,8 @@ class LearnerModule(L.LightningModule):
             if name not in names:
                 known = ", ".join(dict.fromkeys(names))
                 raise ValueError(f"method.rates names {name!r}, but the groups of parameters are {known}")
-        rated = [{**group, **_rate(self.rates, group["name"])} for group in groups]
+        rates = [{"lr": self.rates[name]} if name in self.rates else {} for name in names]
+        rated = [{**group, **rate} for group, rate in zip(groups, rates, strict=True)]
         return [{key: value for key, value in group.items() if key != "name"} for group in rated]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -259,7 +260,8 @@ class LearnerModule(L.LightningModule):
             self.ema.step(self.averaged_parameters)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the learner's curves as often as the loss."""
+        """Look at the gradients, and log the learner's curves as often as the loss."""
+        super().on_before_optimizer_step(optimizer)
         if self.global_step % self.trainer.log_every_n_steps == 0 and (curves := self.learner.curves()):
             for logger in self.loggers:
                 logger.log_metrics(curves, step=self.global_step)
@@ -285,13 +287,14 @@ class LearnerModule(L.LightningModule):
     @torch.no_grad()
     def sample(self, requests: Sequence[Request]) -> list[Image.Image]:
         """Draw with the weights that would be exported now."""
-        with self.averaged_weights():
+        with self.averaged_weights(), self.stopping():
             return self.learner.sample(requests, self.global_step)
 
     @torch.no_grad()
     def export(self) -> dict[str, str]:
-        """Write the product, from the averaged weights."""
+        """Write the product, from the averaged weights; those that are not finite raise a ``ValueError``."""
         self.take_average()
+        refuse_infinite(self.state_dict(), "exported")
         return self.learner.export(self.record())
 
     def take_average(self) -> None:
@@ -300,7 +303,8 @@ class LearnerModule(L.LightningModule):
             self.ema.copy_to(self.averaged_parameters)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the averaged weights."""
+        """Look at the weights, and store the averaged ones."""
+        super().on_save_checkpoint(checkpoint)
         if self.ema is not None:
             checkpoint["ema"] = {"shadow": self.ema.shadow_params, "step": self.ema.optimization_step}
 
@@ -308,12 +312,13 @@ class LearnerModule(L.LightningModule):
         """Restore the averaged weights.
 
         Raises:
-            ValueError: If the checkpoint lacks a tensor.
+            ValueError: If the checkpoint lacks a tensor, or holds one that is not finite.
         """
         missing = sorted(set(self.state_dict()) - set(checkpoint["state_dict"]))
         if missing:
             first = missing[0].removeprefix("learner.")
             raise ValueError(f"the checkpoint lacks {len(missing)} trained tensors, first {first}")
+        refuse_infinite(checkpoint["state_dict"], "resumed")
         if self.ema is not None:
             self.ema.shadow_params = checkpoint["ema"]["shadow"]
             self.ema.optimization_step = checkpoint["ema"]["step"]
@@ -321,7 +326,3 @@ class LearnerModule(L.LightningModule):
 
 def _named(losses: dict[str, Tensor] | Tensor) -> dict[str, Tensor]:
     return {"loss": losses} if isinstance(losses, Tensor) else losses
-
-
-def _rate(rates: Mapping[str, float], name: str) -> dict[str, float]:
-    return {"lr": rates[name]} if name in rates else {}

@@ -38,6 +38,17 @@ def test_texts_equal_open_clip_called_directly(clip, open_clip_directly):
     torch.testing.assert_close(clip.encode_texts(TEXTS), expected, atol=1e-6, rtol=0)
 
 
+def test_embeddings_that_are_not_finite_are_refused(root, pictures):
+    for encoder in (OpenClipEncoder(f"local-dir:{root}/world/clip"), TimmEncoder(f"local-dir:{root}/world/dino")):
+        for weights in encoder.model.parameters():
+            weights.data.fill_(torch.inf)
+        with pytest.raises(ValueError, match="makes of its input are not finite .* its weights may be damaged"):
+            encoder.encode_images(pictures[:1])
+        if isinstance(encoder, OpenClipEncoder):
+            with pytest.raises(ValueError, match="not finite"):
+                encoder.encode_texts(["a dog"])
+
+
 def test_features_equal_timm_called_directly(dino, dino_folder, pictures):
     model = timm.create_model(f"local-dir:{dino_folder}", pretrained=True, num_classes=0).eval()
     transform = create_transform(**resolve_data_config(model=model))

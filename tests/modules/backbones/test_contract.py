@@ -1,5 +1,6 @@
 """Every backbone keeps the contract of ``src.modules.backbones.base``; a new one is added to ``BACKBONES``."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -195,6 +196,26 @@ def test_a_concept_is_learnt_kept_and_drawn(backbone: Backbone, tmp_path: Path) 
     assert ConceptBank.load(path).rows.keys() == backbone.text_layers().keys()
     drawn = ConceptGenerator(backbone, {"rex": path}, SAMPLING).sample([Request("a <rex> at night", 0)])
     assert not np.array_equal(pixels(drawn), pixels(stock(backbone, ["a dog at night"], [0])))
+
+
+def test_what_is_not_finite_is_neither_drawn_nor_encoded_nor_measured(backbone: Backbone, tmp_path: Path) -> None:
+    picture, text = Image.new("RGB", (64, 64)), backbone.encode_text(["a dog"])
+    (backbone.vae.decoder.conv_out.weight.data, backbone.vae.encoder.conv_out.weight.data) = (
+        torch.full_like(part.conv_out.weight, math.nan) for part in (backbone.vae.decoder, backbone.vae.encoder)
+    )
+    for drawing in (
+        lambda: ConceptGenerator(backbone, sampling=SAMPLING).sample([Request("a dog", 0)]),
+        lambda: class_images(backbone, "dog", 1, backbone.resolution, tmp_path),
+    ):
+        with pytest.raises(ValueError, match=r"the pixels that were drawn are not finite \(.*take backbone\.dtype="):
+            drawing()
+    with pytest.raises(ValueError, match=r"the latents of these images are not finite \(.*take backbone\.dtype="):
+        denoising_errors(backbone, [picture], text, [0], backbone.resolution)
+    table = backbone.text_encoders[0].get_input_embeddings().weight
+    table.data.fill_(math.inf)
+    with pytest.raises(ValueError, match="the states of the text are not finite"):
+        backbone.encode_text(["a dog"])
+    assert not list(tmp_path.rglob("*.png"))
 
 
 def test_errors_belong_to_image_text_and_seed(backbone: Backbone) -> None:

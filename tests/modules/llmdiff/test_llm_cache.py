@@ -38,6 +38,15 @@ def test_what_was_encoded_is_read_without_the_model(folder: Path, tmp_path: Path
     assert first.language_model.is_loaded and not second.language_model.is_loaded
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_states_that_are_not_finite_are_neither_kept_nor_used(folder: Path, tmp_path: Path, ahead: bool) -> None:
+    spoilt = encoder(folder, tmp_path)
+    spoilt.language_model.decoder.blocks[1].mlp.down_proj.weight.data[0] = torch.finfo(torch.float32).max
+    with pytest.raises(ValueError, match=r"the states that .* has of '.*' are not finite \(.*llm\.dtype=bfloat16"):
+        spoilt.encode_ahead(PROMPTS) if ahead else spoilt.encode(PROMPTS)
+    assert not files(tmp_path)
+
+
 def test_rows_are_kept_without_padding(folder: Path, tmp_path: Path) -> None:
     lengths = encoder(folder, tmp_path).encode(PROMPTS).mask.sum(1).tolist()
     shapes = [load_file(path)["states"].shape for path in files(tmp_path)]

@@ -170,6 +170,14 @@ def test_a_scale_that_sees_only_itself_keeps_nothing() -> None:
     assert cache.nbytes == 0
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_no_code_is_drawn_from_logits_that_are_not_finite(bad: float) -> None:
+    batch = generation()
+    batch.model.transformer.head.weight.data[0, 0] = bad
+    with pytest.raises(ValueError, match=r"the logits of scale 0 are not finite \("):
+        generate(batch)
+
+
 def test_draws_are_those_of_multinomial() -> None:
     probabilities = torch.rand(64, 5, generator=torch.Generator().manual_seed(0)) + 0.1
     expected = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(1))[:, 0]
