@@ -6,10 +6,9 @@
 Shapes: B prompts or images, L tokens, D text width, C latent channels.
 """
 
-import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -294,31 +293,6 @@ class Backbone(ABC):
             **arguments,
         )
         return pictures(drawn.images)
-
-    @contextlib.contextmanager
-    def modifier_embedded(self, vectors: Sequence[Tensor], positions: Tensor) -> Iterator[None]:
-        """While active, embed token ``positions[b]`` of prompt b as V* in every text encoder.
-
-        Args:
-            vectors: V* of each text encoder, ``(D,)``; gradients flow into them.
-            positions: Position of V* in each prompt, ``(B,)``.
-        """
-
-        def embed(vector: Tensor):
-            def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-                here = torch.zeros(output.shape[:2], dtype=torch.bool, device=output.device)
-                here[torch.arange(len(positions), device=output.device), positions.to(output.device)] = True
-                return torch.where(here[..., None], vector.to(output), output)
-
-            return hook
-
-        tables = [encoder.get_input_embeddings() for encoder in self.text_encoders]
-        handles = [table.register_forward_hook(embed(v)) for table, v in zip(tables, vectors, strict=True)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Encode images ``(B, 3, H, W)`` in [-1, 1] to scaled latents ``(B, C, H/8, W/8)``, the posterior's mean."""

@@ -3,7 +3,8 @@
 Shapes: B samples, L tokens of a prompt, S tokens of "V* noun", C width of text, D width of one projection.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -133,6 +134,35 @@ def _key(name: str) -> str:
     return name.replace(".", "/")
 
 
+@contextlib.contextmanager
+def modifier_embedded(
+    text_encoders: Sequence[nn.Module], vectors: Sequence[Tensor], positions: Tensor
+) -> Iterator[None]:
+    """While active, embed token ``positions[b]`` of prompt b as V* in every text encoder.
+
+    Args:
+        text_encoders: Text encoders of transformers.
+        vectors: V* of each text encoder, ``(D,)``; gradients flow into them.
+        positions: Position of V* in each prompt, ``(B,)``.
+    """
+
+    def embed(vector: Tensor):
+        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+            here = torch.zeros(output.shape[:2], dtype=torch.bool, device=output.device)
+            here[torch.arange(len(positions), device=output.device), positions.to(output.device)] = True
+            return torch.where(here[..., None], vector.to(output), output)
+
+        return hook
+
+    tables: list[nn.Module] = [encoder.get_input_embeddings() for encoder in text_encoders]  # type: ignore[operator]
+    handles = [table.register_forward_hook(embed(v)) for table, v in zip(tables, vectors, strict=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class DualFlow:
     """The keys and values that cross-attention sees while a concept is learnt, and those that a bank keeps of it.
 
@@ -187,7 +217,7 @@ class DualFlow:
         prompts = [self.backbone.as_read(self.prompts[index]) for index in unique]
         positions = torch.tensor([self.spans[index].start for index in unique])  # (B,), V* of each prompt
         ids = [tokenize(tokenizer, prompts) for tokenizer in self.backbone.tokenizers]
-        with self.backbone.modifier_embedded(list(self.delta.modifier), positions):
+        with modifier_embedded(self.backbone.text_encoders, list(self.delta.modifier), positions):
             text = self.backbone.encode_ids(ids)
         return text.rows([unique.index(index) for index in template_indices])
 
