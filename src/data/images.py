@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import struct
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -85,9 +85,14 @@ def _listing(folder: Path, entries: Sequence[Path]) -> str:
     names = [f"{path.relative_to(folder)}{'/' if path.is_dir() else ''}" for path in entries]
     more = f", and {len(names) - 5} more" if len(names) > 5 else ""
     kind = "other file" if len(names) == 1 else "other files"
-    suffixes = dict.fromkeys(path.suffix.lower() for path in entries if path.is_file())
-    ways = [f"; to read {one} run: {READABLE_WITH[one]}" for one in suffixes if one in READABLE_WITH]
-    return f"{len(names)} {kind}: {', '.join(names[:5])}{more}{''.join(ways)}"
+    return f"{len(names)} {kind}: {', '.join(names[:5])}{more}{how_to_read(path.name for path in entries)}"
+
+
+def how_to_read(names: Iterable[str]) -> str:
+    """What to type, if some of these files are images that cannot be read as things are; begins with a semicolon."""
+    suffixes = dict.fromkeys(Path(name).suffix.lower() for name in names)
+    missing = [one for one in suffixes if one in READABLE_WITH and one not in EXTENSIONS]
+    return "".join(f"; to read {one} run: {READABLE_WITH[one]}" for one in missing)
 
 
 Picture = Image.Image | str | Path | Callable[[], Image.Image]
@@ -175,7 +180,7 @@ def _opened(file: str | Path | BinaryIO, name: str, min_side: int) -> Iterator[I
     except RefusedError:
         raise
     except _UNREADABLE as error:
-        raise ValueError(f"cannot read the image {name}: {_reason(error)}") from error
+        raise ValueError(f"cannot read the image {name}: {_reason(error)}{how_to_read([name])}") from error
 
 
 def load_folder(folder: str | Path, min_side: int = MIN_SIDE, most: int | None = None) -> list[Image.Image]:

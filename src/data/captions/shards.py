@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from src.data.captions.buckets import Size
 from src.data.captions.items import LEAVE_OUT, LoadedImage, image_batch, load
 from src.data.identity import joined
-from src.data.images import EXTENSIONS
+from src.data.images import EXTENSIONS, how_to_read
 from src.data.ranges import Count, Seed
 from src.data.store import TensorStore
 
@@ -110,7 +110,7 @@ class CaptionShards:
         has = ", ".join(member for member in members if not member.startswith("__"))
         image = next((members[member] for member in MEMBERS if member in members), None)
         if image is None:
-            raise ValueError(f"{name} has no image; it has: {has}")
+            raise ValueError(f"{name} has no image; it has: {has}{how_to_read(f'x.{member}' for member in members)}")
         member, _, field = self.caption.partition(".")
         if member not in members:
             raise ValueError(f"{name} has no caption: there is no member {member}, only: {has}; set data.caption")

@@ -577,6 +577,15 @@ def test_unreadable_images_in_shards(tmp_path: Path, shards: list[str], caplog: 
     assert "b in " in caplog.text
 
 
+def test_a_shard_of_images_that_need_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.data.captions.shards.MEMBERS", ("png",))
+    monkeypatch.setattr("src.data.images.EXTENSIONS", (".png",))
+    with tarfile.open(tmp_path / "phone.tar", "w") as tar:
+        add(tar, "a.heic", b"")
+    with pytest.raises(ValueError, match=r"a in .* has no image; it has: heic; to read .heic run: pip install -e"):
+        streamed([str(tmp_path / "phone.tar")], num_streams=1)
+
+
 def test_bad_shards(tmp_path: Path, shards: list[str]) -> None:
     with pytest.raises(ValueError, match=r"there is no shard \S+8\.tar \(2 of 9 are missing\)"):
         streamed([*shards, str(tmp_path / "{8..9}.tar")])
