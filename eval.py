@@ -1,7 +1,10 @@
 """Score something: ``python eval.py bank.rex=PATH``, or compare arms: ``python eval.py sweep=NAME``."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -39,8 +42,8 @@ def score(cfg: DictConfig) -> None:
     # Seconds of imports, which a mistyped key need not wait for.
     from src.callbacks.trackers.loggers import log_config, log_results
     from src.data.files import write_text
-    from src.eval.draw import measured_plan
     from src.eval.protocols.concept import bank_source, read_concepts
+    from src.run.suites import trained
 
     protocol = build(cfg.protocol)
     suite = build(cfg.get("suite"))
@@ -48,14 +51,13 @@ def score(cfg: DictConfig) -> None:
     concepts = read_concepts(sources, cfg.references, build(cfg.reference_readers))
     # Before a suite trains for minutes or hours: what could not be scored in the end.
     protocol.check(concepts)
-    if suite:
-        use(suite.trained(train=not cfg.dry_run), cfg)
-    generator = build(cfg.method)
     run_dir = Path(cfg.paths.run_dir)
     if cfg.dry_run:
-        plan = measured_plan(generator, protocol.requests(concepts), cfg.paths.images_dir)
-        write_text(run_dir / "table.md", plan.markdown())
+        write_text(run_dir / "table.md", planned(cfg, protocol, concepts, suite).markdown())
     else:
+        if suite:
+            use(trained(suite), cfg)
+        generator = build(cfg.method)
         loggers = list(build(cfg.get("logger") or {}).values())
         if loggers:
             log_config(loggers, cfg)
@@ -63,6 +65,21 @@ def score(cfg: DictConfig) -> None:
         if loggers:
             log_results(loggers, metrics, run_dir, Path(cfg.paths.images_dir), protocol.references(concepts))
     show(run_dir)
+
+
+def planned(cfg: DictConfig, protocol: Any, concepts: Any, suite: Any) -> Any:
+    """Count what is to be trained and drawn, and measure a little of it; what that made is thrown away."""
+    from src.eval.draw import measured_plan
+    from src.run.rehearsal import rehearsed
+
+    with TemporaryDirectory() as scratch:
+        trainings = suite.trainings() if suite else {}
+        rehearsal = rehearsed(list(trainings.values()), Path(scratch) / "training")
+        use({key: str(rehearsal.product or one.path) for key, one in trainings.items()}, cfg)
+        # Of what is not trained yet there are no images; of the rest they are found, and those drawn now are kept.
+        folder = Path(scratch) / "images" if rehearsal.product else cfg.paths.images_dir
+        plan = measured_plan(build(cfg.method), protocol.requests(concepts), folder)
+    return replace(plan, rows=[*(rehearsal.rows if suite else []), *plan.rows])
 
 
 def use(made: Mapping[str, str], cfg: DictConfig) -> None:

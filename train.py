@@ -5,6 +5,7 @@ from omegaconf import DictConfig
 
 from src.run import cli
 from src.run.cli import friendly, point
+from src.run.following import without_defaults
 from src.run.targets import CONF, build
 from src.run.training import fit
 
@@ -19,7 +20,7 @@ def main(cfg: DictConfig) -> None:
     cli.console.print(f"run folder: {cfg.paths.run_dir}", highlight=False)
     search = build(cfg.get("hpo"))
     for what, path in (search.run(cfg) if search else fit(cfg).made).items():
-        cli.console.print(f"{what}: {path}", highlight=False)
+        cli.console.print(f"{what}: {without_defaults(path) if what == 'next' else path}", highlight=False)
 
 
 def experiments() -> list[str]:

@@ -9,11 +9,25 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.table import Column
 from torch import Tensor
 
 
 class StepProgress(RichProgressBar):
-    """Lightning's bar, which says what it counts; by steps, "Epoch 0/-2" says nothing."""
+    """Lightning's bar on one line, which says what it counts; by steps, "Epoch 0/-2" says nothing.
+
+    Beside it stands the loss; the logs hold the other metrics.
+    """
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Return the loss, without the number of a logger's folder."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name == "train/loss"}
+
+    def _init_progress(self, trainer: L.Trainer) -> None:
+        super()._init_progress(trainer)
+        # What does not fit is cut, and not stacked in a column of a few characters.
+        self._metric_component._table_column = Column(no_wrap=True, overflow="ellipsis")
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training".ljust(len(self.validation_description))

@@ -13,6 +13,17 @@ from src.run.record import record_digest, training_record
 from src.run.trained_once import Training, as_overrides, composed, train_missing
 
 
+def trained(suite: "Suite | AdapterSuite") -> dict[str, str]:
+    """Keys of the evaluation's configuration to what a suite trains; what is missing is trained now.
+
+    Raises:
+        ValueError: As in ``train_missing``, or if a folder holds no images.
+    """
+    trainings = suite.trainings()
+    train_missing(list(trainings.values()))
+    return {key: str(training.path) for key, training in trainings.items()}
+
+
 class Suite:
     """Several subjects and the experiment that learns each of them.
 
@@ -43,15 +54,13 @@ class Suite:
         subjects = {name: cfg.method.learner.subject for name, cfg in self._configs.items()}
         return {name: ConceptSource(subject.class_noun, subject.references) for name, subject in subjects.items()}
 
-    def trained(self, train: bool = True) -> dict[str, str]:
-        """``bank.NAME``, a key of the evaluation's configuration, to the file; what is missing is trained now.
+    def trainings(self) -> dict[str, Training]:
+        """``bank.NAME``, a key of the evaluation's configuration, to its training.
 
         Raises:
-            ValueError: If banks are missing and not to be trained, or a folder holds no images.
+            ValueError: If a folder holds no images.
         """
-        trainings = [self._training(name, cfg) for name, cfg in self._configs.items()]
-        train_missing(trainings, train)
-        return {f"bank.{training.name}": str(training.path) for training in trainings}
+        return {f"bank.{name}": self._training(name, cfg) for name, cfg in self._configs.items()}
 
     @cached_property
     def _configs(self) -> dict[str, DictConfig]:
@@ -92,16 +101,11 @@ class AdapterSuite:
         """An adapter has no subject."""
         return {}
 
-    def trained(self, train: bool = True) -> dict[str, str]:
-        """``adapter``, a key of the evaluation's configuration, to the file; if it is missing, it is trained now.
-
-        Raises:
-            ValueError: If it is missing and not to be trained.
-        """
+    def trainings(self) -> dict[str, Training]:
+        """``adapter``, a key of the evaluation's configuration, to its training."""
         # Nobody watches: one validation, at the end.
         own = (f"+experiment={self.experiment}", "trainer.val_check_interval=${trainer.max_steps}")
         overrides = (*own, *self.training)
         path = self.cache_dir / f"{record_digest(training_record(composed(overrides)))}.safetensors"
         name = f"the adapter {path.stem} ({', '.join(self.training) or self.experiment})"
-        train_missing([Training(name, "adapter", path, overrides)], train)
-        return {"adapter": str(path)}
+        return {"adapter": Training(name, "adapter", path, overrides)}

@@ -40,19 +40,16 @@ class Training:
     overrides: tuple[str, ...]
 
 
-def train_missing(trainings: Sequence[Training], train: bool = True) -> None:
+def train_missing(trainings: Sequence[Training]) -> None:
     """Train what is not there yet, shared with other processes.
 
     Args:
         trainings: In the order of preference.
-        train: Whether anything may be trained.
 
     Raises:
-        ValueError: If something is missing and must not be trained, or asks for several processes.
+        ValueError: If one asks for several processes.
     """
     missing = [training.name for training in trainings if not training.path.exists()]
-    if missing and not train:
-        raise ValueError(f"a dry run trains nothing, but these are missing: {', '.join(missing)}; leave dry_run out")
     turns = take_turns(trainings, lambda one: one.path.with_suffix(".lock"), lambda one: one.path.exists())
     with closing(turns):
         for training in turns:
@@ -63,12 +60,7 @@ def train_missing(trainings: Sequence[Training], train: bool = True) -> None:
 def _train(training: Training) -> None:
     """Train; a training that was killed goes on from its last checkpoint."""
     run_dir = training.path.with_suffix("")
-    told = (*training.overrides, override("paths.run_dir", str(run_dir)), override("resume", bool(stored(run_dir))))
-    cfg = _composed(told)
-    _refuse_several_processes(cfg)
-    with open_dict(cfg.callbacks):
-        for name in PAGES:
-            cfg.callbacks.pop(name, None)
+    cfg = settings_of(training, **{"paths.run_dir": str(run_dir), "resume": bool(stored(run_dir))})
     try:
         fitted = fit(cfg)
     except NothingToResumeError as error:
@@ -77,6 +69,20 @@ def _train(training: Training) -> None:
         fitted = fit(cfg)
     Path(fitted.made[training.product]).replace(training.path)
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+
+
+def settings_of(training: Training, **changes: Any) -> DictConfig:
+    """The configuration of a training, with some keys changed and without pages that nobody looks at.
+
+    Raises:
+        ValueError: If it asks for several processes.
+    """
+    cfg = _composed((*training.overrides, *(override(key, value) for key, value in changes.items())))
+    _refuse_several_processes(cfg)
+    with open_dict(cfg.callbacks):
+        for name in PAGES:
+            cfg.callbacks.pop(name, None)
+    return cfg
 
 
 def _refuse_several_processes(cfg: DictConfig) -> None:

@@ -1,6 +1,8 @@
 """The adapter of a suite: trained once, found again by what it was trained from."""
 
 import csv
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from safetensors.torch import load_file
 from eval import use
 from src.run import targets
 from src.run.record import record_digest, training_record
-from src.run.suites import AdapterSuite
+from src.run.rehearsal import rehearsed
+from src.run.suites import AdapterSuite, trained
 from src.run.trained_once import as_overrides, composed
 from tests.llms import tiny_llm_folder
 from tests.tiny import tiny_sd
@@ -44,13 +47,19 @@ def digest(training: dict, *overrides: str) -> str:
 
 def test_an_adapter_is_trained_once(training: dict, tmp_path: Path) -> None:
     ours = AdapterSuite("llmdiff", str(tmp_path), training)
-    with pytest.raises(ValueError, match="a dry run trains nothing, but these are missing: the adapter"):
-        ours.trained(train=False)
-    path = Path(ours.trained()["adapter"])
+    rehearsal = rehearsed(list(ours.trainings().values()), tmp_path / "scratch")
+    counted = dict(rehearsal.rows)
+    assert (counted["trainings asked for"], counted["trained already"], counted["left to train"]) == ("1", "0", "1")
+    assert re.fullmatch(rf"\d+\.\d min \({STEPS} steps of \d+\.\d\d s each\)", counted["time to train them"])
+    assert rehearsal.product.is_relative_to(tmp_path / "scratch") and rehearsal.product.exists()
+    shutil.rmtree(tmp_path / "scratch")
+    path = Path(trained(ours)["adapter"])
+    there = rehearsed(list(ours.trainings().values()), tmp_path / "scratch")
+    assert there.product is None and dict(there.rows)["trained already"] == "1" and not (tmp_path / "scratch").exists()
     assert [found.name for found in tmp_path.glob("*.safetensors")] == [path.name]
     written = path.stat().st_mtime_ns
     default = {**training, "seed": 0, "llmdiff": {"encoding": {"features": "llmdiff"}}}
-    assert AdapterSuite("llmdiff", str(tmp_path), default).trained() == {"adapter": str(path)}
+    assert trained(AdapterSuite("llmdiff", str(tmp_path), default)) == {"adapter": str(path)}
     assert path.stat().st_mtime_ns == written
     # Curves and the loss at the end are all that a training leaves beside, and an empty lock.
     left = {found.name for found in path.with_suffix("").rglob("*") if found.is_file()}
@@ -133,15 +142,15 @@ class EndsAt(L.Callback):
 
 def test_a_training_that_ended_early_goes_on(training: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "PACKAGES", (*targets.PACKAGES, __name__))
-    whole = AdapterSuite("llmdiff", str(tmp_path / "whole"), training).trained()["adapter"]
+    whole = trained(AdapterSuite("llmdiff", str(tmp_path / "whole"), training))["adapter"]
     cut = {"+callbacks": {"ends": {"_target_": f"{__name__}.EndsAt", "step": 3}}}
     with pytest.raises(Ended):
-        AdapterSuite("llmdiff", str(tmp_path / "cut"), {**training, **cut}).trained()
+        trained(AdapterSuite("llmdiff", str(tmp_path / "cut"), {**training, **cut}))
     begun = list((tmp_path / "cut").glob("*/checkpoints/last.ckpt"))
     assert begun and not list((tmp_path / "cut").glob("*.safetensors"))
     # Steps from the first on would meet it again.
     late = {"+callbacks": {"ends": {"_target_": f"{__name__}.EndsAt", "step": 1}}}
-    path = AdapterSuite("llmdiff", str(tmp_path / "cut"), {**training, **late}).trained()["adapter"]
+    path = trained(AdapterSuite("llmdiff", str(tmp_path / "cut"), {**training, **late}))["adapter"]
     first, second = load_file(whole), load_file(path)
     assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
     assert not begun[0].exists()
@@ -155,7 +164,7 @@ def test_a_suite_does_not_train_beside_a_given_adapter(tmp_path: Path) -> None:
 def test_a_suite_trains_on_one_process(training: dict, tmp_path: Path) -> None:
     several = {**training, "trainer": {"max_steps": STEPS, "devices": 2}}
     with pytest.raises(ValueError, match="an evaluation trains on one process"):
-        AdapterSuite("llmdiff", str(tmp_path), several).trained()
+        trained(AdapterSuite("llmdiff", str(tmp_path), several))
     assert not list(tmp_path.glob("*.safetensors"))
 
 
@@ -173,12 +182,12 @@ def test_a_training_whose_checkpoints_are_damaged_still_ends(
     monkeypatch.setattr(targets, "PACKAGES", (*targets.PACKAGES, __name__))
     cut = {"+callbacks": {"ends": {"_target_": f"{__name__}.EndsAt", "step": 3}}}
     with pytest.raises(Ended):
-        AdapterSuite("llmdiff", str(tmp_path / "cut"), {**training, **cut}).trained()
+        trained(AdapterSuite("llmdiff", str(tmp_path / "cut"), {**training, **cut}))
     (folder,) = (tmp_path / "cut").glob("*/checkpoints")
     for name in ("last.ckpt", "last.ckpt.before")[: 2 if damaged == "both" else 1]:
         (folder / name).write_bytes((folder / name).read_bytes()[:1000])
     late = {"+callbacks": {"ends": {"_target_": f"{__name__}.EndsAt", "step": 1 if damaged == "last" else 9}}}
-    path = AdapterSuite("llmdiff", str(tmp_path / "cut"), {**training, **late}).trained()["adapter"]
-    whole = AdapterSuite("llmdiff", str(tmp_path / "whole"), training).trained()["adapter"]
+    path = trained(AdapterSuite("llmdiff", str(tmp_path / "cut"), {**training, **late}))["adapter"]
+    whole = trained(AdapterSuite("llmdiff", str(tmp_path / "whole"), training))["adapter"]
     first, second = load_file(whole), load_file(path)
     assert all(first[name].equal(second[name]) for name in first)
