@@ -126,3 +126,17 @@ def test_a_written_command_is_understood(command: str, monkeypatch: pytest.Monke
         assert composed((f"+experiment={suite.experiment}", *suite.training)).method
     elif suite is not None:
         assert suite.sources()
+
+
+def test_modules_that_are_to_be_run_are_there() -> None:
+    kinds = (".py", ".md", ".yaml", ".sh", ".toml")
+    files = [path for folder in ("src", "conf", "docs", "experiments", "benchmarks", "tests", "world", ".ci")
+             for path in (ROOT / folder).rglob("*") if path.suffix in kinds]  # fmt: skip
+    texts = [path.read_text(encoding="utf-8") for path in [*files, *ROOT.glob("*.md"), ROOT / ".ci" / "run"]]
+    named = {
+        name for text in texts for name in re.findall(r"python -m ((?:src|tests|experiments|benchmarks)[\w.]*)", text)
+    }
+    assert len(named) > 5
+    for name in named:
+        place = ROOT / name.rstrip(".").replace(".", "/")
+        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), name

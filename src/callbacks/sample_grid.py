@@ -96,8 +96,9 @@ class SampleGrid(L.Callback):
                 log_scores(trainer, {"val/clip_t": self._clip_t(images, self.profile)})
         captions = [f"{request.prompt} | seed {request.seed}" for request in self.requests]
         metadata = {"step": str(trainer.global_step), "requests": "\n".join(captions)}
-        save_png(image_grid(images, self.columns, captions), path, metadata)
+        # The file comes last: without it, a training that was killed draws and logs this grid again.
         log_samples(trainer.loggers, self.requests, images, trainer.global_step)
+        save_png(image_grid(images, self.columns, captions), path, metadata)
 
     def _clip_t(self, images: Sequence[Image.Image], profile: Profile) -> float:
         pictures, texts = profile.clip.encode_images(images), profile.clip.encode_texts(self.texts)

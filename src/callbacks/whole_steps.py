@@ -17,12 +17,12 @@ class WholeSteps(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.speaks = False, True
         self.former: Any = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to listen for Ctrl-C; only the main thread can."""
-        self.asked = False
+        self.asked, self.speaks = False, trainer.is_global_zero
         if threading.current_thread() is threading.main_thread():
             self.former = signal.signal(signal.SIGINT, self._ask)
 
@@ -66,7 +66,8 @@ class WholeSteps(L.Callback):
     def _ask(self, number: int, frame: Any) -> None:
         self.asked = True
         self._listen_no_more()
-        notice("stopping at the end of this step; press Ctrl-C again to stop at once")
+        if self.speaks:
+            notice("stopping at the end of this step; press Ctrl-C again to stop at once")
 
     def _listen_no_more(self) -> None:
         if self.former is not None:
