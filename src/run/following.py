@@ -1,10 +1,12 @@
 """The command that a training ends with, without what it need not say."""
 
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -26,7 +28,9 @@ def without_defaults(line: str) -> str:
     _, script, *words = shlex.split(line)
     given = {one.key_or_group: one.value() for one in OverridesParser.create().parse_overrides(words)}
     chosen = [word for word in words if word.partition("=")[0] in CHOSEN]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    # In a job, Hydra knows the folder already.
+    is_job = GlobalHydra.instance().is_initialized()
+    with nullcontext() if is_job else initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(Path(script).stem, respelled(chosen, script))
 
     def default(key: str) -> Any:

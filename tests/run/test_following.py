@@ -1,6 +1,7 @@
 """The next command says what differs from the defaults, and nothing else."""
 
 import pytest
+from hydra import initialize_config_dir
 
 from src.data.commands import command
 from src.run.following import without_defaults
@@ -28,3 +29,8 @@ def test_settings_at_their_defaults_are_left_out_and_values_stay(given: dict, ke
     assert len(expected) == kept, shown
     assert [key for key in names if key in expected][:2] == names[:2]
     assert shown == command("generate.py", expected)
+
+
+def test_it_is_shortened_inside_of_a_job_too(root) -> None:
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        assert without_defaults(command("generate.py", {**BANK, "seed": 0})) == command("generate.py", BANK)
