@@ -5,7 +5,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,16 +21,30 @@ from torch import Tensor
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to, which replaces ``path`` when the block ends without an error.
 
-    The folder is created if it does not exist.
+    The folder is created if it does not exist. What killed processes left half written in it is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+STALE_SECONDS = 3600
+"""A partial file that nobody has written to for so long has no process any more."""
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Remove stale partial files of a folder, once in each process."""
+    for partial in folder.glob(".*.partial"):
+        with suppress(OSError):  # Others sweep too, or it is theirs.
+            if time.time() - partial.stat().st_mtime > STALE_SECONDS:
+                partial.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -39,6 +39,8 @@ MIN_SIDE = 16
 """Smallest side in pixels; a smaller file is an icon or a thumbnail that strayed into the folder."""
 
 # Errors that Pillow raises for files that are cut short, empty, of another kind or absurdly large.
+PNG_END = b"IEND\xaeB`\x82"
+"""Last bytes of every PNG."""
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, Image.DecompressionBombError)
 
 _log = logging.getLogger(__name__)
@@ -119,6 +121,19 @@ def load_image(path: str | Path, min_side: int = MIN_SIDE) -> Image.Image:
     if not Path(path).is_file():
         raise ValueError(f"there is no image file {path}")
     return decode_image(path, str(path), min_side)
+
+
+def check_png(path: str | Path) -> None:
+    """Check every byte of a PNG that we wrote, by the checksums in it; Pillow decodes some damage without a word.
+
+    Raises:
+        ValueError: If it is damaged or cut short.
+        FileNotFoundError: If there is no such file.
+    """
+    if not Path(path).read_bytes().endswith(PNG_END):
+        raise ValueError(f"{path} is cut short")
+    with _opened(path, str(path), 1) as opened:
+        opened.verify()
 
 
 def decode_image(file: str | Path | BinaryIO, name: str, min_side: int = MIN_SIDE) -> Image.Image:

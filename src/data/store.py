@@ -2,6 +2,7 @@
 
 import logging
 import os
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,16 +10,18 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from src.data.files import whole_file, write_png
+from src.data.files import tensor_bytes, whole_file, write_png
 from src.data.finite import check_finite
-from src.data.images import load_image
+from src.data.images import check_png, load_image
 
 Value = TypeVar("Value")
 
+CHECKSUM = "crc32"
+"""Name of the checksum in the metadata of a file of tensors."""
 DAMAGE = (SafetensorError, KeyError, ValueError, EOFError)
 """Errors that readers raise for files that are cut short, empty or of another kind; ``OSError`` means disk trouble."""
 
@@ -144,7 +147,7 @@ class Store(ABC, Generic[Value]):
 
 
 class TensorStore(Store[Tensor]):
-    """Stores one tensor in each file; it is read to the CPU.
+    """Stores one tensor in each file, with a checksum; it is read to the CPU.
 
     Args:
         folder: Folder of the files.
@@ -160,7 +163,10 @@ class TensorStore(Store[Tensor]):
 
     def load(self, path: Path) -> Tensor:
         """Read a tensor."""
-        value = load_file(path)[self.name]
+        with safe_open(path, "pt") as file:
+            checksum, value = (file.metadata() or {}).get(CHECKSUM), file.get_tensor(self.name)
+        if checksum != _checksum(value):
+            raise ValueError(f"{path} does not have the content that was written")
         check_finite(value, f"the values in {path}")
         return value
 
@@ -171,7 +177,13 @@ class TensorStore(Store[Tensor]):
             ValueError: If it is not finite.
         """
         check_finite(value, f"the values for {self.folder}")
-        save_file({self.name: value.cpu().contiguous()}, path)
+        value = value.detach().cpu().contiguous()
+        save_file({self.name: value}, path, {CHECKSUM: _checksum(value)})
+
+
+def _checksum(value: Tensor) -> str:
+    """CRC-32 of precision, shape and content: it notices damage, and costs less than reading the file."""
+    return str(zlib.crc32(tensor_bytes(value), zlib.crc32(f"{value.dtype} {tuple(value.shape)}".encode())))
 
 
 class ImageStore(Store[Image.Image]):
@@ -181,6 +193,7 @@ class ImageStore(Store[Image.Image]):
 
     def load(self, path: Path) -> Image.Image:
         """Read an image."""
+        check_png(path)
         return load_image(path, min_side=1)
 
     def save(self, value: Image.Image, path: Path) -> None:

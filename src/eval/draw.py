@@ -15,8 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from src.data.files import save_png, take_turns
-from src.data.images import load_image
+from src.data.images import check_png, load_image
 from src.data.request import Generator, Request, Style
+from src.data.store import read_or_remove
 from src.eval.results.results import Table
 
 ONLY_WITH_REFERENCE = "reference."
@@ -78,6 +79,8 @@ def draw_missing(generator: Generator, requests: Sequence[Request], folder: str 
     drawn_with = _drawn_with(generator, requests)
     paths = _paths(folder, requests, drawn_with)
     noted = dict(zip(paths, drawn_with, strict=True))
+    for path in noted:
+        read_or_remove(path, check_png)
     drawable = list(dict.fromkeys(zip(requests, paths, strict=True)))
     size = generator.batch_size
     batches = [drawable[start : start + size] for start in range(0, len(drawable), size)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from src.data.known_words import KnownWords, warn_of_unknown, write_known_words
-from src.data.world.datamodules import SAMPLERS
+from src.data.world.rendered import SAMPLERS
 from src.data.world.tokenizers import taught_words
 
 

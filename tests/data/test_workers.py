@@ -14,12 +14,12 @@ import pytest
 
 from src.data import files
 from src.data.workers import mapped
-from src.data.world.datamodules import CHUNK, rendered
 from src.data.world.render import render
+from src.data.world.rendered import CHUNK, rendered
 from src.data.world.scenes import sample_scene
 
 ROOT = Path(__file__).parents[2]
-RENDER = "import sys; from src.data.world.datamodules import rendered; rendered(sys.argv[1], 'scenes', 0, {}, size=32)"
+RENDER = "import sys; from src.data.world.rendered import rendered; rendered(sys.argv[1], 'scenes', 0, {}, size=32)"
 
 
 def workers_of(number: int) -> list[int]:
@@ -74,7 +74,7 @@ def test_no_room_is_said_before_anything_is_rendered(tmp_path: Path, monkeypatch
 
 
 def test_a_disk_that_others_fill_meanwhile_ends_in_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    unchecked = "from src.data.world import datamodules; datamodules.free_disk_or_raise = lambda *a: None; "
+    unchecked = "import src.data.world.rendered as scenes; scenes.free_disk_or_raise = lambda *a: None; "
     program = unchecked + RENDER.format(1000)
     inside = 'mount -t tmpfs -o size=1m tmpfs "$0" && "$1" -c "$2" "$0"; status=$?; ls -A "$0"; exit $status'
     command = ["unshare", "-rm", "sh", "-c", inside, str(tmp_path), sys.executable, program]

@@ -59,6 +59,16 @@ def test_a_missing_image_is_drawn_again_in_its_own_batch(tmp_path: Path) -> None
     assert generator.drawn == REQUESTS[4:8]
 
 
+def test_a_damaged_image_is_drawn_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = manifest(tmp_path, Counting())
+    damaged = request_paths(Counting(), REQUESTS, tmp_path)[5]
+    content = damaged.read_bytes()
+    for broken in (content[:-3], b"", content[:50] + bytes([content[50] ^ 1]) + content[51:]):
+        damaged.write_bytes(broken)
+        assert manifest(tmp_path, Counting()) == before
+    assert caplog.messages == [f"{damaged} is damaged; it was removed and is made anew"] * 3
+
+
 class Particular(Counting):
     """Draws no birds."""
 

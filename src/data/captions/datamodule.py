@@ -61,7 +61,9 @@ class EncodedData(L.LightningDataModule):
 
     def _encoded(self, pixels: Tensor, keys: list[str]) -> Tensor:
         assert self.encode is not None
-        latents = self.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).to(torch.float16)
+        images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        # One by one: what is encoded together rounds differently, and a training must not see what was stored.
+        latents = torch.cat([self.encode(image[None]) for image in images]).to(torch.float16).contiguous()
         if self.store is not None:
             for key, each in zip(keys, latents, strict=True):
                 self.store.write(key, each)

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.data.order import Draw, StepBatchSampler, share_of
 from src.data.ranges import BatchSize, Count, Number, Seed
-from src.data.world.datamodules import rendered, to_pixel_values
+from src.data.world.datamodules import to_pixel_values
 from src.data.world.render import render
+from src.data.world.rendered import rendered
 from src.data.world.scenes import FRAMES, subject_scene
 
 VALIDATION_SUBJECTS = 1000

@@ -1,6 +1,5 @@
 """Training data of the world's models: rendered scenes, their captions, linear codes and attributes."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,91 +8,23 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from numpy.lib.format import write_array_header_1_0
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.files import free_disk_or_raise, whole_file
 from src.data.order import Draw, StepBatchSampler, share_of
 from src.data.ranges import BatchSize, Count, Number, Seed, Side
-from src.data.store import read_or_remove
-from src.data.workers import mapped
 from src.data.world.linear_code import LinearCode
-from src.data.world.long_captions import long_scene, short_or_long_scene
-from src.data.world.render import render
+from src.data.world.rendered import SAMPLERS, rendered
 from src.data.world.scenes import (
     Scene,
     attribute_scene,
-    frame_scene,
     full_caption,
-    mixed_scene,
-    mixed_with_pairs_scene,
     sample_scene,
 )
 from src.data.world.vocabulary import BACKGROUNDS, COLORS, NOUNS, PATTERNS
 
 VALIDATION_START = 10_000_000
 """First scene seed that no training set reaches; validation scenes count up from here."""
-
-SAMPLERS: dict[str, Callable[[int], Scene]] = {
-    "scenes": sample_scene,
-    "attributes": attribute_scene,
-    "mixed": mixed_scene,
-    "mixed_with_pairs": mixed_with_pairs_scene,
-    "frames": frame_scene,
-    "long": long_scene,
-    "short_or_long": short_or_long_scene,
-}
-CHUNK = 2000
-
-
-def rendered(cache_dir: str | Path, kind: str, first: int, number: int, size: int = 64) -> np.ndarray:
-    """Return the images of ``number`` scenes with consecutive seeds, rendered on first use.
-
-    Args:
-        cache_dir: Folder for the array between runs.
-        kind: A key of ``SAMPLERS``.
-        first: Seed of the first scene.
-        number: Number of scenes.
-        size: Side of an image in pixels.
-
-    Returns:
-        A read-only memory map, uint8, shape ``(number, size, size, 3)``.
-
-    Raises:
-        ValueError: If ``kind`` is unknown.
-    """
-    if kind not in SAMPLERS:
-        raise ValueError(f"unknown kind of scenes {kind!r}; choose one of {', '.join(SAMPLERS)}")
-    path = Path(cache_dir) / f"{kind}_{first}_{number}_{size}.npy"
-    images = read_or_remove(path, _mapped)
-    if images is None:
-        # A store would hold the array in memory, for which most sets are too large.
-        with whole_file(path) as partial:
-            _render_all(partial, kind, first, number, size)
-        images = _mapped(path)
-    return images
-
-
-def _mapped(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
-
-
-def _render_all(path: Path, kind: str, first: int, number: int, size: int) -> None:
-    shape = (number, size, size, 3)
-    # Before minutes of rendering. A disk that others fill meanwhile is an error of a write, but of a map it is a crash.
-    free_disk_or_raise(path.parent, math.prod(shape))
-    jobs = [(kind, first + start, min(CHUNK, number - start), size) for start in range(0, number, CHUNK)]
-    with path.open("wb") as file, mapped(_render_chunk, jobs) as chunks:
-        write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for chunk in track(chunks, "rendering scenes", total=len(jobs)):
-            file.write(chunk.data)
-
-
-def _render_chunk(job: tuple[str, int, int, int]) -> np.ndarray:
-    kind, first, number, size = job
-    return np.stack([np.asarray(render(SAMPLERS[kind](seed), size)) for seed in range(first, first + number)])
 
 
 def to_pixel_values(images: np.ndarray) -> np.ndarray:

@@ -269,15 +269,17 @@ def class_images(
     folder = Path(cache_dir) / "class_images" / hashlib.sha256(key.encode()).hexdigest()[:16]
     store = ImageStore(folder)
     images = {seed: store.read(f"{seed:04d}") for seed in range(number)}
-    missing = [seed for seed, image in images.items() if image is None]
-    batches = [missing[at] for at in generator.slices(len(missing))]
-    for seeds in track(batches, "drawing class images", disable=not missing, transient=True):
+    # What is drawn anew stands in the batch that it stood in: not even rounding differs.
+    batches = [range(number)[at] for at in generator.slices(number)]
+    batches = [seeds for seeds in batches if any(images[seed] is None for seed in seeds)]
+    for seeds in track(batches, "drawing class images", disable=not batches, transient=True):
         for seed, image in zip(seeds, generator.sample([Request(prompt, seed) for seed in seeds]), strict=True):
             if not image.getbbox():
                 raise ValueError(f"class image {seed} of a {class_noun} is black; {BLACK}")
             image.info = {"prompt": prompt, "seed": str(seed)}
-            store.write(f"{seed:04d}", image)
-            images[seed] = image
+            if images[seed] is None:
+                store.write(f"{seed:04d}", image)
+                images[seed] = image
     return [image for image in images.values() if image is not None]
 
 

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from src.data.world.datamodules import SAMPLERS, VALIDATION_START, rendered, to_pixel_values
+from src.data.world.datamodules import VALIDATION_START, to_pixel_values
 from src.data.world.render import object_boxes, render
+from src.data.world.rendered import SAMPLERS, rendered
 from src.data.world.scenes import (
     RELATIONS,
     Scene,
