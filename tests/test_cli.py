@@ -203,6 +203,16 @@ def test_only_what_the_user_can_mend_is_explained(error, sentence):
     assert explain(error) == sentence
 
 
+def test_what_python_says_is_named_as_such():
+    with pytest.raises(ValueError, match="range") as raised:
+        range(0, 3, 0)
+    told = explain(raised.value)
+    assert told.startswith("a value does not fit: range() arg 3 must not be zero (said by tests/test_cli.py, line ")
+    with pytest.raises(ValueError, match="ours") as raised:
+        raise ValueError("ours")
+    assert explain(raised.value) == "ours"
+
+
 def test_a_constructor_speaks_for_itself():
     wrapped = InstantiationException("Error in call to target 'x':\nValueError('no')\nfull_key: method")
     wrapped.__cause__ = ValueError("alpha is -1; it must be positive")

@@ -2,8 +2,10 @@
 
 import errno
 import re
+import traceback
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from pathlib import Path
 
 import yaml
 from hydra.errors import (
@@ -80,7 +82,19 @@ def explain(error: Exception) -> str | None:
         port = re.search(r"port: (\d+)", str(error))
         which = f"port {port.group(1)}" if port else "a port"
         return f"{which} is in use; write a free one before the command, such as MASTER_PORT=29511"
+    if isinstance(error, ValueError) and (elsewhere := _raised_elsewhere(error)):
+        return f"a value does not fit: {error} (said by {elsewhere}); HYDRA_FULL_ERROR=1 shows the whole way there"
     return str(error) if isinstance(error, ValueError | OSError) else None
+
+
+def _raised_elsewhere(error: Exception) -> str | None:
+    """Where an error comes from that no ``raise`` of ours made, such as Python's own; None for ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return None
+    path = Path(frames[-1].filename)
+    is_ours = "site-packages" not in path.parts and (frames[-1].line or "").lstrip().startswith("raise")
+    return None if is_ours else f"{path.parent.name}/{path.name}, line {frames[-1].lineno}"
 
 
 def _bad_yaml(error: yaml.YAMLError) -> str:
