@@ -43,8 +43,10 @@ def score(cfg: DictConfig) -> None:
     from src.callbacks.trackers.loggers import log_config, log_results
     from src.data.files import write_text
     from src.eval.protocols.concept import bank_source, read_concepts
+    from src.run.first_looks import look_first
     from src.run.suites import trained
 
+    look_first(cfg, made_later=bool(cfg.get("suite")))
     protocol = build(cfg.protocol)
     suite = build(cfg.get("suite"))
     sources = {**(suite.sources() if suite else {}), **{name: bank_source(path) for name, path in cfg.bank.items()}}

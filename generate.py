@@ -17,9 +17,11 @@ def main(cfg: DictConfig) -> None:
     """Compose, build, draw what is missing, show where it is."""
     # Seconds of imports, which a mistyped key need not wait for.
     from src.data.files import free_disk_or_raise
+    from src.data.images import load_image
     from src.data.mentions import check_name, parse_prompt
     from src.data.request import ImageStyle, Request, Style, TextStyle
     from src.eval.draw import draw_missing, measured_plan, write_grid
+    from src.run.first_looks import look_first
 
     if not cfg.prompt:
         raise ValueError("nothing to draw: give a prompt, such as \"prompt='a <rex> on the grass'\" bank.rex=PATH")
@@ -35,6 +37,9 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(
             f"bank.{unused[0]} is given, but no prompt names it: write <{unused[0]}> where it should stand"
         )
+    look_first(cfg)
+    for path in listed(cfg.style):
+        load_image(path)
     folder = Path(cfg.output)
     # An image is at most what its raw pixels are: 3 MB a megapixel.
     free_disk_or_raise(folder, 2 * 3 * 2**20 * len(prompts) * cfg.num_images)

@@ -1,5 +1,8 @@
 """The file of a concept bank: what its metadata and its rows must be, for drawing and for scoring."""
 
+from typing import Annotated
+
+from src.data.first_looks import FirstLook
 from src.data.schema import HASH, NOUN, TEMPLATE, FileKind, Metadata, Shapes, matching, number, one_of, shown
 
 MOST_ROWS = 64
@@ -39,3 +42,6 @@ CONCEPT_BANK = FileKind(
     shapes=_shapes,
     made_by="; training writes one to <run folder>/exports/*.safetensors",
 )
+
+BankFile = Annotated[str, FirstLook(CONCEPT_BANK.read)]
+"""The path of a concept bank, which is small enough to be read as a whole."""

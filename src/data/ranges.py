@@ -22,6 +22,21 @@ class Entries:
     kinds: Mapping[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Spelled:
+    """How a text is spelled.
+
+    Attributes:
+        pattern: Regular expression of the whole text.
+        words: The same in words, such as ``without slashes``.
+    """
+
+    pattern: str
+    words: str
+
+
+FolderName = Annotated[str, Spelled(r"(?!\.)[^/\\\x00-\x1f]{1,200}", "that names one folder, without slashes")]
+"""The name of a folder, which cannot lead out of the one that holds it."""
 Count = Annotated[int, Ge(1)]
 """A whole number of at least one."""
 Number = Annotated[int, Ge(0)]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.data.first_looks import ImageFolder
 from src.data.images import find_images
 from src.data.request import ImageStyle, Style, TextStyle
 from src.data.schema import RefusedFileError, read_json
@@ -67,7 +68,7 @@ class StyleReference:
         return self.reference.path
 
 
-def style_references(folder: str | Path | None, words: Sequence[str] = ()) -> list[StyleReference]:
+def style_references(folder: ImageFolder | Path | None, words: Sequence[str] = ()) -> list[StyleReference]:
     """List the styles that images show, then those that words describe.
 
     Args:
@@ -117,11 +118,18 @@ def style_prompts(tsv_path: str | Path) -> list[StylePrompt]:
     path = Path(tsv_path)
     if not path.is_file():
         raise ValueError(f"there is no file {path}; name the PartiPrompts.tsv of github.com/google-research/parti")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if missing := set(COLUMNS) - set(rows.fieldnames or []):
-            raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; is it PartiPrompts.tsv?")
-        return [StylePrompt(row["Prompt"], row["Category"]) for row in rows if _is_basic_thing(row)]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            missing = set(COLUMNS) - set(rows.fieldnames or [])
+            found = [] if missing else [row for row in rows if _is_basic_thing(row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RefusedFileError(f"{path} cannot be read as a list of prompts ({error})") from error
+    if missing:
+        raise RefusedFileError(f"{path} has no column {', '.join(sorted(missing))}; is it PartiPrompts.tsv?")
+    if any(not row["Prompt"] or row["Category"] is None for row in found):
+        raise RefusedFileError(f"{path} has a line that is cut short; fetch it again")
+    return [StylePrompt(row["Prompt"], row["Category"]) for row in found]
 
 
 def _is_basic_thing(row: dict[str, str]) -> bool:

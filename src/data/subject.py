@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from src.data.first_looks import ClassNoun, ImageFolder
 from src.data.identity import files_digest
 from src.data.images import find_images, load_folder
 from src.data.order import Draw, StepBatchSampler, share_of
@@ -108,13 +109,13 @@ class ConceptData(L.LightningDataModule):
 
     def __init__(
         self,
-        instance_dir: str,
-        class_noun: str,
+        instance_dir: ImageFolder,
+        class_noun: ClassNoun,
         resolution: Side = 512,
         batch_size: BatchSize = 1,
         num_views: Count = 100,
         zoom: Zoom | None = None,
-        class_dir: str | None = None,
+        class_dir: ImageFolder | None = None,
         num_class_images: Count = 100,
         num_val: Number = 16,
         seed: Seed = 0,

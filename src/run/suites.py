@@ -86,7 +86,7 @@ class AdapterSuite:
         given: An adapter that the evaluation was given; there must be none.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If there is one, or the training names what is not there.
     """
 
     def __init__(
@@ -94,8 +94,12 @@ class AdapterSuite:
     ) -> None:
         if given is not None:
             raise ValueError(f"adapter={given} is given, but the suite trains an adapter; leave one of the two out")
-        self.experiment, self.cache_dir = experiment, Path(cache_dir)
-        self.training = as_overrides(training or {})
+        self.cache_dir, self.training = Path(cache_dir), as_overrides(training or {})
+        # Nobody watches: one validation, at the end.
+        own = (f"+experiment={experiment}", "trainer.val_check_interval=${trainer.max_steps}")
+        self.overrides = (*own, *self.training)
+        # Composed at once, which looks at all that the training names.
+        self.config = composed(self.overrides)
 
     def sources(self) -> dict[str, ConceptSource]:
         """An adapter has no subject."""
@@ -103,9 +107,6 @@ class AdapterSuite:
 
     def trainings(self) -> dict[str, Training]:
         """``adapter``, a key of the evaluation's configuration, to its training."""
-        # Nobody watches: one validation, at the end.
-        own = (f"+experiment={self.experiment}", "trainer.val_check_interval=${trainer.max_steps}")
-        overrides = (*own, *self.training)
-        path = self.cache_dir / f"{record_digest(training_record(composed(overrides)))}.safetensors"
-        name = f"the adapter {path.stem} ({', '.join(self.training) or self.experiment})"
-        return {"adapter": Training(name, "adapter", path, overrides)}
+        path = self.cache_dir / f"{record_digest(training_record(self.config))}.safetensors"
+        name = f"the adapter {path.stem} ({', '.join(self.training) or self.config.name})"
+        return {"adapter": Training(name, "adapter", path, self.overrides)}

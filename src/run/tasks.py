@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, MinLen
 
-from src.data.ranges import Seed
+from src.data.ranges import FolderName, Seed
 
 Text = Annotated[str, MinLen(1)]
 Several = Text | Annotated[list[Text], MinLen(1)]
@@ -15,7 +15,7 @@ class Train:
     """Of train.py."""
 
     task: Literal["train"]
-    name: Text
+    name: FolderName
     seed: Seed
     resume: bool
 
@@ -24,7 +24,7 @@ class Generate:
     """Of generate.py."""
 
     task: Literal["generate"]
-    name: Text
+    name: FolderName
     seed: Seed
     prompt: Several | None
     num_images: Annotated[int, Interval(ge=1, le=100_000)]
@@ -47,7 +47,7 @@ class Eval:
     """Of eval.py."""
 
     task: Literal["eval"]
-    name: Text
+    name: FolderName
     seed: Seed
     bank: Mapping[str, str]
     adapter: Text | None

@@ -14,6 +14,7 @@ from src.data.checkpoints import stored
 from src.data.commands import override
 from src.data.files import take_turns
 from src.run.cli import addable, console
+from src.run.first_looks import look_first
 from src.run.home import expand_home
 from src.run.resume import NothingToResumeError
 from src.run.training import fit
@@ -98,6 +99,7 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     """The whole configuration of a training, but for its place."""
     cfg = _composed([*overrides, "paths.run_dir=."])
     check_types(cfg)
+    look_first(cfg)
     return cfg
 
 

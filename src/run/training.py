@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from src.run.cli import is_first
+from src.run.first_looks import look_first
 from src.run.record import training_record
 from src.run.resume import checkpoint_of
 from src.run.targets import build
@@ -47,6 +48,7 @@ def fit(cfg: DictConfig) -> Fitted:
         ValueError: If a part cannot be built as the configuration says, or another process trains in the run folder.
     """
     check_types(cfg)
+    look_first(cfg)
     with _alone_in(Path(cfg.paths.run_dir)):
         return _fit(cfg)
 

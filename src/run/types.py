@@ -47,7 +47,7 @@ def check_given(cfg: DictConfig) -> None:
 
 def _check_values(tree: Any) -> None:
     refuse_foreign(tree)
-    for key, value, annotation in _annotated(tree, ""):
+    for key, value, annotation in annotated(tree, ""):
         if isinstance(value, dict) and "_target_" in value:
             _check_kind(key, value["_target_"], annotation)
         if (sentence := misfit(key, value, annotation)) is not None:
@@ -137,11 +137,11 @@ def _parts(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
         yield from _parts(value, f"{path}[{name}]" if isinstance(node, list) else f"{path}.{name}".lstrip("."))
 
 
-def _annotated(node: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+def annotated(node: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     """Key, value and annotation of every argument in a configuration."""
     if isinstance(node, list):
         for number, value in enumerate(node):
-            yield from _annotated(value, f"{path}[{number}]")
+            yield from annotated(value, f"{path}[{number}]")
     if not isinstance(node, dict):
         return
     hints = _hints(str(node["_target_"])) if "_target_" in node else {}
@@ -153,7 +153,7 @@ def _annotated(node: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
         key = f"{path}.{name}" if path else str(name)
         if name in hints:
             yield key, value, hints[name]
-        yield from _annotated(value, key)
+        yield from annotated(value, key)
 
 
 def _check_kind(key: str, target: str, annotation: Any) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MinLen, MultipleOf
 
-from src.data.ranges import MAY_BE_INFINITE, Entries
+from src.data.ranges import MAY_BE_INFINITE, Entries, Spelled
 
 SCALARS: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,), Path: (str,)}
 """Annotation to the types of YAML values that it accepts; a bool is no number here."""
@@ -128,6 +129,8 @@ def _within(value: Any, limit: Any) -> bool:
             return len(value) >= least
         case MultipleOf(step):
             return value % step == 0
+        case Spelled(pattern=pattern):
+            return re.fullmatch(pattern, value) is not None
     return True
 
 
@@ -147,6 +150,7 @@ def described(kind: Any) -> str:
     both = limits.keys() >= {Ge, Le}
     told = [f"from {limits.pop(Ge)} to {limits.pop(Le)}"] if both else []
     told += [WORDS[kind].format(limit) for kind, limit in limits.items()]
+    told += [one.words for one in ranges if isinstance(one, Spelled)]
     name = NAMES.get(plain) or f"a {getattr(plain, '__name__', plain)}"
     return f"{name} {' and '.join(told)}".strip()
 

@@ -1,7 +1,9 @@
 """Reads object, colour, pattern and background off an image of the world; it only measures, no method sees it."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -20,24 +22,34 @@ class Probe:
         device: Where it runs.
 
     Raises:
-        ValueError: If there is no such folder, or its model answers other questions.
+        ValueError: If there is no such folder.
     """
 
     def __init__(self, model: str, device: str = "cpu") -> None:
         folder = Path(model.removeprefix(LOCAL))
         if not (folder / "config.json").exists():
             raise ValueError(f"there is no probe in {folder}; train it: python train.py +experiment=world/probe")
-        self.model = timm.create_model(model, pretrained=True).eval().to(device)
+        self.source, self.device = model, device
         self.sizes = [len(words) for words in ATTRIBUTES.values()]
-        if self.model.num_classes != sum(self.sizes):
-            raise ValueError(f"the probe in {folder} has {self.model.num_classes} outputs, not {sum(self.sizes)}")
-        self.preprocessing = of_timm(self.model.pretrained_cfg)
+
+    @cached_property
+    def model(self) -> Any:
+        """The network, which is loaded when it is first asked.
+
+        Raises:
+            ValueError: If it answers other questions.
+        """
+        model = timm.create_model(self.source, pretrained=True).eval()
+        if model.num_classes != sum(self.sizes):
+            raise ValueError(f"the probe {self.source} has {model.num_classes} outputs, not {sum(self.sizes)}")
+        return model.to(self.device)
 
     @torch.inference_mode()
     def read(self, images: Iterable[Picture]) -> dict[str, list[str]]:
         """One word per image for each of ``ATTRIBUTES``."""
         device = next(self.model.parameters()).device
-        batches = (torch.stack(batch).to(device) for batch in read_ahead(self.preprocessing, images))
+        preprocessing = of_timm(self.model.pretrained_cfg)
+        batches = (torch.stack(batch).to(device) for batch in read_ahead(preprocessing, images))
         logits = torch.cat([self.model(batch).cpu() for batch in batches])
         answers = zip(ATTRIBUTES.items(), logits.split(self.sizes, -1), strict=True)
         return {name: [words[index] for index in one.argmax(-1).tolist()] for (name, words), one in answers}

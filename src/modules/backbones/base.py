@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from src.data.finite import check_finite
+from src.data.first_looks import ModelPlace, looks_local
 from src.data.identity import joined, parts_in_memory, pipeline_parts, projections_hash
 from src.data.known_words import KnownWords
 from src.data.model_index import read_model_index
@@ -92,7 +93,7 @@ class Backbone(ABC):
     @classmethod
     def from_pretrained(
         cls,
-        path: str,
+        path: ModelPlace,
         dtype: str = "float32",
         local_files_only: bool = False,
         sampling: Sampling | None = None,
@@ -307,11 +308,6 @@ class Backbone(ABC):
         """Compute ``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise``, with noise ``(B, C, h, w)`` and timesteps ``(B,)``."""
         target = diffusion_target(self.noise_scheduler, latents, noise, timesteps)
         return Noised(self.noise_scheduler.add_noise(latents, noise, timesteps), timesteps, target)
-
-
-def looks_local(path: str) -> bool:
-    """Tell whether a path means a local folder and not a hub id: it starts like one, or its first folder exists."""
-    return path.startswith((".", "/", "~")) or Path(*Path(path).parts[:1]).exists()
 
 
 def cross_attention_projections(denoiser: nn.Module) -> dict[str, nn.Linear]:

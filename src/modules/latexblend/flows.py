@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from src.data.first_looks import ClassNoun, ConceptName
 from src.data.mentions import check_name
 from src.data.prompts import FIXED_TEMPLATE, concept_span, initial_vector, tokenize
 from src.data.ranges import Weight
@@ -33,8 +34,8 @@ class Subject:
 
     incidental: ClassVar[tuple[str, ...]] = ("references",)
 
-    class_noun: str
-    concept: str = "subject"
+    class_noun: ClassNoun
+    concept: ConceptName = "subject"
     references: str = ""
 
     def __post_init__(self) -> None:

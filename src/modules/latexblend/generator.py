@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from src.data.banks import BankFile
 from src.data.identity import warn_of_another
 from src.data.known_words import KnownWords
 from src.data.mentions import check_name, parse_prompt
@@ -141,7 +142,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
     def __init__(
         self,
         backbone: Backbone,
-        banks: Mapping[str, ConceptBank | str] | None = None,
+        banks: Mapping[str, ConceptBank | BankFile] | None = None,
         sampling: Sampling | None = None,
         keep_context: bool | None = None,
         blending_start: Share1 = 1.0,

@@ -1,5 +1,8 @@
 """The file of an LLMDiff adapter: what its metadata and its weights must be."""
 
+from typing import Annotated
+
+from src.data.first_looks import FirstLook
 from src.data.schema import HASH, WIDEST, FileKind, Metadata, Shapes, number, of_dataclass, one_of, parsed, shown
 from src.modules.backbones.base import DTYPES
 from src.modules.llmdiff.options import AdapterOptions, EncodingOptions
@@ -56,3 +59,7 @@ LLMDIFF_ADAPTER = FileKind(
     shapes=_shapes,
     made_by="; training writes one to <run folder>/exports",
 )
+
+NO_ADAPTER = "no adapter is given: add adapter=PATH; training writes one to <run folder>/exports"
+AdapterFile = Annotated[str | None, FirstLook(LLMDIFF_ADAPTER.read_header, NO_ADAPTER)]
+"""The path of an adapter, which is large: its header is read first."""

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from src.data.first_looks import LanguageModelPlace
 from src.data.ranges import BatchSize, Sampling, Weight
 from src.data.request import Identity, Request
 from src.data.schema import RefusedFileError, parsed
@@ -19,13 +20,11 @@ from src.modules.backbones.denoising import denoising_errors
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.generator import BatchedGenerator, pictures, usable_device
 from src.modules.llmdiff.adapter import LLMDiffAdapter
-from src.modules.llmdiff.adapter_file import LLMDIFF_ADAPTER
+from src.modules.llmdiff.adapter_file import LLMDIFF_ADAPTER, NO_ADAPTER, AdapterFile
 from src.modules.llmdiff.aggregation import Generators
 from src.modules.llmdiff.encoder import EncodingCache, LLMEncoder
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.options import EncodingOptions
-
-NO_ADAPTER = "no adapter is given: add adapter=PATH; training writes one to <run folder>/exports"
 
 
 class LLMDiffPipeline:
@@ -105,8 +104,8 @@ def _one_each(negative: str | Sequence[str] | None, number: int) -> list[str]:
 
 
 def trained_encoder(
-    adapter: str | Path | None,
-    path: str | None = None,
+    adapter: AdapterFile | Path,
+    path: LanguageModelPlace | None = None,
     dtype: str | None = None,
     cache_dir: str | Path | None = None,
     keep_loaded: bool = True,
@@ -171,7 +170,7 @@ class LLMDiffGenerator(BatchedGenerator[Request]):
     def __init__(
         self,
         backbone: UNetBackbone,
-        adapter: LLMDiffAdapter | str | None,
+        adapter: LLMDiffAdapter | AdapterFile,
         encoder: LLMEncoder,
         strength: Weight = 1.0,
         sampling: Sampling | None = None,

@@ -10,8 +10,9 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from src.data.first_looks import LanguageModelPlace, looks_local
 from src.data.identity import folder_identity
-from src.modules.backbones.base import DTYPES, looks_local
+from src.modules.backbones.base import DTYPES
 from src.modules.llmdiff.decoder import Decoder
 from src.modules.llmdiff.options import EncodingOptions
 
@@ -61,7 +62,11 @@ class LanguageModel:
 
     @classmethod
     def from_pretrained(
-        cls, path: str, dtype: str = "float32", revision: str | None = None, local_files_only: bool = False
+        cls,
+        path: LanguageModelPlace,
+        dtype: str = "float32",
+        revision: str | None = None,
+        local_files_only: bool = False,
     ) -> "LanguageModel":
         """Find a local folder, or fetch a hub id; the weights are not loaded into memory.
 

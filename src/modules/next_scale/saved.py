@@ -6,6 +6,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from src.data.first_looks import ModelPlace
 from src.data.identity import pipeline_parts
 from src.data.known_words import KnownWords
 from src.data.model_index import read_model_index
@@ -31,7 +32,7 @@ for earlier, module in {
     sys.modules.setdefault(f"src.modules.scale_ar.{earlier}", sys.modules[module])
 
 
-def load_saved(path: str, dtype: str = "float32", placement: Placement | None = None) -> NextScalePipeline:
+def load_saved(path: ModelPlace, dtype: str = "float32", placement: Placement | None = None) -> NextScalePipeline:
     """Load an ``InfinityPipeline`` or a ``SwittiPipeline``, whichever the folder holds.
 
     Args:

@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
+from src.data.first_looks import ModelPlace
 from src.data.ranges import Sampling
 from src.modules.backbones.base import DTYPES
 from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
@@ -44,9 +45,9 @@ WRAPPER = r"(\.(conv|norm))+\.(weight|bias)$"
 
 
 def load_pipeline(
-    transformer: str,
-    vae: str,
-    text_encoder: str,
+    transformer: ModelPlace,
+    vae: ModelPlace,
+    text_encoder: ModelPlace,
     dtype: str = "bfloat16",
     ema: bool = False,
     sampling: Sampling | None = None,

@@ -9,6 +9,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from src.data.first_looks import ModelPlace
 from src.data.ranges import Sampling
 from src.data.schema import RefusedFileError, read_json
 from src.modules.backbones.base import DTYPES
@@ -31,10 +32,10 @@ DERIVED = {"lvl_1L", "attn_bias_for_masking", "quantize.ema_vocab_hit_SV"}
 
 
 def load_pipeline(
-    transformer: str,
-    vae: str,
-    text_encoder: str,
-    text_encoder_2: str,
+    transformer: ModelPlace,
+    vae: ModelPlace,
+    text_encoder: ModelPlace,
+    text_encoder_2: ModelPlace,
     dtype: str = "bfloat16",
     sampling: Sampling | None = None,
     placement: Placement | None = None,
