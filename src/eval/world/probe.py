@@ -11,7 +11,7 @@ import torch
 from src.data.images import Picture
 from src.data.world.datamodules import ATTRIBUTES
 from src.eval.encoders.models import LOCAL, read_ahead
-from src.eval.encoders.preprocessing import of_timm
+from src.eval.encoders.preprocessing import Preprocessing, of_timm
 
 
 class Probe:
@@ -44,12 +44,16 @@ class Probe:
             raise ValueError(f"the probe {self.source} has {model.num_classes} outputs, not {sum(self.sizes)}")
         return model.to(self.device)
 
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """That of the network's training."""
+        return of_timm(self.model.pretrained_cfg)
+
     @torch.inference_mode()
     def read(self, images: Iterable[Picture]) -> dict[str, list[str]]:
         """One word per image for each of ``ATTRIBUTES``."""
         device = next(self.model.parameters()).device
-        preprocessing = of_timm(self.model.pretrained_cfg)
-        batches = (torch.stack(batch).to(device) for batch in read_ahead(preprocessing, images))
+        batches = (torch.stack(batch).to(device) for batch in read_ahead(self.preprocessing, images))
         logits = torch.cat([self.model(batch).cpu() for batch in batches])
         answers = zip(ATTRIBUTES.items(), logits.split(self.sizes, -1), strict=True)
         return {name: [words[index] for index in one.argmax(-1).tolist()] for (name, words), one in answers}
