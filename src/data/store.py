@@ -183,7 +183,7 @@ class TensorStore(Store[Tensor]):
 
 def _checksum(value: Tensor) -> str:
     """CRC-32 of precision, shape and content: it notices damage, and costs less than reading the file."""
-    return str(zlib.crc32(tensor_bytes(value), zlib.crc32(f"{value.dtype} {tuple(value.shape)}".encode())))
+    return f"{zlib.crc32(tensor_bytes(value), zlib.crc32(f'{value.dtype} {tuple(value.shape)}'.encode())):08x}"
 
 
 class ImageStore(Store[Image.Image]):
