@@ -39,7 +39,7 @@ class Profile:
         cache_dir: Where embeddings of images are kept between runs; None keeps none.
 
     Raises:
-        ValueError: If a rule does not exist, or the scale is not positive.
+        ValueError: If a rule does not exist.
     """
 
     def __init__(
@@ -56,8 +56,6 @@ class Profile:
         for key, value, known in (("text", text, TEXTS), ("pairing", pairing, PAIRINGS)):
             if value not in known:
                 raise ValueError(f"the profile {name} has {key}={value!r}; choose one of: {', '.join(known)}")
-        if text_scale <= 0:
-            raise ValueError(f"the profile {name} has text_scale={text_scale}; it must be above 0, e.g. text_scale=2.5")
         self.name = name
         self.clip = clip if cache_dir is None else CachedTextEncoder(clip, cache_dir)
         self.dino = dino if cache_dir is None else CachedEncoder(dino, cache_dir)

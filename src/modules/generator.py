@@ -24,14 +24,9 @@ class BatchedGenerator(ABC, Generic[Prepared]):
 
     Args:
         batch_size: Number of images drawn at a time; it does not change an image beyond rounding.
-
-    Raises:
-        ValueError: If it is not positive.
     """
 
     def __init__(self, batch_size: int) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; give 1 or more")
         self.batch_size = batch_size
 
     @abstractmethod

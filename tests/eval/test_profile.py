@@ -88,8 +88,6 @@ def test_unknown_rules_are_refused(clip, dino):
         changed(clip, dino, pairing="al")
     with pytest.raises(ValueError, match="text='ful'; choose one of: class_noun, full, without_style"):
         changed(clip, dino, text="ful")
-    with pytest.raises(ValueError, match="text_scale=0; it must be above 0"):
-        changed(clip, dino, text_scale=0)
 
 
 def test_scores_of_one_profile_may_be_joined(clip, dino, tmp_path):

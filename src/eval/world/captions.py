@@ -174,8 +174,6 @@ class CaptionProtocol(Protocol[CaptionTest]):
         super().__init__(profile, images_dir, seed)
         if wording not in WORDINGS:
             raise ValueError(f"wording is {wording!r}; choose one of {', '.join(WORDINGS)}")
-        if num_seeds < 1:
-            raise ValueError(f"need at least one seed, got {num_seeds}")
         self.tests = [test for test in caption_tests(kinds, num_captions) for _ in range(num_seeds)]
         self.scorer, self.wording = CaptionScorer(profile, probe), wording
         self.num_captions, self.num_seeds, self.num_images = num_captions, num_seeds, len(self.tests)

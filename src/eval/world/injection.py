@@ -28,7 +28,7 @@ class InjectionProtocol(Protocol[PromptPair]):
         seed: Draws the pairs; seeds the first image of each, and the bootstrap.
 
     Raises:
-        ValueError: If there is nothing to draw, or the difference is unknown.
+        ValueError: If the difference is unknown.
     """
 
     name, title, cell, settings = "injection", "An injected prompt", 96, ("difference", "num_images")
@@ -45,8 +45,6 @@ class InjectionProtocol(Protocol[PromptPair]):
         seed: Seed = 0,
     ) -> None:
         super().__init__(profile, images_dir, seed)
-        if num_pairs < 1 or num_seeds < 1:
-            raise ValueError(f"need at least one pair and one seed, got {num_pairs} and {num_seeds}")
         self.pairs, self.num_seeds = prompt_pairs(difference, num_pairs, seed), num_seeds
         self.difference, self.probe, self.num_images = difference, probe, num_pairs * num_seeds
 

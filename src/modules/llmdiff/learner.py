@@ -47,9 +47,6 @@ class LLMDiff(Learner):
         encode_ahead: Whether to encode all captions and images before the first step, and free the language model.
         sampling: Settings of sample grids, see ``LLMDiffGenerator``.
         seed: Seed of all draws and of the initial weights.
-
-    Raises:
-        ValueError: If an option is out of range.
     """
 
     incidental: ClassVar[tuple[str, ...]] = ("export_path", "encode_ahead", "sampling")
@@ -68,8 +65,6 @@ class LLMDiff(Learner):
         seed: Seed = 0,
     ) -> None:
         super().__init__()
-        if not 0 <= caption_dropout < 1:
-            raise ValueError(f"method.learner.caption_dropout is {caption_dropout}; give a share from 0 to below 1")
         # ``nn.Module`` finds no submodule in a tuple, so the frozen weights stay out of checkpoints and of DDP.
         self._frozen = (backbone, encoder)
         self.export_path, self.caption_dropout, self.snr_gamma = export_path, caption_dropout, snr_gamma

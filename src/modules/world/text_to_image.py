@@ -98,9 +98,6 @@ class TextToImagePretraining(Learner):
             the UNet reads colours from the noun's row and shapes from the rows after it.
         init_from: Pipeline folder whose text encoder and UNet to start from; None for random weights.
         seed: Seed of noise, timesteps, dropout and the objects that are drawn anew.
-
-    Raises:
-            ValueError: If ``phrases_alone`` is not between 0 and 1.
     """
 
     validates_average: ClassVar[bool] = False
@@ -118,8 +115,6 @@ class TextToImagePretraining(Learner):
         seed: Seed = 0,
     ) -> None:
         super().__init__()
-        if not 0 <= phrases_alone <= 1:
-            raise ValueError(f"method.learner.phrases_alone is {phrases_alone}; give a share of the captions, 0 to 1")
         self.export_dir, self.seed = export_dir, seed
         self.caption_dropout, self.phrases_alone = caption_dropout, phrases_alone
         words = Path(export_dir) / "tokenizer"

@@ -224,7 +224,5 @@ def test_the_base_model_is_given_what_its_text_encoder_takes(profile, probe, tmp
 def test_what_cannot_be_drawn_is_said(profile, probe, tmp_path):
     with pytest.raises(ValueError, match="unknown kind of captions 'size'; choose from short, long"):
         protocol(profile, probe, tmp_path, kinds=["size"])
-    with pytest.raises(ValueError, match="at least one seed, got 0"):
-        protocol(profile, probe, tmp_path, num_seeds=0)
     with pytest.raises(ValueError, match="wording is 'full'; choose one of own, short"):
         protocol(profile, probe, tmp_path, wording="full")

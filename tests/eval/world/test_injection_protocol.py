@@ -100,7 +100,5 @@ def test_points_of_a_sweep_are_compared(profile, probe, tmp_path):
 
 
 def test_what_cannot_be_drawn_is_said(profile, probe, tmp_path):
-    with pytest.raises(ValueError, match="at least one pair and one seed, got 0 and 2"):
-        protocol(profile, probe, tmp_path, num_pairs=0)
     with pytest.raises(ValueError, match="choose one of object, color, both"):
         protocol(profile, probe, tmp_path, difference="size")

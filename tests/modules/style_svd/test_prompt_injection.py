@@ -85,8 +85,6 @@ def test_an_image_does_not_depend_on_the_batch(backbone) -> None:
 def test_what_cannot_be_injected_is_said(backbone) -> None:
     with pytest.raises(ValueError, match="a pass from 0 to 3, base for none or injected for all"):
         InjectionGenerator(backbone, 4)
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        InjectionGenerator(backbone, 1, batch_size=0)
     with pytest.raises(ValueError, match=r"method\.sampling has no 'cfg'"):
         InjectionGenerator(backbone, 1, sampling={"cfg": 2.0})
     with pytest.raises(ValueError, match="needs words to inject"):

@@ -254,7 +254,6 @@ def test_images_have_equally_many_styles(backbone) -> None:
         ({"correct_from": 1}, "give a pass from 2"),
         ({"correct_from": 4}, "to 3, or null"),
         ({"noise": "same"}, "choose one of shared, independent"),
-        ({"batch_size": 0}, "batch_size is 0; give 1 or more"),
         ({"sampling": {"guidance": 2.0}}, r"method\.sampling has no 'guidance'; choose among negative_prompt, "),
         ({"sampling": {"negative_prompt": LONG}}, r"a prompt of \d+ tokens, but the text encoder takes"),
         ({"sampling": {"num_images_per_prompt": 2}}, "has no 'num_images_per_prompt'"),

@@ -60,5 +60,3 @@ def test_a_share_of_captions_is_read_alone(tmp_path: Path) -> None:
     assert not torch.allclose(alone[0], plain[0]) and not torch.allclose(alone[1], plain[1])
     # Nothing stands before the first phrase, so its rows are the plain caption's.
     assert torch.allclose(alone[0, :4], plain[0, :4], atol=1e-6)
-    with pytest.raises(ValueError, match="phrases_alone is 1.5; give a share"):
-        text(1.5)
