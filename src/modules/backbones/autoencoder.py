@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.data.finite import check_finite
 
@@ -42,8 +42,9 @@ def _upcast(vae: Any) -> Iterator[None]:
     if vae.dtype != torch.float16 or not vae.config.force_upcast:
         yield
         return
-    vae.to(torch.float32)
+    # Torch's own method: that of diffusers warns of every change of precision, though this one is undone.
+    nn.Module.to(vae, torch.float32)
     try:
         yield
     finally:
-        vae.to(torch.float16)
+        nn.Module.to(vae, torch.float16)

@@ -44,11 +44,29 @@ def test_output_types_are_one_image(pipeline: InfinityPipeline) -> None:
 
 
 def test_an_image_does_not_depend_on_what_else_is_in_the_batch(pipeline: InfinityPipeline) -> None:
-    for negatives in (None, ["a car on the beach at night", "a dog", ""]):
+    for negatives in (None, ["", "a car on the beach at night", "a dog"]):
         together = latent(pipeline, PROMPTS, 0, 1, 2, negative_prompt=negatives)
         for index, prompt in enumerate(PROMPTS):
             alone = latent(pipeline, prompt, index, negative_prompt=(negatives and negatives[index]) or None)
             torch.testing.assert_close(alone, together[index : index + 1], rtol=0, atol=1e-5)
+
+
+def test_a_guidance_of_nothing_draws_the_negative_prompts(pipeline: InfinityPipeline) -> None:
+    longer = ["a car on the beach at night", "a dog", "a red cat on the grass"]
+    drawn = latent(pipeline, PROMPTS, 0, 1, 2, negative_prompt=longer, guidance_scale=0.0)
+    expected = latent(pipeline, longer, 0, 1, 2, guidance_scale=1.0)
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-5)
+
+
+def test_no_negative_prompt_is_the_learnt_state_of_no_text(pipeline: InfinityPipeline) -> None:
+    before = latent(pipeline, "a dog", 3)
+    own = latent(pipeline, "a dog", 3, negative_prompt="a cat")
+    learnt = pipeline.transformer.unconditional.data
+    kept = learnt.clone()
+    learnt.mul_(-3)
+    moved = latent(pipeline, "a dog", 3, negative_prompt="")
+    assert (moved != before).any() and torch.equal(latent(pipeline, "a dog", 3, negative_prompt="a cat"), own)
+    learnt.copy_(kept)
 
 
 def test_images_of_one_prompt_stand_beside_each_other(pipeline: InfinityPipeline) -> None:
