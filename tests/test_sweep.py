@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.llms import tiny_llm_folder
-from tests.test_kill import killed_once
+from tests.test_kill import stopped_once
 from tests.tiny import tiny_sd
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def sweep(tmp_path: Path) -> list[str]:
 
 
 def test_a_killed_sweep_finishes_when_started_again(sweep: list[str], tmp_path: Path) -> None:
-    killed_once(sweep, lambda: len(list(tmp_path.glob("outputs/sweep/base_flow/*/images/*.png"))) >= 2)
+    stopped_once(sweep, lambda: len(list(tmp_path.glob("outputs/sweep/base_flow/*/images/*.png"))) >= 2)
     banks = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/banks/*.safetensors")}
     images = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/sweep/base_flow/*/images/*.png")}
     assert len(banks) == 1 and images
@@ -79,7 +79,7 @@ def text_encoder_sweep(tmp_path: Path) -> list[str]:
 
 def test_adapters_of_a_killed_sweep_are_trained_on_and_compared(text_encoder_sweep: list[str], tmp_path: Path) -> None:
     adapters = tmp_path / "cache" / "adapters"
-    killed_once(text_encoder_sweep, lambda: list(adapters.glob("*/checkpoints/last.ckpt")))
+    stopped_once(text_encoder_sweep, lambda: list(adapters.glob("*/checkpoints/last.ckpt")))
     assert not list(adapters.glob("*.safetensors"))
     ended = subprocess.run(text_encoder_sweep, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
