@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import T5TokenizerFast
 
 from src.data.mentions import parse_prompt
-from src.data.prompts import TEMPLATES, concept_positions, concept_span, tokenize
+from src.data.prompts import TEMPLATES, concept_positions, concept_span, initial_vector, tokenize
 from tests.tiny import tokenizer
 
 NOUNS = {"rex": "dog", "mittens": "cat"}
@@ -38,6 +39,14 @@ def test_every_template_ends_with_the_concept(tmp_path: Path, noun: str) -> None
         ids = words(prompt).input_ids
         assert span.stop == len(ids) - 1
         assert words.decode(ids[span]).strip() == f"a {noun}"
+
+
+def test_v_star_starts_at_the_mean_of_the_tokens_of_its_word(tmp_path: Path) -> None:
+    words = tokenizer(tmp_path)
+    table = torch.randn(len(words), 4, generator=torch.Generator().manual_seed(0))
+    dog, cat = (words.convert_tokens_to_ids(f"{word}</w>") for word in ("dog", "cat"))
+    assert torch.equal(initial_vector(words, table, "dog"), table[dog])
+    assert torch.allclose(initial_vector(words, table, "dog cat"), (table[dog] + table[cat]) / 2)
 
 
 def test_a_prompt_that_is_too_long_is_not_cut(tmp_path: Path) -> None:
