@@ -46,7 +46,7 @@ def test_what_the_program_imports_is_declared_and_what_is_declared_is_imported()
     used = distributions()
     assert not {name: str(path) for name, path in used.items() if name not in core | extras | IMPLIED}
     # Accelerate acts behind diffusers: parts that wait in main memory, and weights that are read once.
-    assert core - used.keys() <= {"accelerate", "annotated-types"}
+    assert core - used.keys() == {"accelerate"}
 
 
 def test_an_extra_is_imported_where_it_is_used() -> None:
