@@ -68,7 +68,7 @@ def damaged(path: Path, kind: str) -> None:
         case "unknown precision":
             header_changed(path, lambda header: _first(header).update(dtype="Q7"))
         case "text":
-            path.write_text("this is not a file of weights, but it is long enough to be one\n" * 10)
+            path.write_text("this is not a file of weights, but it is long enough to be one\n" * 10, encoding="utf-8")
         case "a picture":
             path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(1000))
         case "a pickle":

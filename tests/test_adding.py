@@ -24,7 +24,7 @@ from tests.tiny import tiny_sd
 @pytest.fixture
 def added(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Put a page's module and YAML where it says; returns the folder of the YAML."""
-    page = (root / "docs" / "adding.md").read_text()
+    page = (root / "docs" / "adding.md").read_text(encoding="utf-8")
 
     def add(title: str) -> Path:
         section = page.split(f"## {title}\n")[1].split("\n## ")[0]
@@ -40,7 +40,7 @@ def added(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             else:
                 path = tmp_path / place
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(block)
+                path.write_text(block, encoding="utf-8")
         return tmp_path / "conf"
 
     return add
@@ -74,7 +74,7 @@ def test_a_method_is_added_as_the_page_says(added, root: Path, tmp_path: Path) -
 
 def test_a_backbone_is_added_as_the_page_says(added, root: Path, tmp_path: Path) -> None:
     conf = added("Add a backbone")
-    target = yaml.safe_load((conf / "backbone" / "plain.yaml").read_text())["_target_"]
+    target = yaml.safe_load((conf / "backbone" / "plain.yaml").read_text(encoding="utf-8"))["_target_"]
     pipeline = tiny_sd(tmp_path / "words")
     pipeline.save_pretrained(tmp_path / "saved")
     backbone = instantiate({"_target_": target, "path": str(tmp_path / "saved"), "sampling": contract.SAMPLING})

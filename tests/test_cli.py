@@ -20,7 +20,9 @@ from src.run.types import refuse_unknown
 
 def run(root, *arguments, **environment):
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, env={**os.environ, **environment})
+    return subprocess.run(
+        command, cwd=root, capture_output=True, text=True, env={**os.environ, **environment}, encoding="utf-8"
+    )
 
 
 def sentence_for(root, *overrides, config="train"):

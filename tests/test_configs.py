@@ -52,7 +52,7 @@ def composed(primary: str, *overrides: str) -> DictConfig:
 def with_member(name: str) -> DictConfig:
     """Compose a member of a group with the entry point that it names in a comment, or the first that has its group."""
     group, _, member = name.partition("/")
-    named = re.search(r"python (\w+)\.py", (CONF / f"{name}.yaml").read_text())
+    named = re.search(r"python (\w+)\.py", (CONF / f"{name}.yaml").read_text(encoding="utf-8"))
     owners = [primary for primary in sorted(PRIMARIES, key="train".__ne__) if group in groups_of(primary)]
     primary = named.group(1) if named and named.group(1) in PRIMARIES else (owners or ["train"])[0]
     plus = "" if group in groups_of(primary) else "+"
@@ -116,7 +116,9 @@ def spelt(value: Any) -> Any:
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_default_stands_in_python_alone(name: str) -> None:
-    read = set(re.findall(r"\$\{([\w.]+)\}", "".join(path.read_text() for path in CONF.rglob("*.yaml"))))
+    read = set(
+        re.findall(r"\$\{([\w.]+)\}", "".join(path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml")))
+    )
     assert list(repeated(OmegaConf.load(CONF / f"{name}.yaml"), name.partition("/")[0], read)) == []
 
 
@@ -168,7 +170,7 @@ def test_every_sweep_varies_keys_that_exist(name: str) -> None:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_package_directive_comes_first(name: str) -> None:
     """Below any other line Hydra ignores it silently."""
-    first = next(line for line in (CONF / f"{name}.yaml").read_text().splitlines() if line.strip())
+    first = next(line for line in (CONF / f"{name}.yaml").read_text(encoding="utf-8").splitlines() if line.strip())
     if name.split("/")[0] in ("experiment", "sweep"):
         assert first == "# @package _global_"
 
@@ -181,7 +183,7 @@ def test_self_comes_first(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_end_in_yaml_and_hold_no_machine_path(name: str) -> None:
-    text = (CONF / f"{name}.yaml").read_text()
+    text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
     assert not re.search(r"(?<![\w.$}])/(work|root|home|tmp|mnt|data)/", text)
 
 

@@ -168,7 +168,7 @@ def test_sdxl_learns_and_draws_within_24_gib(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_llmdiff_learns_between_a_1b_model_and_sd15_within_24_gib(tmp_path: Path) -> None:
     noise_image(tmp_path / "photos" / "0.png")
-    (tmp_path / "photos" / "0.txt").write_text("a red dog on the left of a very small tree " * 6)
+    (tmp_path / "photos" / "0.txt").write_text("a red dog on the left of a very small tree " * 6, encoding="utf-8")
     llm = llama_1b(tmp_path / "llm")
     backbone = UNetBackbone(sd15(tmp_path), "sd15")
     assert sum(parameter.numel() for parameter in backbone.unet.parameters()) == 859_520_964

@@ -21,7 +21,7 @@ FILES = sorted((ROOT / "src").rglob("*.py"))
 def imported(path: Path) -> set[str]:
     """Dotted names of everything a file imports, inside functions too; ``from a import b`` counts as ``a.b``."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -56,7 +56,9 @@ def test_every_folder_of_src_is_a_known_layer() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_image_files_are_read_in_one_place(path: Path) -> None:
     """Orientation, colour profiles and damaged files are dealt with there."""
-    opens = [node for node in ast.walk(ast.parse(path.read_text())) if ast.unparse(node) == "Image.open"]
+    opens = [
+        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if ast.unparse(node) == "Image.open"
+    ]
     assert not opens or path == ROOT / "src" / "data" / "images.py"
 
 
@@ -67,13 +69,13 @@ def test_no_grab_bags(name: str) -> None:
 
 def test_the_walk_sees_what_it_should(tmp_path: Path) -> None:
     source = "import src.eval.draw\nfrom src.data import images\ndef f():\n    from src.modules.generator import g\n"
-    (tmp_path / "a.py").write_text(source)
+    (tmp_path / "a.py").write_text(source, encoding="utf-8")
     assert of_project(tmp_path / "a.py") == {"eval", "data", "modules"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_holds_one_noun_and_a_constructor_few_arguments(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= 350
     assert not re.search(r"^\s+\w+: Of\b", text, re.MULTILINE), "an argument is said in whole words"
     for node in ast.walk(ast.parse(text)):

@@ -210,7 +210,7 @@ def test_a_prompt_of_ten_thousand_words_is_shortened(start) -> None:
 
 def test_a_file_that_is_no_yaml_is_named_with_its_line(start, tmp_path) -> None:
     (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "bad.yaml").write_text("name: x\nseed: [1\n")
+    (tmp_path / "experiment" / "bad.yaml").write_text("name: x\nseed: [1\n", encoding="utf-8")
     code, _, told = start(f"train --config-dir={tmp_path} experiment=bad")
     assert code == 1 and "bad.yaml, line 3 cannot be read" in told and told.count("\n") == 1
 

@@ -47,13 +47,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written(folder / "bank_template.safetensors", ROWS, noun | {"extraction_template": "{0.__class__}"})
     written(folder / "bank_nan.safetensors", {**ROWS, "k.a": torch.full((2, 4), float("nan"))}, noun)
     written(folder / "adapter_wide.safetensors", WEIGHTS, ADAPTER | {"llm_width": "1000000000000"})
-    (folder / "text.txt").write_text("a text")
+    (folder / "text.txt").write_text("a text", encoding="utf-8")
     for name, damage in (("photos", False), ("photos_cut", True), ("photos_text", True), ("none", True)):
         (folder / name).mkdir()
         for number in range(3 if name != "none" else 0):
             path = folder / name / f"{number}.png"
             Image.effect_noise((64, 64), 90).convert("RGB").save(path)
-            path.with_suffix(".json").write_text('{"style": "noise", "content": "a cat"}')
+            path.with_suffix(".json").write_text('{"style": "noise", "content": "a cat"}', encoding="utf-8")
             if damage and number == 2:
                 path.write_bytes(path.read_bytes()[:2000] if name == "photos_cut" else b"a text")
     (folder / "llm").mkdir()

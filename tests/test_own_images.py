@@ -36,7 +36,7 @@ def folder(place: Path) -> str:
     for number in range(8):
         Image.new("RGB", (80, 64), (30 * number, 0, 0)).save(place / f"{number}.png")
         lines.append(json.dumps({"file_name": f"{number}.png", "text": f"a dog {number}"}))
-    (place / "metadata.jsonl").write_text("\n".join(lines))
+    (place / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return f"data.source.folder={place}"
 
 
@@ -53,7 +53,7 @@ def shards(place: Path) -> str:
     for shard in range(4):
         with tarfile.open(place / f"{shard}.tar", "w") as tar:
             for number in (2 * shard, 2 * shard + 1):
-                (place / f"{number}.txt").write_text(f"a dog {number}")
+                (place / f"{number}.txt").write_text(f"a dog {number}", encoding="utf-8")
                 for suffix in ("png", "txt"):
                     tar.add(place / f"{number}.{suffix}", f"{number}.{suffix}")
     return f"data.train.shards='{place}/{{0..3}}.tar'"

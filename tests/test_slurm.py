@@ -70,14 +70,16 @@ def test_a_task_finds_its_rank_and_all_tasks_share_the_folder_of_the_job(monkeyp
 @pytest.mark.usefixtures("_hydra")
 def test_the_script_starts_anew_once_and_then_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     enter(monkeypatch, ONE)
-    text = (CONF / "trainer" / "slurm.yaml").read_text()
+    text = (CONF / "trainer" / "slurm.yaml").read_text(encoding="utf-8")
     lines = text.partition("sbatch:\n")[2].partition("# The run folder")[0].splitlines()
-    (tmp_path / "job.sh").write_text("\n".join(line.removeprefix("#   ") for line in lines))
+    (tmp_path / "job.sh").write_text("\n".join(line.removeprefix("#   ") for line in lines), encoding="utf-8")
     command(tmp_path, "srun", "echo $@")
 
     def resume() -> bool:
         environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        script = subprocess.run(["bash", "job.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        script = subprocess.run(
+            ["bash", "job.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8"
+        )
         python, file, *arguments = script.stdout.split()
         assert (python, file) == ("python", "train.py")
         cfg = compose("train", arguments)
@@ -93,7 +95,7 @@ def test_the_script_starts_anew_once_and_then_goes_on(tmp_path: Path, monkeypatc
 
 def command(folder: Path, name: str, body: str) -> None:
     """An executable in place of one of SLURM's."""
-    (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+    (folder / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
     (folder / name).chmod(0o755)
 
 
@@ -118,7 +120,7 @@ def test_a_requeued_job_ends_where_an_undisturbed_one_does_bit_for_bit(
     job = tmp_path / "slurm-4711"
     stopped, resumed = trainer(4, job, Preempted()), trainer(4, job)
     stopped.fit(first, LatentData(), weights_only=True)
-    assert (tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
+    assert (tmp_path / "scontrol.log").read_text(encoding="utf-8") == "requeue 4711\n"
     assert [path.name for path in job.iterdir()] == ["hpc_ckpt_1.ckpt"]
     resumed.fit(second, LatentData(), weights_only=True)
     assert (stopped.global_step, resumed.global_step) == (2, 4)

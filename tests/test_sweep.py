@@ -42,21 +42,21 @@ def test_a_killed_sweep_finishes_when_started_again(sweep: list[str], tmp_path: 
     banks = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/banks/*.safetensors")}
     images = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/sweep/base_flow/*/images/*.png")}
     assert len(banks) == 1 and images
-    ended = subprocess.run(sweep, cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(sweep, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert ended.returncode == 0, ended.stderr
     (folder,) = tmp_path.glob("outputs/sweep/base_flow/*")
     assert {path: path.stat().st_mtime_ns for path in {**banks, **images}} == {**banks, **images}
     assert len(list(tmp_path.glob("cache/banks/*.safetensors"))) == 2
     # Both arms share the control: 3 prompts x 2 seeds x (control + two banks).
     assert len(list((folder / "images").glob("*.png"))) == 18
-    record = json.loads((folder / "comparison.json").read_text())
+    record = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     assert list(record["means"]) == [f"training.method.learner.objective.base_flow={on}" for on in (True, False)]
     assert {path.name for path in folder.iterdir()} >= {"figure.png", "table.md", "report.html"}
     # A point that the sweep had before its file was shortened.
     shutil.copytree(folder / "1", folder / "2")
-    again = subprocess.run(sweep, cwd=ROOT, capture_output=True, text=True)
+    again = subprocess.run(sweep, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert again.returncode == 0
-    assert json.loads((folder / "comparison.json").read_text())["means"] == record["means"]
+    assert json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["means"] == record["means"]
     assert "training rex" not in again.stdout and "drawing" not in again.stdout
 
 
@@ -81,7 +81,7 @@ def test_adapters_of_a_killed_sweep_are_trained_on_and_compared(text_encoder_swe
     adapters = tmp_path / "cache" / "adapters"
     stopped_once(text_encoder_sweep, lambda: list(adapters.glob("*/checkpoints/last.ckpt")))
     assert not list(adapters.glob("*.safetensors"))
-    ended = subprocess.run(text_encoder_sweep, cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(text_encoder_sweep, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert ended.returncode == 0, ended.stderr
     assert len(list(adapters.glob("*.safetensors"))) == 3 and not list(adapters.glob("*/checkpoints"))
     # The one that was killed has the curves of two starts.
@@ -89,7 +89,7 @@ def test_adapters_of_a_killed_sweep_are_trained_on_and_compared(text_encoder_swe
     (folder,) = tmp_path.glob("outputs/sweep/text_encoder/*")
     # The base model has no training seed: 4 captions x (base + 3 adapters).
     assert len(list((folder / "images").glob("*.png"))) == 16
-    record = json.loads((folder / "comparison.json").read_text())
+    record = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     assert list(record["means"]) == ["text_encoder=base", "text_encoder=llmdiff"]
     assert (record["training_seeds"], record["failed"]) == ([0, 1, 2], {})
 
@@ -97,19 +97,19 @@ def test_adapters_of_a_killed_sweep_are_trained_on_and_compared(text_encoder_swe
 def test_a_failing_point_stops_no_other(sweep: list[str], tmp_path: Path) -> None:
     own = ["suite=world" if argument.startswith("sweep=") else argument for argument in sweep]
     points = ["-m", "training.method.templates=maybe,pool"]
-    ended = subprocess.run([*own[:2], *points, *own[2:]], cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run([*own[:2], *points, *own[2:]], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == "error: method.learner.objective.templates is 'maybe'; choose pool or fixed"
     (folder,) = tmp_path.glob("outputs/sweep/multirun/*")
-    assert "choose pool or fixed" in (folder / "0" / "error.txt").read_text()
+    assert "choose pool or fixed" in (folder / "0" / "error.txt").read_text(encoding="utf-8")
     assert (folder / "1" / "metrics.json").exists()
-    assert "choose pool or fixed" in (folder / "table.md").read_text()
+    assert "choose pool or fixed" in (folder / "table.md").read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_scored_is_said_before_a_bank_is_trained(sweep: list[str], tmp_path: Path) -> None:
     (tmp_path / "photos" / "1.png").unlink()
     single = ["suite=world" if argument.startswith("sweep=") else argument for argument in sweep]
-    ended = subprocess.run(single, cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(single, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith("error: rex has one reference image")
     assert not (tmp_path / "cache" / "banks").exists()
@@ -119,7 +119,7 @@ def test_trainings_of_a_second_start_overwrite_none_of_the_first(tmp_path: Path)
     ranks = ["trainer.devices=2", f"paths.root={tmp_path}", "method.rank=4,8"]
     command = [sys.executable, "train.py", "-m", "+experiment=concept_dog", *ranks]
     for number in (1, 2, 2):
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
         assert ended.returncode == 1
         assert "would start the whole sweep on every rank" in ended.stderr.splitlines()[-1]
         assert len(list(tmp_path.glob("sweep/multirun/*/0/error.txt"))) == number

@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
-    path for place in ("src", "benchmarks", "experiments", "world", "docs") for path in (ROOT / place).rglob("*.py")
+    path
+    for place in ("src", "tests", "benchmarks", "experiments", "world", "docs")
+    for path in (ROOT / place).rglob("*.py")
 ) + sorted(ROOT.glob("*.py"))
 PATHLIB = ("read_text", "write_text")
 PROCESSES = ("run", "Popen", "check_output", "check_call", "call")

@@ -13,9 +13,9 @@ from src.data.world.manifest import check_manifest, read_manifest, world_files, 
 def small_world(tmp_path: Path) -> Path:
     (tmp_path / "sd" / "unet").mkdir(parents=True)
     (tmp_path / "sd" / "unet" / "weights.safetensors").write_bytes(b"weights")
-    (tmp_path / "sd" / "model_index.json").write_text("{}")
-    (tmp_path / "README.md").write_text("prose")
-    (tmp_path / ".DS_Store").write_text("")
+    (tmp_path / "sd" / "model_index.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "README.md").write_text("prose", encoding="utf-8")
+    (tmp_path / ".DS_Store").write_text("", encoding="utf-8")
     write_manifest(tmp_path)
     return tmp_path
 
@@ -80,7 +80,7 @@ def test_missing_file_is_noticed(small_world: Path) -> None:
 
 
 def test_unlisted_file_is_noticed(small_world: Path) -> None:
-    (small_world / "sd" / "extra.json").write_text("{}")
+    (small_world / "sd" / "extra.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"sd/extra\.json is not in the manifest"):
         check_manifest(small_world)
 
@@ -101,7 +101,7 @@ def test_unreadable_manifest(small_world: Path, content: str | None, message: st
     path = small_world / manifest.NAME
     path.unlink()
     if content is not None:
-        path.write_text(content)
+        path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         check_manifest(small_world)
 

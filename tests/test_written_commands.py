@@ -54,12 +54,15 @@ def in_comment(text: str) -> Iterator[str]:
 
 
 def written() -> list[str]:
-    found = [*in_page((ROOT / "README.md").read_text()), *in_page((ROOT / "RESULTS.md").read_text())]
+    found = [
+        *in_page((ROOT / "README.md").read_text(encoding="utf-8")),
+        *in_page((ROOT / "RESULTS.md").read_text(encoding="utf-8")),
+    ]
     for page in PAGES:
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         found += in_page(text if page.suffix == ".md" else f"```bash\n{text}```")
     for path in sorted((CONF / "experiment").rglob("*.yaml")):
-        found += in_comment(path.read_text())
+        found += in_comment(path.read_text(encoding="utf-8"))
     return sorted({re.split(r"\s+#", command)[0].rstrip() for command in found})
 
 

@@ -25,7 +25,7 @@ def test_it_stops_when_identity_stands_still_and_the_prompt_falls(tmp_path: Path
     assert 2 <= trainer.global_step == len(stop.scores) - 1 < 20
     assert f"stopped at step {trainer.global_step}: val/dino has not grown" in capsys.readouterr().err
     logger.save()
-    header, *rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    header, *rows = (Path(logger.log_dir) / "metrics.csv").read_text(encoding="utf-8").splitlines()
     assert {"val/dino", "val/clip_t"} <= set(header.split(","))
     assert trainer.callback_metrics["val/dino"].item() == pytest.approx(stop.scores[-1][0])
 

@@ -17,7 +17,7 @@ def test_it_logs_rates_memory_and_remaining_time_as_often_as_losses(tmp_path: Pa
     trainer = tiny_trainer(tmp_path, 9, logger=logger, log_every_n_steps=3, callbacks=[Throughput()])
     trainer.fit(TinyModule(), TinyData())
     logger.save()
-    with open(Path(logger.log_dir) / "metrics.csv", newline="") as file:
+    with open(Path(logger.log_dir) / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["perf/it_s"]]
     assert [int(row["step"]) for row in rows] == [3, 6, 9]
     for row in rows:
@@ -44,7 +44,9 @@ def test_the_size_of_a_batch_of_any_structure(batch, size: int) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's own figure is there on Linux only")
 def test_memory_without_a_gpu_is_the_largest_resident_set() -> None:
     measured = peak_memory(torch.device("cpu"))
-    kibibytes = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    kibibytes = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    )
     assert measured == pytest.approx(1024 * int(kibibytes.split()[1]), rel=0.02)
 
 

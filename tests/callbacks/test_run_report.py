@@ -25,7 +25,7 @@ def trained(folder: Path, module: L.LightningModule) -> str:
     callbacks = [RunReport(str(folder)), LearningRateMonitor()]
     logger = CSVLogger(folder, name="logs")
     tiny_trainer(folder, 4, logger=logger, callbacks=callbacks).fit(module, TinyData())
-    return (folder / "report.html").read_text()
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_family_of_metrics_is_one_figure_on_the_page_and_in_a_file(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def flipped(path: Path) -> None:
 
 def edited(path: Path) -> None:
     """Add an entry that the file did not have."""
-    path.write_text(json.dumps({**json.loads(path.read_text()), "another": 1}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "another": 1}), encoding="utf-8")
 
 
 PARTS = {
@@ -153,7 +153,7 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path, read: list[str])
     assert (
         second["unet/a"] != first["unet/a"] and second["unet/b"] == first["unet/b"] and sorted(read) == ["a", "a", "b"]
     )
-    (root / identity.KEPT).write_text('{"unet/a": 3, "unet/b": [1')
+    (root / identity.KEPT).write_text('{"unet/a": 3, "unet/b": [1', encoding="utf-8")
     assert hashed(root, files) == second and sorted(read) == ["a", "a", "a", "b", "b"]
 
 

@@ -189,7 +189,7 @@ def test_heic_with_its_extra(tmp_path: Path) -> None:
 def test_what_a_folder_holds_beside_its_images_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     picture().save(tmp_path / "a.png")
     for name in ("b.raw", "notes.txt", ".hidden"):
-        (tmp_path / name).write_text("")
+        (tmp_path / name).write_text("", encoding="utf-8")
     (tmp_path / "dogs").mkdir()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -208,7 +208,7 @@ def test_heic_without_its_extra_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     monkeypatch.setattr("src.data.images.EXTENSIONS", (".jpg",))
-    (tmp_path / f"b{suffix}").write_text("")
+    (tmp_path / f"b{suffix}").write_text("", encoding="utf-8")
     advice = f"b{suffix}; to read {suffix} run: pip install -e '.[heic]'"
     with pytest.raises(ValueError, match=re.escape(advice)):
         find_images(tmp_path)
@@ -245,7 +245,7 @@ def test_empty_folder(tmp_path: Path) -> None:
 
 def test_folder_of_other_files_lists_them(tmp_path: Path) -> None:
     for name in ("a.txt", "b.mov"):
-        (tmp_path / name).write_text("")
+        (tmp_path / name).write_text("", encoding="utf-8")
     (tmp_path / "dogs").mkdir()
     with pytest.raises(ValueError, match=r"found 3 other files: a\.txt, b\.mov, dogs/") as error:
         find_images(tmp_path)
@@ -254,7 +254,7 @@ def test_folder_of_other_files_lists_them(tmp_path: Path) -> None:
 
 def test_long_listings_are_cut(tmp_path: Path) -> None:
     for number in range(9):
-        (tmp_path / f"{number}.txt").write_text("")
+        (tmp_path / f"{number}.txt").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"found 9 other files: .*4\.txt, and 4 more"):
         find_images(tmp_path)
 
@@ -268,7 +268,7 @@ def _empty(path: Path) -> None:
 
 
 def _text(path: Path) -> None:
-    path.write_text("not an image")
+    path.write_text("not an image", encoding="utf-8")
 
 
 @pytest.mark.parametrize("damage", [_truncate, _empty, _text])

@@ -40,13 +40,13 @@ def test_the_filter_keeps_basic_things_in_order(tmp_path):
         "a bench\tArtifacts\tBasic\t",
     ]
     path = tmp_path / "PartiPrompts.tsv"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert style_prompts(path) == [StylePrompt('a "cat"', "Animals"), StylePrompt("a bench", "Artifacts")]
 
 
 def test_another_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no file"):
         style_prompts(tmp_path / "nothing.tsv")
-    (tmp_path / "other.tsv").write_text("Prompt\tKind\na cat\tAnimals\n")
+    (tmp_path / "other.tsv").write_text("Prompt\tKind\na cat\tAnimals\n", encoding="utf-8")
     with pytest.raises(ValueError, match="has no column Category, Challenge"):
         style_prompts(tmp_path / "other.tsv")

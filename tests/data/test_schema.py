@@ -159,5 +159,5 @@ WHOLE = {
 )
 def test_a_linear_code_has_its_three_arrays(tmp_path: Path, arrays: dict | None) -> None:
     path = tmp_path / "code.safetensors"
-    path.write_text("no code") if arrays is None else save_file(arrays, path)
+    path.write_text("no code", encoding="utf-8") if arrays is None else save_file(arrays, path)
     refused(LinearCode.load, path)

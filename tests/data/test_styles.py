@@ -39,7 +39,7 @@ def test_a_folder_of_styles_is_read_with_its_words(tmp_path: Path) -> None:
 def test_a_style_image_without_its_words_is_refused(told: str | None, tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "neon.png")
     if told is not None:
-        (tmp_path / "neon.json").write_text(told)
+        (tmp_path / "neon.json").write_text(told, encoding="utf-8")
     with pytest.raises(ValueError, match=r"neon\.json.*write there what it shows: ..style.: .watercolor painting"):
         style_references(tmp_path)
 
@@ -75,7 +75,9 @@ def test_the_shipped_style_images_are_those_of_the_code(root: Path, tmp_path: Pa
     for path in write_style_images(tmp_path):
         shipped = root / "world" / "styles" / path.name
         assert Image.open(shipped).tobytes() == Image.open(path).tobytes()
-        assert shipped.with_suffix(".json").read_text() == path.with_suffix(".json").read_text()
+        assert shipped.with_suffix(".json").read_text(encoding="utf-8") == path.with_suffix(".json").read_text(
+            encoding="utf-8"
+        )
 
 
 def test_the_forty_prompts_are_of_the_world_and_show_no_style_image(root: Path) -> None:

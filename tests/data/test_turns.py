@@ -12,7 +12,7 @@ def work(folder: Path, name: str, seconds: float) -> None:
         return folder / "locks" / f"{task}.lock"
 
     for task in take_turns(range(12), lock, lambda task: (folder / str(task)).exists()):
-        with (folder / f"log_{name}").open("a") as log:
+        with (folder / f"log_{name}").open("a", encoding="utf-8") as log:
             log.write(f"{task}\n")
         time.sleep(seconds)
         (folder / str(task)).touch()
@@ -25,7 +25,7 @@ def start(*arguments: object) -> multiprocessing.Process:
 
 
 def done_by(folder: Path, name: str) -> list[int]:
-    return [int(line) for line in (folder / f"log_{name}").read_text().split()]
+    return [int(line) for line in (folder / f"log_{name}").read_text(encoding="utf-8").split()]
 
 
 def test_two_processes_share_the_tasks_and_do_each_once(tmp_path: Path) -> None:

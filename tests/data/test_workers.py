@@ -28,7 +28,7 @@ def workers_of(number: int) -> list[int]:
     found = []
     for pid, path in stats.items():
         try:
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            state, parent = path.read_text(encoding="utf-8").rpartition(")")[2].split()[:2]
         except OSError:
             continue
         if int(parent) == number and state != "Z":
@@ -38,7 +38,7 @@ def workers_of(number: int) -> list[int]:
 
 def alive(number: int) -> bool:
     try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
@@ -80,7 +80,7 @@ def test_a_disk_that_others_fill_meanwhile_ends_in_an_error_and_leaves_nothing(t
     command = ["unshare", "-rm", "sh", "-c", inside, str(tmp_path), sys.executable, program]
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("only what may mount a small disk can fill it")
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert ended.returncode == 1 and "No space left on device" in ended.stderr
     assert "scenes_0" not in ended.stdout
 

@@ -30,7 +30,9 @@ def clip_folder(tmp_path_factory):
     text = {"context_length": TOKENS, "vocab_size": len(tokenizer), "width": 32, "heads": 2, "layers": 1}
     vision = {"image_size": SIZE, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1}
     model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": {**text, "hf_tokenizer_name": "local"}}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": PREPROCESS}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model, "preprocess_cfg": PREPROCESS}), encoding="utf-8"
+    )
     torch.manual_seed(0)
     network = CLIP(16, vision_cfg=dict(vision), text_cfg=dict(model["text_cfg"]))
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, folder / "open_clip_model.safetensors")
@@ -46,7 +48,7 @@ def dino_folder(tmp_path_factory):
     save_file(network.state_dict(), folder / "model.safetensors")
     mean = {"input_size": [3, SIZE, SIZE], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "crop_pct": 0.9}
     config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": size, "pretrained_cfg": mean}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 

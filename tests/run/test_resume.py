@@ -83,12 +83,14 @@ def test_comfort_and_place_do_not_count(told: list[str], override: str) -> None:
 def test_another_scheduler_in_the_same_folder_counts(told: list[str]) -> None:
     before = record(told)
     config = Path(told[1].removeprefix("backbone.path=")) / "scheduler" / "scheduler_config.json"
-    text = config.read_text()
-    config.write_text(text.replace("0.012", "0.011") if "0.012" in text else text.replace("{", '{"another": 1,', 1))
+    text = config.read_text(encoding="utf-8")
+    config.write_text(
+        text.replace("0.012", "0.011") if "0.012" in text else text.replace("{", '{"another": 1,', 1), encoding="utf-8"
+    )
     try:
         assert list(differences(before, record(told))) == ["method.learner.backbone.content.scheduler"]
     finally:
-        config.write_text(text)
+        config.write_text(text, encoding="utf-8")
 
 
 def saved(folder: Path, record: dict, step: int = 100) -> Path:

@@ -42,7 +42,12 @@ def test_processes_that_start_in_the_same_second_get_folders_of_their_own(tmp_pa
     program = FROZEN.replace("ROOT", repr(str(tmp_path)))
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", program], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
         )
         for _ in range(4)
     ]

@@ -52,7 +52,7 @@ def test_failed_trials_do_not_count_and_say_why(trained: list[DictConfig], tmp_p
     found = searching(tmp_path, 6).run(OmegaConf.create(CONFIG))
     assert states(tmp_path).count(TrialState.COMPLETE) == 6
     assert states(tmp_path).count(TrialState.FAIL) == len(trained) - 6 == 2
-    assert "no memory left" in (tmp_path / "trial-002" / "error.txt").read_text()
+    assert "no memory left" in (tmp_path / "trial-002" / "error.txt").read_text(encoding="utf-8")
     finished = [cfg for number, cfg in enumerate(trained, 1) if number % 3]
     best = min(finished, key=lambda cfg: abs(cfg.method.learning_rate - 0.1) + cfg.method.rank)
     assert found["best trial"] == best.paths.run_dir

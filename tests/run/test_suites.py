@@ -64,7 +64,7 @@ def test_an_adapter_is_trained_once(training: dict, tmp_path: Path) -> None:
     # Curves and the loss at the end are all that a training leaves beside, and an empty lock.
     left = {found.name for found in path.with_suffix("").rglob("*") if found.is_file()}
     assert left == {"metrics.csv", "hparams.yaml", ".lock"}
-    with next(path.with_suffix("").rglob("metrics.csv")).open() as file:
+    with next(path.with_suffix("").rglob("metrics.csv")).open(encoding="utf-8") as file:
         assert [row["step"] for row in csv.DictReader(file) if row["val/loss"]] == [str(STEPS - 1)]
 
 
@@ -114,12 +114,12 @@ def test_a_language_model_that_was_trained_anew_is_another_one(training: dict) -
 
 
 def test_ones_own_images_and_captions_count_by_their_content(training: dict, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("a red dog")
+    (tmp_path / "a.txt").write_text("a red dog", encoding="utf-8")
     (tmp_path / "a.png").write_bytes(b"1")
     own = {key: value for key, value in training.items() if key != "data"}
     told = ["data=captioned_folder", f"data.source.folder={tmp_path}"]
     before = digest(own, *told)
-    (tmp_path / "a.txt").write_text("a red cat")
+    (tmp_path / "a.txt").write_text("a red cat", encoding="utf-8")
     assert digest(own, *told) != before
 
 

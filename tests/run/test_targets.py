@@ -130,7 +130,7 @@ def test_the_command_line_is_refused_before_a_job(argument: str) -> None:
 def test_what_hydra_builds_itself_is_refused_before_it_does(tmp_path: Path, arguments, message) -> None:
     (tmp_path / "deep").mkdir()
     text = '# @package _global_\nhydra: {callbacks: {x: {"_target\\x5f": os.system}}}\n'
-    (tmp_path / "deep" / "evil.yaml").write_text(text)
+    (tmp_path / "deep" / "evil.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         targets.refuse_foreign_files([word.replace("FOLDER", str(tmp_path)) for word in arguments])
 
@@ -139,7 +139,12 @@ def test_one_place_builds() -> None:
     """All else would be another door."""
     files = [*(ROOT / "src").rglob("*.py"), *ROOT.glob("*.py")]
     doors = ("hydra.utils", "import_module", "eval(", "exec(", "__import__", "pickle.load", "yaml.load", "unsafe_load")
-    found = {path.name for path in files for door in doors if f" {door}" in path.read_text().replace("=", " ")}
+    found = {
+        path.name
+        for path in files
+        for door in doors
+        if f" {door}" in path.read_text(encoding="utf-8").replace("=", " ")
+    }
     assert found <= {"targets.py"}
 
 
@@ -147,8 +152,8 @@ def test_a_training_from_a_foreign_file_ends_in_a_sentence(tmp_path: Path) -> No
     (tmp_path / "experiment").mkdir()
     ran = tmp_path / "ran"
     text = f"# @package _global_\ncallbacks:\n  x: {{_target_: os.system, command: touch {ran}}}\n"
-    (tmp_path / "experiment" / "evil.yaml").write_text(text)
+    (tmp_path / "experiment" / "evil.yaml").write_text(text, encoding="utf-8")
     command = [sys.executable, "train.py", "--config-dir", str(tmp_path), "+experiment=evil", f"paths.root={tmp_path}"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert ended.returncode == 1 and "callbacks.x._target_=os.system may not be built" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1 and not ran.exists()

@@ -10,7 +10,7 @@ from src.callbacks.trackers.csv_log import FlushedCSVLogger
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    with next(folder.glob("logs/*/metrics.csv")).open(newline="") as file:
+    with next(folder.glob("logs/*/metrics.csv")).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -34,7 +34,7 @@ def test_means_keep_their_path_and_what_is_undefined_is_left_out() -> None:
 
 def test_files_and_tensorboard_get_the_means(run_dir: Path) -> None:
     log(run_dir, CSVLogger(run_dir, name="logs"), TensorBoardLogger(run_dir, name="board"))
-    assert "test/concept/dino" in next(run_dir.glob("logs/*/metrics.csv")).read_text()
+    assert "test/concept/dino" in next(run_dir.glob("logs/*/metrics.csv")).read_text(encoding="utf-8")
     events = EventAccumulator(str(next(run_dir.glob("board/*"))))
     events.Reload()
     assert events.Scalars("test/concept/dino")[0].value == 0.5
@@ -57,7 +57,7 @@ def test_a_table_of_many_images_holds_few_of_them(run_dir: Path, monkeypatch: py
     images = OpenImages(monkeypatch)
     log(run_dir, WandbTracker(str(run_dir), name="suite", group="base_flow", job_type="eval"))
     (table,) = (run_dir / "wandb").rglob("samples*.table.json")
-    assert len(json.loads(table.read_text())["data"]) == 40
+    assert len(json.loads(table.read_text(encoding="utf-8"))["data"]) == 40
     assert images.most < 10
 
 
@@ -65,7 +65,7 @@ def test_a_table_of_many_images_holds_few_of_them(run_dir: Path, monkeypatch: py
 def test_wandb_gets_a_row_per_image_with_its_reference(run_dir: Path) -> None:
     log(run_dir, WandbTracker(str(run_dir), name="suite", group="base_flow", job_type="eval"))
     (table,) = (run_dir / "wandb").rglob("samples*.table.json")
-    assert '"dino"' in table.read_text() and '"reference"' in table.read_text()
+    assert '"dino"' in table.read_text(encoding="utf-8") and '"reference"' in table.read_text(encoding="utf-8")
     staged = [path for path in (run_dir / "wandb" / "data").rglob("*") if path.is_file()]
     pictures = [path for path in staged if path.read_bytes().startswith(b"\x89PNG")]
     assert {Image.open(path).getpixel((0, 0)) for path in pictures} == {(0, 0, 200), (200, 0, 0)}

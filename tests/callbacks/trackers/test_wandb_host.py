@@ -62,12 +62,12 @@ def test_a_silent_host_costs_the_stated_time_and_a_closed_port_nothing(silent: s
 
 def test_a_key_comes_from_the_environment_or_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_api_key("https://wandb.example.org")
-    (tmp_path / "netrc").write_text("machine wandb.example.org login user password k\n")
+    (tmp_path / "netrc").write_text("machine wandb.example.org login user password k\n", encoding="utf-8")
     assert has_api_key("https://wandb.example.org")
     assert not has_api_key("https://other.example.org")
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password k\n")
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password k\n", encoding="utf-8")
     assert has_api_key("https://api.some-newer-name.example.org")
-    (tmp_path / "netrc").write_text("no netrc at all")
+    (tmp_path / "netrc").write_text("no netrc at all", encoding="utf-8")
     assert not has_api_key("https://api.wandb.ai")
     monkeypatch.setenv("WANDB_API_KEY", "k")
     assert has_api_key("https://other.example.org")

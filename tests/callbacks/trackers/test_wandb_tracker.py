@@ -69,7 +69,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     log = next(folder.glob("wandb/offline-run-*/*.wandb"))
     # The SDK's own reader.
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout
     records = [json.loads(line) for line in shown.splitlines()]
     return SimpleNamespace(folder=folder, home=home, log=log, records=records, notices=notices, tracker=tracker)
 
@@ -89,7 +89,7 @@ def test_the_run_is_named_grouped_tagged_and_configured(offline: SimpleNamespace
     assert (run["display_name"], run["run_group"], run["job_type"], run["tags"], run["project"]) == (
         "dog-s3", "dog", "train", ["latexblend"], "atelier",
     )  # fmt: skip
-    assert run["run_id"] == (offline.folder / "wandb" / "run_id.txt").read_text().strip()
+    assert run["run_id"] == (offline.folder / "wandb" / "run_id.txt").read_text(encoding="utf-8").strip()
     updates = [config.get("update", {}) for config in of_type(offline, "config")]
     assert {"learning_rate": 0.1, "seed": 3} in [update.get("method") for update in updates]
 
@@ -130,7 +130,7 @@ def test_nothing_is_left_outside_of_the_run_folder(offline: SimpleNamespace) -> 
 
 
 def test_the_csv_log_is_whole(offline: SimpleNamespace) -> None:
-    header = (offline.folder / "logs" / "version_0" / "metrics.csv").read_text().splitlines()[0]
+    header = (offline.folder / "logs" / "version_0" / "metrics.csv").read_text(encoding="utf-8").splitlines()[0]
     assert {"train/loss", "perf/it_s"} <= set(header.split(","))
     assert (offline.folder / "logs" / "version_0" / "hparams.yaml").exists()
 
@@ -164,7 +164,7 @@ def test_a_killed_and_resumed_run_is_one_history_to_the_reader_of_wandb(tmp_path
         command = [sys.executable, "-c", PART, str(tmp_path), str(first), str(last), end]
         subprocess.run(command, cwd=Path(__file__).parents[3], check=end == "end", capture_output=True)
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    own = (tmp_path / "wandb" / "run_id.txt").read_text().strip()
+    own = (tmp_path / "wandb" / "run_id.txt").read_text(encoding="utf-8").strip()
     assert [path.name for path in files] == 2 * [f"run-{own}.wandb"]
     rows = history_of(tmp_path / "wandb", own)
     assert [row["_step"] for row in rows] == list(range(len(rows)))
@@ -186,7 +186,7 @@ def test_a_training_goes_on_without_a_tracker(
     if broken == "init":
         monkeypatch.setattr("wandb.init", fail)
     else:
-        (tmp_path / "wandb").write_text("a file where W&B wants a folder")
+        (tmp_path / "wandb").write_text("a file where W&B wants a folder", encoding="utf-8")
     tracker = train(tmp_path)
     notices = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert len(notices) == 1
@@ -194,7 +194,7 @@ def test_a_training_goes_on_without_a_tracker(
     assert broken == "folder" or "TimeoutError: nobody there)" in notices[0]
     assert not tracker.started
     assert (tmp_path / "samples" / "step-000004.png").exists()
-    assert len((tmp_path / "logs" / "version_0" / "metrics.csv").read_text().splitlines()) > 4
+    assert len((tmp_path / "logs" / "version_0" / "metrics.csv").read_text(encoding="utf-8").splitlines()) > 4
 
 
 def test_calls_that_fail_are_announced_once(tmp_path: Path, capsys) -> None:

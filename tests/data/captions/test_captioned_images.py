@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     for number in range(30):
         path = root / ("more" if number % 3 == 0 else "") / f"{number:02d}.png"
         path.write_bytes(encoded(number))
-        path.with_suffix(".txt").write_text(f"number\n  {number}\n")
+        path.with_suffix(".txt").write_text(f"number\n  {number}\n", encoding="utf-8")
     return root
 
 
@@ -71,10 +71,10 @@ def test_text_files_and_metadata_say_the_same(folder: Path) -> None:
     beside = CaptionFolder(folder)
     assert [Path(beside.name(i)).stem for i in range(30)] == [f"{n:02d}" for n in by_path(range(30))]
     lines = [
-        {"file_name": str(path.relative_to(folder)), "text": path.with_suffix(".txt").read_text()}
+        {"file_name": str(path.relative_to(folder)), "text": path.with_suffix(".txt").read_text(encoding="utf-8")}
         for path in folder.rglob("*.png")
     ]
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     listed = CaptionFolder(folder)
     assert (listed.paths, listed.captions) == (beside.paths, beside.captions)
     assert listed.captions == [f"number {number}" for number in by_path(range(30))]
@@ -87,7 +87,7 @@ def by_path(numbers) -> list[int]:
 
 def test_images_without_a_caption_are_named(folder: Path) -> None:
     (folder / "01.txt").unlink()
-    (folder / "02.txt").write_text(" \n")
+    (folder / "02.txt").write_text(" \n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"2 images \(01\.png, 02\.png\) in .* without a caption: each needs a \.txt"):
         CaptionFolder(folder)
     for path in folder.rglob("*.txt"):
@@ -107,7 +107,7 @@ def test_images_without_a_caption_are_named(folder: Path) -> None:
     ],
 )
 def test_bad_metadata(folder: Path, content: str, message: str) -> None:
-    (folder / "metadata.jsonl").write_text(content)
+    (folder / "metadata.jsonl").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         CaptionFolder(folder)
 
@@ -123,7 +123,7 @@ def test_text_that_is_not_utf_8(folder: Path) -> None:
 def test_what_is_left_out_of_a_folder_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     CaptionFolder(folder)
     assert "left out" not in caplog.text
-    (folder / "more" / "photo.gif").write_text("")
+    (folder / "more" / "photo.gif").write_text("", encoding="utf-8")
     CaptionFolder(folder)
     assert f"{folder} holds 30 images; left out: 1 other file: more/photo.gif" in caplog.text
 
@@ -446,7 +446,7 @@ def test_an_imagefolder_is_read(folder: Path, tmp_path: Path, monkeypatch: pytes
     datasets = pytest.importorskip("datasets", reason='needs pip install -e ".[datasets]"')
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     lines = [{"file_name": f"{n:02d}.png", "text": f"number {n}"} for n in range(30) if n % 3]
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     for path in [*(folder / "more").iterdir(), *folder.glob("*.txt")]:
         path.unlink()
     source, plain = dataset(folder), CaptionFolder(folder)

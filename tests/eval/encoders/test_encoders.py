@@ -108,9 +108,9 @@ def test_every_preprocessing_of_open_clip(pictures, resize_mode, interpolation, 
 
 def test_weights_that_squash_see_the_whole_of_a_broad_picture(clip_folder, tmp_path):
     folder = shutil.copytree(clip_folder, tmp_path / "squashing")
-    config = json.loads((folder / "open_clip_config.json").read_text())
+    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
     config["preprocess_cfg"]["resize_mode"] = "squash"
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     broad = Image.new("RGB", (128, 64), "blue")
     broad.paste("red", (0, 0, 16, 64))
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
@@ -163,7 +163,7 @@ def saved(network, folder, **more):
     names = ("input_size", "mean", "std", "crop_pct", "interpolation", "num_classes", "first_conv", "classifier")
     config = {"architecture": network.pretrained_cfg["architecture"], "num_classes": 0, **more}
     config["pretrained_cfg"] = {name: network.pretrained_cfg[name] for name in names}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 
@@ -213,7 +213,7 @@ def test_hub_names_are_read_like_folders(clip_folder, dino_folder, clip, dino, p
         repository = tmp_path / f"models--atelier--{name}"
         shutil.copytree(folder, repository / "snapshots" / "0123")
         (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text("0123")
+        (repository / "refs" / "main").write_text("0123", encoding="utf-8")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     from_hub = TimmEncoder("hf-hub:atelier/tiny-dino")
     torch.testing.assert_close(from_hub.encode_images(pictures), dino.encode_images(pictures), atol=1e-6, rtol=0)

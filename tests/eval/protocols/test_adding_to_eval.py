@@ -72,7 +72,7 @@ def test_a_metric_is_a_function_and_one_entry(table, monkeypatch, profile, gener
     monkeypatch.setitem(getattr(concept, table), "nearest", lambda of: nearest(of.dino, of.dino_references))
     protocol = concept.ConceptProtocol(["a {} on the grass", "a {} at night"], 1, profile, str(tmp_path / "images"))
     metrics = protocol.run(generator, concepts, tmp_path)
-    with (tmp_path / "per_image.csv").open() as file:
+    with (tmp_path / "per_image.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["arm"] == "concept"]
     dino = profile.dino
     images, references = [tmp_path / "images" / row["file"] for row in rows[:2]], concepts[0].references
@@ -81,7 +81,7 @@ def test_a_metric_is_a_function_and_one_entry(table, monkeypatch, profile, gener
     assert metrics["overall"]["concept"]["nearest"]["mean"] == pytest.approx(
         np.mean([float(row["nearest"]) for row in rows])
     )
-    assert "nearest" in (tmp_path / "table.md").read_text()
+    assert "nearest" in (tmp_path / "table.md").read_text(encoding="utf-8")
     assert ("nearest" in metrics["compared"]["scores"]) == (table == "SCORES")
 
 
@@ -89,7 +89,7 @@ def test_a_protocol_is_a_class_and_one_file(profile, tmp_path):
     for number, shade in enumerate((51, 204)):
         folder = tmp_path / str(number)
         (folder / ".hydra").mkdir(parents=True)
-        (folder / ".hydra" / "overrides.yaml").write_text(f"- method.shade={shade}\n")
+        (folder / ".hydra" / "overrides.yaml").write_text(f"- method.shade={shade}\n", encoding="utf-8")
         protocol = instantiate(
             OmegaConf.create(YAML), profile=profile, images_dir=str(tmp_path / "images"), _convert_="all"
         )
@@ -99,5 +99,5 @@ def test_a_protocol_is_a_class_and_one_file(profile, tmp_path):
         assert {"command", "encoders", "generator", "git_commit", "profile", "prompts", "seed"} <= set(metrics)
         assert {path.name for path in folder.iterdir()} >= {"images.jsonl", "grid.png", "table.md", "per_image.jsonl"}
     compare_points(tmp_path)
-    record = json.loads((tmp_path / "comparison.json").read_text())
+    record = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
     assert record["differences"]["method.shade=204 brightness"]["interval"]["mean"] == pytest.approx(0.6)

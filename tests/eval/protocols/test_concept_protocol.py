@@ -25,7 +25,7 @@ def protocol(profile, tmp_path):
 
 
 def rows(folder):
-    with (folder / "per_image.csv").open() as file:
+    with (folder / "per_image.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -74,16 +74,16 @@ def test_control_differs_from_the_concept_in_the_word_alone(protocol, generator,
 
 def test_run_folder_holds_everything(protocol, generator, concepts, clip, dino, tmp_path):
     metrics = protocol.run(generator=generator, concepts=concepts, run_dir=str(tmp_path))
-    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == metrics
     assert metrics["encoders"] == {"clip": clip.identity, "dino": dino.identity}
     assert metrics["profile"] == "tiny" and metrics["rules"]["pairing"] == "all"
     assert set(metrics["concepts"]) == {"rex", "tom"}
     assert {"command", "git_commit", "seed", "versions"} <= set(metrics)
     assert len(rows(tmp_path)) == 2 * (6 + 6 + 3)
-    table = (tmp_path / "table.md").read_text()
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert all(word in table for word in ("control", "concept", "ceiling", "DINO gap closed", "tiny"))
     assert (tmp_path / "grid_rex.png").exists()
-    assert "grid_tom" in (tmp_path / "report.html").read_text()
+    assert "grid_tom" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -157,7 +157,7 @@ def test_pairs_are_scored_on_their_own_halves(generator, concepts, profile, tmp_
     assert overall["concept"]["both_own"]["mean"] == float(all(margin > 0 for margin in margins))
     assert overall["control"]["identity_margin"]["mean"] == pytest.approx(0, abs=1e-5)
     assert math.isfinite(overall["ceiling"]["identity_margin"])
-    lines = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["prompt"] for line in lines] == [request.prompt for request in protocol.requests(concepts)]
     assert [line["file"] for line in lines] == [row["file"] for row in rows(tmp_path)]
 
@@ -245,7 +245,7 @@ def test_unusable_references_are_refused(references, message, tmp_path):
 
 
 def test_a_file_that_is_no_bank_is_refused(tmp_path):
-    (tmp_path / "rex.safetensors").write_text("hello")
+    (tmp_path / "rex.safetensors").write_text("hello", encoding="utf-8")
     with pytest.raises(ValueError, match="concept bank"):
         bank_source(str(tmp_path / "rex.safetensors"))
     with pytest.raises(ValueError, match="concept bank"):

@@ -85,7 +85,7 @@ def protocol(styles, clip, dino, tmp_path):
 
 
 def rows(folder, name="per_image"):
-    with (folder / f"{name}.csv").open() as file:
+    with (folder / f"{name}.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -159,7 +159,7 @@ def test_run_folder_holds_everything(styles, clip, dino, tmp_path):
     prompts = [StylePrompt(prompt, "Animals") for prompt in PROMPTS]
     protocol = StyleProtocol(prompts, styles, 1, changed(clip, dino), str(tmp_path / "images"), asked())
     metrics = protocol.run(Mixing(), [], str(tmp_path))
-    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == metrics
     assert metrics["profile"] == "tiny_style" and metrics["encoders"]["dino"] == dino.identity
     assert {"command", "git_commit", "seed", "versions", "generator", "rules"} <= set(metrics)
     assert [metrics["styles"][style.name]["descriptor"] for style in styles] == [style.style for style in styles]
@@ -167,13 +167,13 @@ def test_run_folder_holds_everything(styles, clip, dino, tmp_path):
     assert len(rows(tmp_path, "per_prompt")) == 2 * len(PROMPTS)
     assert len(rows(tmp_path, "per_style")) == 2 * len(styles)
     assert {row["category"] for row in rows(tmp_path, "per_category")} == {"Animals"}
-    lines = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == len(protocol.requests([]))
     assert [line.get("reference", "")[:6] for line in lines] == [""] * 9 + ["image "] * 9
-    table = (tmp_path / "table.md").read_text()
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert all(word in table for word in ("control", "change", "harmonic", "leakage", "tiny_style", "neon"))
     assert "| diversity |" not in table
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "grid_style" in page and "grid_control" in page
     assert Image.open(tmp_path / "grid_style.png").width > 3 * 128
 
@@ -239,7 +239,7 @@ def test_set_metrics_are_there_where_they_are_asked_for(styles, clip, dino, tmp_
     pixels = [np.asarray(load_image(path), np.float64) / 127.5 - 1 for path in made]
     pairs = [((pixels[first] - pixels[first + 1]) ** 2).mean() for first in range(0, len(pixels), SEEDS)]
     assert metrics["set_metrics"]["style"]["lpips"] == pytest.approx(np.mean(pairs), rel=1e-5)
-    assert "kid_std" in (tmp_path / "table.md").read_text()
+    assert "kid_std" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
 def test_too_few_images_for_a_set_metric_are_said_before_drawing(styles, clip, dino, tmp_path):
@@ -285,15 +285,15 @@ def test_points_of_a_sweep_are_compared_with_their_harmonics_and_frontiers(style
     for number, strength in enumerate((0.3, 0.6)):
         folder = tmp_path / "sweep" / str(number)
         (folder / ".hydra").mkdir(parents=True)
-        (folder / ".hydra" / "overrides.yaml").write_text(f"- generator.strength={strength}\n")
+        (folder / ".hydra" / "overrides.yaml").write_text(f"- generator.strength={strength}\n", encoding="utf-8")
         images = str(tmp_path / "sweep" / "images")
         StyleProtocol(PROMPTS, styles, SEEDS, changed(clip, dino), images, asked()).run(Mixing(strength), [], folder)
     compare_points(tmp_path / "sweep")
-    record = json.loads((tmp_path / "sweep" / "comparison.json").read_text())
+    record = json.loads((tmp_path / "sweep" / "comparison.json").read_text(encoding="utf-8"))
     assert record["differences"]["generator.strength=0.6 s_img"]["interval"]["mean"] > 0
     assert record["differences"]["generator.strength=0.6 leakage"]["wins"]["num"] == len(PROMPTS)
     assert set(record["means"]["generator.strength=0.3"]) == {"s_txt", "leakage", "s_img", "harmonic"}
-    assert "of min-max means (ours)" in (tmp_path / "sweep" / "table.md").read_text()
+    assert "of min-max means (ours)" in (tmp_path / "sweep" / "table.md").read_text(encoding="utf-8")
 
 
 def test_the_world_is_scored_by_its_configuration(root, tmp_path, monkeypatch):

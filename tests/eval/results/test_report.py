@@ -52,7 +52,7 @@ def test_page_is_whole_escaped_and_self_contained(tmp_path):
     report.add_curves({"train/loss": ([1, 2], [0.5, 0.4]), "empty": ([], [])}, "Curves")
     report.add_config({"seed": 0, "path": "a<b"})
     report.write(tmp_path / "new" / "report.html")
-    page = (tmp_path / "new" / "report.html").read_text()
+    page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
     assert len(parsed(page).sources) == 3
     assert "<rex>" not in page
     assert "&lt;rex&gt;" in page
@@ -110,7 +110,7 @@ class OneWeight(L.LightningModule):
 
 def test_a_training_ends_with_a_page(tmp_path):
     (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "config.yaml").write_text("learning_rate: 0.125\n")
+    (tmp_path / ".hydra" / "config.yaml").write_text("learning_rate: 0.125\n", encoding="utf-8")
     (tmp_path / "samples").mkdir()
     for name in ("step-000000", "step-000003", "references"):
         noise(8).save(tmp_path / "samples" / f"{name}.png")
@@ -120,14 +120,16 @@ def test_a_training_ends_with_a_page(tmp_path):
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(OneWeight(), DataLoader(torch.ones(4)))
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(parsed(page).sources) == 4
     assert all(text in page for text in ("OneWeight, 4 steps", "train/loss", "learning_rate: 0.125", "references"))
     assert page.index("references") < page.index("step-000000") < page.index("step-000003")
 
 
 def test_curves_skip_what_was_not_logged(tmp_path):
-    (tmp_path / "metrics.csv").write_text("epoch,lr-AdamW,step,train/loss\n,0.1,9,\n0,,9,1.5\n0,,19,1.25\n")
+    (tmp_path / "metrics.csv").write_text(
+        "epoch,lr-AdamW,step,train/loss\n,0.1,9,\n0,,9,1.5\n0,,19,1.25\n", encoding="utf-8"
+    )
     curves = read_curves([tmp_path / "metrics.csv"])
     assert curves == {"train/loss": ([9.0, 19.0], [1.5, 1.25]), "lr-AdamW": ([9.0], [0.1])}
     assert list(curves)[0] == "train/loss"

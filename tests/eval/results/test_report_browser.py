@@ -21,7 +21,9 @@ def opened(page: Path, *arguments: str) -> subprocess.CompletedProcess:
     offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking", "--no-first-run"]
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"]
     command = [BROWSER, *offline, *quiet, f"--user-data-dir={page.parent}/profile", "--virtual-time-budget=5000"]
-    return subprocess.run([*command, *arguments, page.as_uri()], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [*command, *arguments, page.as_uri()], capture_output=True, text=True, timeout=120, encoding="utf-8"
+    )
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def page(tmp_path: Path) -> Path:
 
 def test_the_page_opens_whole_and_alone(page: Path) -> None:
     watched = page.with_name("watched.html")
-    watched.write_text(page.read_text().replace("</body>", f"{WIDTHS}</body>"))
+    watched.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{WIDTHS}</body>"), encoding="utf-8")
     ended = opened(watched, "--dump-dom")
     assert ended.returncode == 0, ended.stderr
     title = ended.stdout.partition("<title>")[2].partition("</title>")[0]
@@ -50,5 +52,5 @@ def test_the_page_opens_whole_and_alone(page: Path) -> None:
 
 def test_a_missing_picture_would_be_seen(page: Path) -> None:
     broken = page.with_name("broken.html")
-    broken.write_text(f'<img src="http://example.org/x.png">{WIDTHS}')
+    broken.write_text(f'<img src="http://example.org/x.png">{WIDTHS}', encoding="utf-8")
     assert "<title>0</title>" in opened(broken, "--dump-dom").stdout

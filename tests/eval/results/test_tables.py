@@ -91,7 +91,7 @@ def test_pipes_and_line_breaks_do_not_break_a_table():
 def test_no_rows_make_files_that_can_be_read(tmp_path):
     write_rows([], tmp_path / "none")
     assert read_rows(tmp_path / "none") == []
-    with open(tmp_path / "none.csv", newline="") as file:
+    with open(tmp_path / "none.csv", newline="", encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == []
 
 

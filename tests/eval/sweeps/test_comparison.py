@@ -25,7 +25,9 @@ def write_point(
     folder = sweep / str(number)
     (folder / ".hydra").mkdir(parents=True)
     seeds = [] if training_seed is None else [f"++training.seed={training_seed}"]
-    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["sweep=x", f"+method.{setting}", *seeds]))
+    (folder / ".hydra" / "overrides.yaml").write_text(
+        yaml.safe_dump(["sweep=x", f"+method.{setting}", *seeds]), encoding="utf-8"
+    )
     rng, rows = np.random.default_rng(0), []
     for prompt in PROMPTS:
         for concept in CONCEPTS:
@@ -39,7 +41,7 @@ def write_point(
     compared["harmonic"] = ["clip_t", "dino"]
     encoders = {"clip": "a", "dino": "b"}
     metrics = {"profile": profile, "encoders": encoders, "rules": {}, "compared": compared}
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
 
 
 @pytest.fixture
@@ -54,16 +56,16 @@ def test_differences_are_paired_and_signed(sweep: Path) -> None:
     write_point(sweep, 1, "base_flow=false", 0.1)
     Image.new("RGB", (8, 8)).save(sweep / "0" / "grid_rex.png")
     compare_points(sweep, "Base flow", PUBLISHED)
-    record = json.loads((sweep / "comparison.json").read_text())
+    record = json.loads((sweep / "comparison.json").read_text(encoding="utf-8"))
     assert record["baseline"] == "method.base_flow=true"
     dino = record["differences"]["method.base_flow=false dino"]
     assert dino["interval"]["mean"] == pytest.approx(-0.1, abs=1e-6)
     assert dino["interval"]["high"] < 0 and dino["adjusted_p"] < 0.05 and dino["wins"]["lost"] == 8
     assert record["differences"]["method.base_flow=false clip_t"]["interval"]["mean"] == pytest.approx(0, abs=1e-9)
     assert record["harmonic_differences"]["method.base_flow=false"]["high"] < 0
-    table = (sweep / "table.md").read_text()
+    table = (sweep / "table.md").read_text(encoding="utf-8")
     assert "+0.100 | opposite" in table and "+0.100 | undecided" in table
-    page = (sweep / "report.html").read_text()
+    page = (sweep / "report.html").read_text(encoding="utf-8")
     assert "grid_rex of method.base_flow=true, beside its references" in page
     assert "Base flow" in page and "data:image/" in page and 'src="http' not in page
     assert (sweep / "figure.png").stat().st_size > 1000
@@ -72,11 +74,11 @@ def test_differences_are_paired_and_signed(sweep: Path) -> None:
 def test_a_failed_point_is_named_and_left_out(sweep: Path) -> None:
     write_point(sweep, 1, "base_flow=false", 0.1)
     (sweep / "1" / "metrics.json").unlink()
-    (sweep / "1" / "error.txt").write_text("no room on the disk\n")
+    (sweep / "1" / "error.txt").write_text("no room on the disk\n", encoding="utf-8")
     compare_points(sweep)
-    failed = json.loads((sweep / "comparison.json").read_text())["failed"]
+    failed = json.loads((sweep / "comparison.json").read_text(encoding="utf-8"))["failed"]
     assert failed == {"method.base_flow=false": "no room on the disk"}
-    assert "no room on the disk" in (sweep / "table.md").read_text()
+    assert "no room on the disk" in (sweep / "table.md").read_text(encoding="utf-8")
 
 
 def age(folder: Path, nanoseconds: int) -> None:
@@ -91,7 +93,7 @@ def test_what_an_earlier_start_left_counts_as_nothing(sweep: Path) -> None:
     age(sweep / "1", 1)
     age(sweep / "2", 0)
     compare_points(sweep, since=10**18)
-    record = json.loads((sweep / "comparison.json").read_text())
+    record = json.loads((sweep / "comparison.json").read_text(encoding="utf-8"))
     assert list(record["means"]) == ["method.base_flow=true", "method.base_flow=false"]
     assert record["failed"] == {}
     assert finished(sweep) == [sweep / "0", sweep / "1", sweep / "2"]
@@ -103,7 +105,7 @@ def test_a_point_that_began_again_has_not_finished(sweep: Path) -> None:
     age(sweep / "1", 1)
     os.utime(sweep / "1" / ".hydra" / "overrides.yaml")
     compare_points(sweep, since=10**18)
-    failed = json.loads((sweep / "comparison.json").read_text())["failed"]
+    failed = json.loads((sweep / "comparison.json").read_text(encoding="utf-8"))["failed"]
     assert failed == {"method.base_flow=false": "has not finished"}
 
 
@@ -112,19 +114,19 @@ def test_published_means_are_those_of_the_points_own_places(sweep: Path) -> None
     write_point(sweep, 2, "rank=8", 0.3)
     (sweep / "1" / "metrics.json").unlink()
     compare_points(sweep, published=[*PUBLISHED, {"dino": 0.65}])
-    assert "+0.050 | shown" in (sweep / "table.md").read_text()
+    assert "+0.050 | shown" in (sweep / "table.md").read_text(encoding="utf-8")
 
 
 def test_published_means_that_agree_have_no_sign(sweep: Path) -> None:
     write_point(sweep, 1, "rank=8", 0.3)
     compare_points(sweep, published=[{"dino": 0.6}, {"dino": 0.6}])
-    assert "+0.000 | none" in (sweep / "table.md").read_text()
+    assert "+0.000 | none" in (sweep / "table.md").read_text(encoding="utf-8")
 
 
 def test_the_harmonic_of_scores_that_are_not_positive_is_zero(sweep: Path) -> None:
     write_point(sweep, 1, "base_flow=false", -1.0)
     compare_points(sweep)
-    record = json.loads((sweep / "comparison.json").read_text())
+    record = json.loads((sweep / "comparison.json").read_text(encoding="utf-8"))
     assert record["means"]["method.base_flow=false"]["dino"]["high"] < 0
     assert record["means"]["method.base_flow=false"]["harmonic"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
 
@@ -132,10 +134,12 @@ def test_the_harmonic_of_scores_that_are_not_positive_is_zero(sweep: Path) -> No
 def test_every_way_to_join_the_two_scores_is_told(sweep: Path) -> None:
     write_point(sweep, 1, "base_flow=false", 0.1)
     compare_points(sweep)
-    (heading, *_) = [line for line in (sweep / "table.md").read_text().splitlines() if "per image" in line]
+    (heading, *_) = [
+        line for line in (sweep / "table.md").read_text(encoding="utf-8").splitlines() if "per image" in line
+    ]
     assert heading == "|  | of the means | mean per image | of min-max means (ours) | of z-scored means (ours) |"
     # CLIP-T is the same in both points, which leaves nothing to spread.
-    assert "|  |  |" in (sweep / "table.md").read_text()
+    assert "|  |  |" in (sweep / "table.md").read_text(encoding="utf-8")
 
 
 def test_points_of_two_profiles_are_not_compared(sweep: Path) -> None:
@@ -170,7 +174,7 @@ def trainings(sweep: Path) -> Path:
 
 def test_points_that_differ_in_their_training_seed_are_one_arm(trainings: Path) -> None:
     compare_points(trainings, published=PUBLISHED)
-    record = json.loads((trainings / "comparison.json").read_text())
+    record = json.loads((trainings / "comparison.json").read_text(encoding="utf-8"))
     assert list(record["means"]) == ["method.features=last", "method.features=all"]
     assert record["training_seeds"] == [0, 1, 2] and record["failed"] == {}
     # The noise of a place is the same in every point, so only gains are left.
@@ -183,19 +187,19 @@ def test_points_that_differ_in_their_training_seed_are_one_arm(trainings: Path) 
     assert found["wins"] == {"won": 8, "lost": 0, "tied": 0, "num": 8}
     # Prompts and subjects alone would leave nothing to doubt.
     assert found["p"] == 0.25 and found["interval"]["high"] - found["interval"]["low"] > 0.05
-    text = (trainings / "table.md").read_text()
+    text = (trainings / "table.md").read_text(encoding="utf-8")
     assert "336 images of 3 trainings each" in text and "+0.100 | shown" in text
     assert "seeds; 3 training seeds are too few for a test" in text
-    page = (trainings / "report.html").read_text()
+    page = (trainings / "report.html").read_text(encoding="utf-8")
     assert all(f"training_seed {seed}: a line per point" in page for seed in range(3))
 
 
 def test_an_arm_with_a_failed_training_seed_is_named_and_left_out(trainings: Path) -> None:
     write_point(trainings, 6, "features=embed", 0.3, training_seed=0)
     (trainings / "4" / "metrics.json").unlink()
-    (trainings / "4" / "error.txt").write_text("no room on the disk\n")
+    (trainings / "4" / "error.txt").write_text("no room on the disk\n", encoding="utf-8")
     compare_points(trainings)
-    record = json.loads((trainings / "comparison.json").read_text())
+    record = json.loads((trainings / "comparison.json").read_text(encoding="utf-8"))
     assert list(record["means"]) == ["method.features=last"]
     assert record["failed"] == {
         "method.features=all": "training seed 1: no room on the disk",
@@ -214,7 +218,7 @@ def test_no_arm_is_whole_while_seeds_are_missing_from_all(trainings: Path) -> No
 def test_trainings_of_one_arm_alone_have_means(sweep: Path) -> None:
     write_point(sweep, 1, "base_flow=true", 0.4, training_seed=1)
     compare_points(sweep)
-    record = json.loads((sweep / "comparison.json").read_text())
+    record = json.loads((sweep / "comparison.json").read_text(encoding="utf-8"))
     assert list(record["means"]) == ["method.base_flow=true"] and record["training_seeds"] == [0, 1]
 
 
@@ -233,9 +237,9 @@ def tell_kinds(folder: Path, gain: float) -> None:
         easy = row["prompt"] in PROMPTS[:4]
         row |= {"kind": "easy" if easy else "hard", "dino": row["dino"] + (0.0 if easy else gain)}
     write_rows(rows, folder / "per_image")
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     metrics["compared"] |= {"by": "kind", "rows": {"arm": "concept"}}
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
 
 
 def test_kinds_of_images_are_compared_one_by_one(sweep: Path) -> None:
@@ -244,7 +248,10 @@ def test_kinds_of_images_are_compared_one_by_one(sweep: Path) -> None:
     tell_kinds(sweep / "1", 0.3)
     compare_points(sweep)
     lines = (
-        (sweep / "table.md").read_text().split("Differences from method.base_flow=true, of each kind")[1].splitlines()
+        (sweep / "table.md")
+        .read_text(encoding="utf-8")
+        .split("Differences from method.base_flow=true, of each kind")[1]
+        .splitlines()
     )
     dino = {line.split("|")[1].strip(): line.split("|")[4] for line in lines if "base_flow=false" in line[:40]}
     assert dino["easy"].split()[0] == "0.000" and dino["hard"].split()[0] == "0.300"

@@ -152,9 +152,9 @@ def test_a_perfect_generator_scores_what_the_scenes_score(profile, probe, tmp_pa
     assert list(metrics["overall"]["long"]) == list(CaptionProtocol.scores) == metrics["compared"]["scores"]
     for kind in ("short", "relation", "long"):
         assert metrics["chance"][kind]["bound"]["mean"] < metrics["ceiling"][kind]["bound"]["mean"] - 0.3
-    written = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     assert written["overall"] == metrics["overall"]
-    table = (tmp_path / "run" / "table.md").read_text()
+    table = (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
     assert "long: 4 images" in table and "100% of them read" in table and LOSS not in table
     names = {path.name for path in (tmp_path / "run").iterdir()}
     with Image.open(tmp_path / "run" / "grid.png") as grid:
@@ -180,7 +180,7 @@ def test_a_loss_and_what_was_read_stand_beside_the_scores(profile, probe, tmp_pa
     assert metrics["compared"]["scores"] == [*CaptionProtocol.scores, LOSS]
     assert metrics["overall"]["long"][LOSS]["mean"] == pytest.approx(20 + np.mean(range(8, 12)) / 1000)
     assert LOSS not in metrics["ceiling"]["all"]
-    table = (tmp_path / "run" / "table.md").read_text()
+    table = (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
     shares = [20 / len(test.caption.split()) for test in asked.tests[8:]]
     assert f"{np.mean(shares):.0%} of them read" in table and "100% of them read" in table
 
@@ -190,7 +190,7 @@ def test_a_generator_can_be_told_the_short_caption(profile, probe, tmp_path):
     assert [request.prompt for request in short.requests()] == [test.short for test in own.tests]
     short.run(Painter(own.tests), [], str(tmp_path / "0"))
     # Rows are paired with those of the captions themselves.
-    rows = [(tmp_path / "0" / "per_image.csv").read_text().splitlines()[at] for at in (1, -1)]
+    rows = [(tmp_path / "0" / "per_image.csv").read_text(encoding="utf-8").splitlines()[at] for at in (1, -1)]
     assert own.tests[0].caption in rows[0] and own.tests[-1].caption in rows[1]
 
 
@@ -200,10 +200,10 @@ def test_points_of_a_sweep_are_compared(profile, probe, tmp_path):
     for number, (name, paint) in enumerate(arms.items()):
         folder = tmp_path / str(number)
         (folder / ".hydra").mkdir(parents=True)
-        (folder / ".hydra" / "overrides.yaml").write_text(f"- method.draws={name}\n")
+        (folder / ".hydra" / "overrides.yaml").write_text(f"- method.draws={name}\n", encoding="utf-8")
         asked.run(Painter(asked.tests, paint, name), [], str(folder))
     compare_points(tmp_path)
-    record = json.loads((tmp_path / "comparison.json").read_text())
+    record = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
     assert record["differences"]["method.draws=truth bound"]["interval"]["low"] > 0.4
     assert abs(record["differences"]["method.draws=truth object"]["interval"]["mean"]) < 0.2
 
@@ -216,7 +216,7 @@ def test_the_base_model_is_given_what_its_text_encoder_takes(profile, probe, tmp
     assert (plan["images asked for"], plan["left to draw"]) == ("4", "0")
     metrics = asked.run(base, [], str(tmp_path / "run"))
     assert metrics["overall"]["all"][LOSS]["mean"] > 0
-    table = (tmp_path / "run" / "table.md").read_text()
+    table = (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
     assert "short: 2 images, captions of 10 words, 100% of them read" in table
     assert table.count("100% of them read") == 1
 

@@ -92,10 +92,10 @@ def test_points_of_a_sweep_are_compared(profile, probe, tmp_path):
     for number, injected in enumerate((False, True)):
         folder = tmp_path / str(number)
         (folder / ".hydra").mkdir(parents=True)
-        (folder / ".hydra" / "overrides.yaml").write_text(f"- method.inject_at={injected}\n")
+        (folder / ".hydra" / "overrides.yaml").write_text(f"- method.inject_at={injected}\n", encoding="utf-8")
         protocol(profile, probe, tmp_path / "images").run(Painter(injected), [], str(folder))
     compare_points(tmp_path)
-    record = json.loads((tmp_path / "comparison.json").read_text())
+    record = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
     assert record["differences"]["method.inject_at=True injected_object"]["interval"]["low"] > 0.5
 
 

@@ -58,7 +58,7 @@ def probe(tmp_path):
     save_file(model.state_dict(), folder / "model.safetensors")
     normal = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": outputs}
     config = {"architecture": "resnet10t", "num_classes": outputs, "model_args": size, "pretrained_cfg": normal}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return Probe(f"local-dir:{folder}")
 
 
@@ -95,12 +95,12 @@ def test_a_perfect_generator_scores_what_renders_score(tmp_path, profile, probe)
     assert numbers["sample_recall_at_1"] == numbers["clip_recall_at_1"]
     for name in ATTRIBUTES:
         assert numbers[f"sample_{name}"] == numbers[f"sample_{name}_reference"]
-    written = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     assert written["autoencoder_psnr"] == numbers["autoencoder_psnr"]
     assert written["autoencoder_psnr_reference"] > written["autoencoder_psnr"]
     assert (tmp_path / "run" / "samples.png").exists()
-    assert len((tmp_path / "run" / "images.jsonl").read_text().splitlines()) == 104
-    assert "dino_reidentification" in (tmp_path / "run" / "table.md").read_text()
+    assert len((tmp_path / "run" / "images.jsonl").read_text(encoding="utf-8").splitlines()) == 104
+    assert "dino_reidentification" in (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
 
 
 def test_attributes_of_samples_are_held_against_those_of_renders(tmp_path, profile, root):

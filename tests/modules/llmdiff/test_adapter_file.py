@@ -213,8 +213,8 @@ def test_code_that_a_language_model_brings_is_not_run(whole: Path, tmp_path: Pat
     folder = tmp_path / "llm"
     folder.mkdir()
     config = {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "configuration_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "configuration_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
     with pytest.raises(ValueError, match="own"):
         trained_encoder(whole, path=str(folder))
     assert not (tmp_path / "ran").exists()

@@ -40,7 +40,9 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path, llm: Path) -
     command = [sys.executable, "-m", "tests.llmdiff_training", str(tmp_path), str(llm)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[3]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, cwd=root)
+    finished = subprocess.run(
+        command, capture_output=True, text=True, timeout=500, env=environment, cwd=root, encoding="utf-8"
+    )
     assert finished.returncode == 0, finished.stderr
     assert "effective batch: 4 = 2 per process x 2 process(es) x 1 accumulated" in finished.stderr
     two, one = torch.load(tmp_path / "trace.pt", weights_only=True), traced(tmp_path, llm, 4)
@@ -213,7 +215,7 @@ def photos(folder: Path, number: int = 4) -> CaptionedImages:
     for at, caption in enumerate(Latents(number).captions):
         size = (96, 64) if at % 2 else (64, 64)
         Image.new("RGB", size, (60 * at, 90, 20)).save(folder / f"{at}.png")
-        (folder / f"{at}.txt").write_text(caption)
+        (folder / f"{at}.txt").write_text(caption, encoding="utf-8")
     return CaptionedImages(CaptionFolder(folder), 64, 2, 1, 2.0, 16, cache_dir=str(folder / "cache"))
 
 

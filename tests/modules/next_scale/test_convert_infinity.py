@@ -77,7 +77,7 @@ def test_a_sharded_transformer(tmp_path: Path, transformer: dict[str, Tensor], e
     for shard, tensors in shards.items():
         (save_file if ending == "safetensors" else torch.save)(tensors, tmp_path / shard)
     index = {"weight_map": {name: shard for shard, tensors in shards.items() for name in tensors}}
-    (tmp_path / "model.index.json").write_text(json.dumps(index))
+    (tmp_path / "model.index.json").write_text(json.dumps(index), encoding="utf-8")
     assert same(load_transformer(tmp_path, 16), golden_transformer())
     (tmp_path / f"part-1.{ending}").unlink()
     with pytest.raises(ValueError, match="part-1"):

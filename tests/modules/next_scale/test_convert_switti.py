@@ -32,7 +32,7 @@ def publish(model: nn.Module, folder: Path, config: dict[str, object] | None = N
     """Write a folder such as its authors do."""
     tensors = {published_name(name): tensor for name, tensor in model.state_dict().items()}
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config or {}))
+    (folder / "config.json").write_text(json.dumps(config or {}), encoding="utf-8")
     save_file({**tensors, "lvl_1L": torch.zeros(1, 30, dtype=torch.int64)}, folder / "model.safetensors")
     return folder
 
@@ -49,7 +49,7 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 def official_keys() -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     """Names and shapes of the published 512-pixel transformer, all 30 blocks, and of the VQ-VAE, first blocks only."""
     parts: list[dict[str, list[int]]] = [{}, {}]
-    for line in KEYS.read_text().splitlines():
+    for line in KEYS.read_text(encoding="utf-8").splitlines():
         match = re.match(r"([\w.]+) (\[[\d, ]+\])$", line)
         if match:
             name, shape = match[1], json.loads(match[2])

@@ -214,7 +214,7 @@ def test_impossible_sizes_are_said(changes: dict[str, object], message: str) -> 
 
 def listed(section: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of one section of the published list; blocks are those of the first."""
-    text = (FOLDER / "infinity_keys.txt").read_text().split(f"== {section}")[1].split("\n== ")[0]
+    text = (FOLDER / "infinity_keys.txt").read_text(encoding="utf-8").split(f"== {section}")[1].split("\n== ")[0]
     found = re.findall(r"^(\S+) \[([\d, ]*)\]", text, re.MULTILINE)
     return {name: tuple(int(size) for size in shape.split(",")) for name, shape in found}
 

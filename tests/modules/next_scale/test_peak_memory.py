@@ -96,7 +96,7 @@ def measured_peak(call: Callable[[], object], folder: Path) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     profiler.export_chrome_trace(str(folder / "trace.json"))
-    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    events = json.loads((folder / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
     changes = sorted((one for one in events if one["name"] == "[memory]"), key=lambda one: one["ts"])
     totals = [one["args"]["Total Allocated"] for one in changes]
     return max(totals) - (totals[0] - changes[0]["args"]["Bytes"])

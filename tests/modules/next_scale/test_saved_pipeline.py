@@ -37,9 +37,9 @@ def test_a_saved_pipeline_is_found_again(tmp_path: Path, tiny) -> None:
 
 
 def test_a_folder_of_an_earlier_version_names_modules_that_are_gone(folder: Path) -> None:
-    index = json.loads((folder / "model_index.json").read_text())
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     index["transformer"][0], index["vae"][0] = "src.modules.scale_ar.infinity", "src.modules.scale_ar.bsq_autoencoder"
-    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     assert load_saved(str(folder)).transformer.config.depth > 0
 
 
@@ -85,7 +85,7 @@ def test_other_folders_are_said(folder: Path) -> None:
     with pytest.raises(ValueError, match="there is no pipeline in nowhere"):
         load_saved("nowhere")
     index = folder / "model_index.json"
-    index.write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    index.write_text(json.dumps({"_class_name": "FluxPipeline"}), encoding="utf-8")
     with pytest.raises(ValueError, match="holds a FluxPipeline; what is wanted is one of InfinityPipeline"):
         load_saved(str(folder))
     cut(index)

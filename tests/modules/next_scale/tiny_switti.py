@@ -74,7 +74,7 @@ def published(folder: Path, name: str, config: dict[str, object]) -> Path:
     """The reference's weights in a folder like the published ones."""
     golden("switti_A", name)
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "model.safetensors").symlink_to((FOLDER / "switti_A" / f"{name}.safetensors").resolve())
     return folder
 
