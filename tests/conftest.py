@@ -19,6 +19,13 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an entry point that runs inside of a test tells its processes ends with the test."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setenv("ATELIER_RUN_DIR", "")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""

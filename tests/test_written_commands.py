@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from src.run.cli import respelled
 from src.run.suites import AdapterSuite
 from src.run.targets import build
-from src.run.trained_once import composed
 from src.run.types import check_types
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +125,7 @@ def test_a_written_command_is_understood(command: str, monkeypatch: pytest.Monke
         assert cfg.method is not None, "there is nothing to train or draw"
     suite = build(cfg.get("suite"))
     if isinstance(suite, AdapterSuite):
-        assert composed((f"+experiment={suite.experiment}", *suite.training)).method
+        assert suite.config.method
     elif suite is not None:
         assert suite.sources()
 
