@@ -6,12 +6,13 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from src.data.files import tensor_bytes, write_text
@@ -107,14 +108,24 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def projections_hash(projections: Mapping[str, nn.Linear]) -> str:
-    """Hash the projections that read text to 16 hexadecimal digits, whatever precision they work in."""
+def projections_hash(projections: Mapping[str, Iterable[Tensor]]) -> str:
+    """Hash the weights of the projections that read text to 16 hexadecimal digits, as they are in float16."""
     found = hashlib.sha256()
-    for name, linear in projections.items():
+    for name, tensors in projections.items():
         found.update(name.encode())
-        for weights in linear.parameters():
+        for weights in tensors:
             found.update(weights.detach().half().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def read_tensors(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Read some weights of one model by their names, in the precision of its files; the others stay on the disk."""
+    found: dict[str, Tensor] = {}
+    for path in model_files(folder):
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                found |= {name: file.get_tensor(name) for name in set(names).intersection(file.keys())}
+    return found
 
 
 def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:

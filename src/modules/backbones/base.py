@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from src.data.finite import check_finite
 from src.data.first_looks import ModelPlace, looks_local
-from src.data.identity import joined, parts_in_memory, pipeline_parts, projections_hash
+from src.data.identity import joined, parts_in_memory, pipeline_parts, projections_hash, read_tensors
 from src.data.known_words import KnownWords
 from src.data.model_index import read_model_index
 from src.data.prompts import tokenize
@@ -86,7 +86,7 @@ class Backbone(ABC):
         for module in (self.denoiser, self.vae, *self.text_encoders):
             module.requires_grad_(False).eval()
         self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self.fingerprint = projections_hash(self.text_layers())
+        self.fingerprint = projections_hash({n: linear.parameters() for n, linear in self.text_layers().items()})
         self._file_parts = parts
         pipeline.set_progress_bar_config(disable=True)
 
@@ -112,20 +112,34 @@ class Backbone(ABC):
             raise ValueError(f"{path} is no diffusers pipeline folder: it has no model_index.json")
         if local:
             read_model_index(path)
-        # bfloat16 loads through float16, so that the hash of the weights does not depend on the working precision.
-        loaded = torch.float16 if dtype == "bfloat16" else DTYPES[dtype]
         pipeline = DiffusionPipeline.from_pretrained(
             str(Path(path).expanduser()) if local else path,
-            dtype=loaded,
+            dtype=DTYPES[dtype],
             local_files_only=local_files_only,
             use_safetensors=True,
         )
+        folder = cls._folder(path, local_files_only=True)
         parts = cls.content({"path": path, "local_files_only": True})
-        backbone = cls(pipeline, Path(path).name if local else path, sampling, safety_checker, parts)
+        backbone = cls(pipeline, folder.name if local else path, sampling, safety_checker, parts)
         backbone.known_words = KnownWords.read(path) if local else None
-        if DTYPES[dtype] != loaded:
-            pipeline.to(DTYPES[dtype])
+        if dtype == "bfloat16":
+            backbone.fingerprint = projections_hash(backbone._projections_in(folder))
         return backbone
+
+    def _projections_in(self, folder: Path) -> dict[str, list[Tensor]]:
+        """The weights of ``text_layers`` as files have them: bfloat16 rounds them otherwise than fingerprints do."""
+        (part,) = (name for name, module in self.pipeline.components.items() if module is self.denoiser)
+        names = {id(weights): name for name, weights in self.denoiser.named_parameters()}
+        layers = {layer: [names[id(w)] for w in linear.parameters()] for layer, linear in self.text_layers().items()}
+        tensors = read_tensors(folder / part, [name for each in layers.values() for name in each])
+        return {layer: [tensors[name] for name in each] for layer, each in layers.items()}
+
+    @staticmethod
+    def _folder(path: str, local_files_only: bool) -> Path:
+        """Where a model is on this machine; a hub id is fetched, unless that is forbidden."""
+        if looks_local(path):
+            return Path(path).expanduser()
+        return Path(DiffusionPipeline.download(path, local_files_only=local_files_only, use_safetensors=True))
 
     @classmethod
     def content(cls, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -134,13 +148,7 @@ class Backbone(ABC):
         Raises:
             ValueError: If the folder is missing or of another kind.
         """
-        path, here = settings["path"], settings.get("local_files_only", False)
-        local = looks_local(path)
-        return pipeline_parts(
-            Path(path).expanduser()
-            if local
-            else DiffusionPipeline.download(path, local_files_only=here, use_safetensors=True)
-        )
+        return pipeline_parts(cls._folder(settings["path"], settings.get("local_files_only", False)))
 
     @property
     @abstractmethod

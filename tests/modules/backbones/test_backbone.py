@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
@@ -37,7 +38,13 @@ def test_the_hash_does_not_depend_on_the_working_precision(tmp_path: Path, dtype
     pipeline.save_pretrained(tmp_path / "saved")
     loaded = UNetBackbone.from_pretrained(str(tmp_path / "saved"), dtype)
     assert loaded.fingerprint == expected
-    assert loaded.dtype == {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
+    precision = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
+    # The stock pipeline's own weights, rounded once.
+    stock = StableDiffusionPipeline.from_pretrained(tmp_path / "saved", dtype=precision)
+    for ours, theirs in ((loaded.denoiser, stock.unet), (loaded.vae, stock.vae)):
+        weights = theirs.state_dict()
+        assert all(torch.equal(weights[name], tensor) for name, tensor in ours.state_dict().items())
+        assert {tensor.dtype for tensor in weights.values()} == {precision}
 
 
 def test_another_backbone_has_another_hash(tmp_path: Path) -> None:
