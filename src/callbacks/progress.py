@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.progress import BarColumn
 from rich.table import Column
 from torch import Tensor
 
@@ -26,8 +27,11 @@ class StepProgress(RichProgressBar):
 
     def _init_progress(self, trainer: L.Trainer) -> None:
         super()._init_progress(trainer)
-        # What does not fit is cut, and not stacked in a column of a few characters.
-        self._metric_component._table_column = Column(no_wrap=True, overflow="ellipsis")
+        if self.is_enabled:
+            # In a narrow terminal the bar gives way, then what does not fit is cut; nothing is stacked in lines.
+            for column in self.progress.columns:
+                if not isinstance(column, BarColumn):
+                    column._table_column = Column(no_wrap=True, overflow="ellipsis")
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training".ljust(len(self.validation_description))

@@ -57,3 +57,17 @@ def test_the_bar_of_a_training_by_steps_counts_no_epochs(tmp_path: Path, capsys:
     trainer.fit(TinyModule(), TinyData())
     told = capsys.readouterr().out
     assert "Training" in told and "3/3" in told and "Epoch" not in told
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_bar_stays_on_one_line_of_a_narrow_terminal(
+    columns: int, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=3, logger=False, callbacks=[StepProgress()], default_root_dir=tmp_path
+    )
+    trainer.fit(TinyModule(), TinyData())
+    (bar,) = [line for line in capsys.readouterr().out.splitlines() if "3/3" in line]
+    assert "Training" in bar and "• 0:00:00" in bar and "it/s" in bar
+    assert len(bar.rstrip()) <= columns
