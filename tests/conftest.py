@@ -1,6 +1,7 @@
 """No test may reach for the network, and a small machine stays usable beside a test run."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -9,6 +10,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hydra import initialize_config_dir  # noqa: E402
+from hydra.core.global_hydra import GlobalHydra  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
 
 from src.run import targets  # noqa: E402
 
@@ -24,6 +28,15 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an entry point that runs inside of a test tells its processes ends with the test."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setenv("ATELIER_RUN_DIR", "")
+
+
+@pytest.fixture
+def configurations() -> Iterator[None]:
+    """Hydra composes from conf/."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
@@ -22,14 +21,7 @@ PRIMARIES = [name for name in FILES if "/" not in name]
 MEMBERS = [name for name in FILES if "/" in name]
 OVERLAYS = [name for name in MEMBERS if name.split("/")[0] in ("experiment", "sweep", "recipe")]
 RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
-
-
-@pytest.fixture(autouse=True)
-def _hydra() -> Iterator[None]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-    HydraConfig.instance().cfg = None
+pytestmark = pytest.mark.usefixtures("configurations")
 
 
 def groups_of(primary: str) -> set[str]:

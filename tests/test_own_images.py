@@ -2,20 +2,17 @@
 
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
+from hydra import compose
 from omegaconf import open_dict
 from PIL import Image
 
 from src.run.cli import respelled
 from src.run.training import fit
 from tests.llms import tiny_llm_folder
-from tests.test_written_commands import COMMANDS, CONF, arguments_of
+from tests.test_written_commands import COMMANDS, arguments_of
 from tests.tiny import tiny_sd
 
 SMALL = [
@@ -28,6 +25,7 @@ SMALL = [
     "trainer.max_steps=2",
     "trainer.val_check_interval=1",
 ]
+pytestmark = pytest.mark.usefixtures("configurations")
 
 
 def folder(place: Path) -> str:
@@ -57,14 +55,6 @@ def shards(place: Path) -> str:
                 for suffix in ("png", "txt"):
                     tar.add(place / f"{number}.{suffix}", f"{number}.{suffix}")
     return f"data.train.shards='{place}/{{0..3}}.tar'"
-
-
-@pytest.fixture(autouse=True)
-def _hydra() -> Iterator[None]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-    HydraConfig.instance().cfg = None
 
 
 @pytest.mark.parametrize(

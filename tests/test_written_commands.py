@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -26,6 +25,7 @@ PAGES = [
     for path in sorted(folder.rglob("*"))
     if path.suffix in (".md", ".sh") and path.name != "HISTORY.md"
 ]
+pytestmark = pytest.mark.usefixtures("configurations")
 
 
 def in_page(text: str) -> Iterator[str]:
@@ -74,14 +74,6 @@ def arguments_of(command: str) -> tuple[str, list[str]]:
     _, script, *arguments = shlex.split(plain.replace('"$@"', ""))
     values = [re.sub(r"\$\w+", "some/file.safetensors", argument) for argument in arguments]
     return script, [value for value in values if value not in ("-m", "...") and not value.endswith("=...")]
-
-
-@pytest.fixture(autouse=True)
-def _hydra() -> Iterator[None]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-    HydraConfig.instance().cfg = None
 
 
 def first_of(override: str) -> str:
