@@ -155,13 +155,22 @@ def modifier_embedded(
 
         return hook
 
-    tables: list[nn.Module] = [encoder.get_input_embeddings() for encoder in text_encoders]  # type: ignore[operator]
-    handles = [table.register_forward_hook(embed(v)) for table, v in zip(tables, vectors, strict=True)]
+    handles = [
+        table.register_forward_hook(embed(vector))
+        for encoder, vector in zip(text_encoders, vectors, strict=True)
+        for table in _embeddings(encoder)
+    ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _embeddings(encoder: nn.Module) -> list[nn.Module]:
+    """Find every module with the table of token embeddings: T5 has two, and calls the one that it does not name."""
+    table = encoder.get_input_embeddings().weight  # type: ignore[operator]
+    return [module for module in encoder.modules() if getattr(module, "weight", None) is table]
 
 
 class DualFlow:
