@@ -21,8 +21,8 @@ import pytest
 from tests.mutants.planted import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("src", "tests", "conf", "train.py", "generate.py", "eval.py", "pyproject.toml")
-LINKED = ("world", "experiments")
+COPIED = ("src", "tests", "conf", "experiments", "train.py", "generate.py", "eval.py", "pyproject.toml")
+LINKED = ("world",)
 HIDDEN = ("__pycache__", "golden")
 LIBRARIES = ("diffusers", "lightning", "open_clip", "timm", "torchmetrics", "transformers", "wandb")
 ARGUMENTS = ("-x", "-q", "--tb=line", "-p", "no:cacheprovider", "--durations=0")
@@ -56,7 +56,7 @@ def tested(folder: Path, tests: Iterable[str]) -> tuple[int, str]:
             os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
             sys.dont_write_bytecode = True
             sys.path[:] = [str(folder), *(path for path in sys.path if path and Path(path).resolve() != ROOT)]
-            for name in [name for name in sys.modules if name.partition(".")[0] in ("src", "tests")]:
+            for name in [name for name in sys.modules if name.partition(".")[0] in ("src", "tests", "experiments")]:
                 del sys.modules[name]
             status = pytest.main([*ARGUMENTS, *tests])
         finally:

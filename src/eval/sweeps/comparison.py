@@ -10,10 +10,11 @@ from torch import Tensor
 
 from src.data.files import save_png, write_text
 from src.eval.profile import same_profile_or_raise
-from src.eval.results.results import Table, provenance
+from src.eval.results.results import Row, Table, provenance, write_rows
 from src.eval.scores.harmonics import harmonic_of_means, harmonics_per_image, min_max_harmonic, z_scored_harmonic
 from src.eval.statistics.bootstrap import Interval, bootstrap_mean, bootstrap_statistic
 from src.eval.statistics.paired import Comparison, adjust, compare, paired_statistic
+from src.eval.statistics.verdict import verdict
 from src.eval.sweeps.page import comparison_figure, comparison_page
 from src.eval.sweeps.points import Point, read_points
 
@@ -39,18 +40,17 @@ def difference_table(
     """One line per point and score: the difference from the first point, and whether the published sign shows."""
     columns = ["", "score", "difference [95%]", "p (Holm)", "effect size", "won", "published", "its sign"]
     rows, num_seeds = [], len(points[0].training_seeds)
+    theirs = published_differences(points, published)
     for point in points[1:]:
-        # By their places in the sweep: points between them may have failed.
-        theirs = [dict(published[at.number]) if at.number < len(published) else {} for at in (points[0], point)]
         for score in point.scores:
             found = differences[f"{point.label} {score}"]
             size = f"{found.effect_size:+.2f}" if math.isfinite(found.effect_size) else ""
             p = "" if _too_few(num_seeds) else f"{found.adjusted_p:.4f}"
             tested = [p, size, f"{found.wins.won} of {found.wins.num}"]
-            sign = _published_sign(found.interval, score, *theirs)
+            sign = _published_sign(found.interval, theirs[point.label].get(score))
             rows.append([point.label, score, str(found.interval), *tested, *sign])
         if point.label in harmonics:
-            sign = _published_sign(harmonics[point.label], HARMONIC, *theirs)
+            sign = _published_sign(harmonics[point.label], theirs[point.label].get(HARMONIC))
             rows.append([point.label, HARMONIC, str(harmonics[point.label]), "", "", "", *sign])
     why = f"; {num_seeds} training seeds are too few for a test" if _too_few(num_seeds) else ""
     return Table(f"Differences from {points[0].label}, same prompts and seeds{why}", columns, rows)
@@ -106,21 +106,37 @@ def _across(variant: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: 
     return [f"{value:.3f}" for value in variant(first, second).tolist()]
 
 
-def _published_sign(
-    found: Interval, score: str, baseline: Mapping[str, float], published: Mapping[str, float]
-) -> list[str]:
-    """The published difference and what the interval says of its sign; nothing where nothing is published.
+def _published_sign(found: Interval, theirs: float | None) -> list[str]:
+    """The published difference and what the interval says of its sign; nothing where nothing is published."""
+    return ["", ""] if theirs is None else [f"{theirs:+.3f}", verdict(found, theirs)]
 
-    Two published means that agree in all their printed digits have no sign.
-    """
-    if score not in published or score not in baseline:
-        return ["", ""]
-    theirs = published[score] - baseline[score]
-    if theirs == 0:
-        return [f"{theirs:+.3f}", "none"]
-    if found.low <= 0 <= found.high:
-        return [f"{theirs:+.3f}", "undecided"]
-    return [f"{theirs:+.3f}", "shown" if (found.mean > 0) == (theirs > 0) else "opposite"]
+
+def published_differences(points: Sequence[Point], published: Published) -> dict[str, dict[str, float]]:
+    """Of each point but the first, by score: the published mean less that of the first point."""
+    # By their places in the sweep: points between them may have failed.
+    theirs = {point.label: published[point.number] if point.number < len(published) else {} for point in points}
+    first = theirs.pop(points[0].label)
+    # Published means have a few digits, and so have their differences.
+    return {
+        label: {score: round(mean - first[score], 6) for score, mean in means.items() if score in first}
+        for label, means in theirs.items()
+    }
+
+
+def per_image(points: Sequence[Point]) -> list[Row]:
+    """A row per point and image, enough to compute every interval again: the point, its place and its scores."""
+    kind = points[0].metrics["compared"].get("by")
+    kept = [*points[0].keys, *([kind] if kind else [])]
+    return [
+        {"arm": point.label, **{key: row[key] for key in kept}, **{score: _short(row[score]) for score in point.scores}}
+        for point in points
+        for row in point.rows
+    ]
+
+
+def _short(score: float) -> float:
+    """Two digits more than any table prints: a table of all images stays small."""
+    return round(score, 5)
 
 
 def compare_points(
@@ -134,7 +150,8 @@ def compare_points(
 
     Points that differ in their training seed alone are one arm, paired with the others seed by seed.
 
-    Writes ``table.md``, ``figure.png``, ``report.html`` and ``comparison.json`` into ``sweep_dir``.
+    Writes ``table.md``, ``figure.png``, ``report.html``, and ``comparison.json`` with ``comparison.csv``, a row per
+    image, into ``sweep_dir``.
 
     Args:
         sweep_dir: Holds one folder per point, named by its number, with ``metrics.json`` and ``per_image.csv``.
@@ -167,12 +184,16 @@ def compare_points(
         "profile": points[0].metrics["profile"],
         "baseline": points[0].label,
         "training_seeds": points[0].training_seeds,
+        "compared": points[0].metrics["compared"],
+        "seed": seed,
+        "published": published_differences(points, published or []),
         "means": {label: {score: found.as_dict() for score, found in by.items()} for label, by in means.items()},
         "differences": {name: found.as_dict() for name, found in differences.items()},
         "harmonic_differences": {label: found.as_dict() for label, found in harmonics.items()},
         "failed": failures,
         **provenance(),
     }
+    write_rows(per_image(points), folder / "comparison")
     # Last: where comparison.json is, everything is.
     write_text(folder / "comparison.json", json.dumps(record, indent=2) + "\n")
 

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import shutil
@@ -65,10 +66,25 @@ def test_differences_are_paired_and_signed(sweep: Path) -> None:
     assert record["harmonic_differences"]["method.base_flow=false"]["high"] < 0
     table = (sweep / "table.md").read_text(encoding="utf-8")
     assert "+0.100 | opposite" in table and "+0.100 | undecided" in table
+    assert record["published"] == {"method.base_flow=false": {"clip_t": 0.1, "dino": 0.1}}
     page = (sweep / "report.html").read_text(encoding="utf-8")
     assert "grid_rex of method.base_flow=true, beside its references" in page
     assert "Base flow" in page and "data:image/" in page and 'src="http' not in page
     assert (sweep / "figure.png").stat().st_size > 1000
+
+
+def test_rows_that_every_interval_can_be_computed_from_lie_beside_the_comparison(sweep: Path) -> None:
+    write_point(sweep, 1, "base_flow=false", 0.1)
+    compare_points(sweep)
+    record = json.loads((sweep / "comparison.json").read_text(encoding="utf-8"))
+    with (sweep / "comparison.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert set(rows[0]) == {"arm", "prompt", "concept", "seed", "clip_t", "dino"}
+    theirs = [row for row in rows if row["arm"] == "method.base_flow=true"]
+    groups = [[row[factor] for row in theirs] for factor in record["compared"]["factors"]]
+    found = bootstrap_mean([float(row["dino"]) for row in theirs], groups, record["seed"])
+    kept = record["means"]["method.base_flow=true"]["dino"]
+    assert found.as_dict() == pytest.approx(kept, abs=1e-5) and kept["low"] < kept["mean"] - 1e-3
 
 
 def test_a_failed_point_is_named_and_left_out(sweep: Path) -> None:

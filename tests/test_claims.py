@@ -1,0 +1,166 @@
+"""Pages say what their results say: words come from intervals, and intervals can be computed again from rows."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from experiments.claims import ROOT, Declared, pages, stray_words, written
+from experiments.study import Study
+from src.eval.results.results import write_rows
+
+NAMES = [str(path.relative_to(ROOT)) for path in pages()]
+INTERVAL = {"mean": 0.2, "low": 0.1, "high": 0.3}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_says_what_its_results_say(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert written(text) == text, "python -m experiments.claims --write"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_verdict_word_stands_outside_of_the_claims(name: str) -> None:
+    assert not stray_words((ROOT / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("experiments/")])
+def test_a_verdict_begins_with_the_claims_of_its_folder(name: str) -> None:
+    folder = Path(name).parent.name
+    assert f"## Verdict\n<!-- claims: {folder} -->\n" in (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def experiments(tmp_path: Path) -> Path:
+    """A folder with a study of one published sign that is shown, one that is undecided, and a harmonic."""
+    results = tmp_path / "made_up" / "results"
+    results.mkdir(parents=True)
+    undecided = INTERVAL | {"low": -0.1}
+    differences = {"b text": {"interval": INTERVAL}, "b image": {"interval": undecided}}
+    means = {arm: {"text": INTERVAL, "image": INTERVAL, "harmonic": INTERVAL} for arm in ("a", "b")}
+    published = {"b": {"text": 0.01, "image": 0.02, "harmonic": -0.03}}
+    record = {"baseline": "a", "means": means, "differences": differences, "published": published}
+    (results / "comparison.json").write_text(
+        json.dumps(record | {"harmonic_differences": {"b": INTERVAL}}), encoding="utf-8"
+    )
+    claims = {
+        "all": {"says": "every sign", "every": "published"},
+        "text": {"says": "text rises", "arm": "ours", "score": "text"},
+        "image": {"says": "images get nearer", "arm": "ours", "score": "image"},
+        "less": {"says": "text falls", "arm": "ours", "score": "text", "asked": "down"},
+        "level": {"says": "text is above one half", "arm": "ours", "score": "text", "above": 0.5},
+        "count": {"says": "differences exclude 0", "every": "difference"},
+    }
+    declared = {"arms": {"plain": "a", "ours": "b"}, "claims": claims, "tables": {"means": {"scores": ["text"]}}}
+    (results.parent / "claims.yaml").write_text(yaml.safe_dump(declared, sort_keys=False), encoding="utf-8")
+    return tmp_path
+
+
+def test_each_word_comes_from_its_interval(experiments: Path) -> None:
+    words = Declared(experiments / "made_up").words()
+    assert words == {
+        "all": "opposite",
+        "text": "shown",
+        "image": "undecided",
+        "less": "opposite",
+        "level": "opposite",
+        "count": "2 of 3",
+    }
+
+
+def test_all_published_signs_include_the_harmonic(experiments: Path) -> None:
+    line = Declared(experiments / "made_up").line("all").replace("\n ", "")
+    assert "1 shown, 1 undecided, 1 opposite (ours, image undecided; ours, harmonic opposite)" in line
+
+
+def test_one_sign_that_is_undecided_leaves_all_of_them_so(experiments: Path) -> None:
+    path = experiments / "made_up" / "results" / "comparison.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"harmonic": -0.03', '"harmonic": 0.03'), encoding="utf-8")
+    assert Declared(experiments / "made_up").words()["all"] == "undecided"
+
+
+def test_an_arm_that_is_not_named_counts_among_all_signs(experiments: Path) -> None:
+    path = experiments / "made_up" / "claims.yaml"
+    told = {"arms": {"plain": "a"}, "claims": {"all": {"says": "every sign", "every": "published"}}}
+    path.write_text(yaml.safe_dump(told), encoding="utf-8")
+    assert Declared(experiments / "made_up").words() == {"all": "opposite"}
+
+
+def test_a_page_that_its_results_contradict_is_noticed(experiments: Path) -> None:
+    page = written("<!-- claims: made_up text -->\n<!-- end -->\n", experiments)
+    assert "- **Shown:** text rises: 0.200 [0.100, 0.300], published +0.010.\n" in page
+    results = experiments / "made_up" / "results" / "comparison.json"
+    results.write_text(results.read_text(encoding="utf-8").replace('"low": 0.1', '"low": -0.05'), encoding="utf-8")
+    assert "- **Undecided:** text rises: 0.200 [-0.050, 0.300], published +0.010.\n" in written(page, experiments)
+
+
+def test_a_table_holds_what_the_file_holds(experiments: Path) -> None:
+    page = written("<!-- table: made_up means -->\n<!-- end -->\n", experiments)
+    assert "|  | text |\n| --- | --- |\n| plain | 0.200 [0.100, 0.300] |\n" in page
+
+
+@pytest.mark.parametrize("word", ["shown", "Undecided", "opposite", "significantly"])
+def test_a_word_that_nobody_computed_is_found(word: str) -> None:
+    assert stray_words(f"It is {word} here.") == [word]
+    assert not stray_words(f'"{word}" means this, `{word}` is code')
+    assert not stray_words(f"<!-- claims: x -->\n- **{word}:** it.\n<!-- end -->\n")
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"claims": {"a": {"say": "x"}}}, "unknown key 'say'"),
+        ({"arm": {}}, "unknown key 'arm'"),
+    ],
+)
+def test_a_mistyped_key_is_refused(experiments: Path, told: dict[str, object], sentence: str) -> None:
+    (experiments / "made_up" / "claims.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    with pytest.raises(ValueError, match=sentence):
+        Declared(experiments / "made_up")
+
+
+def test_a_claim_that_is_not_declared_is_refused(experiments: Path) -> None:
+    with pytest.raises(ValueError, match="declares no claims 'txet'; it has all, text"):
+        written("<!-- claims: made_up txet -->\n<!-- end -->\n", experiments)
+
+
+TABLES = [path for path in sorted(ROOT.glob("experiments/*/results/*.json")) if path.with_suffix(".csv").exists()]
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
+def test_an_interval_of_a_shipped_table_is_computed_again_from_its_rows(path: Path) -> None:
+    study = Study(path)
+    for arm in study.means if "means" in study.record else []:
+        for score in (study.scores[0], study.scores[-1]):
+            assert _close(study.from_rows(arm, score), study.mean(arm, score)), (arm, score)
+            if arm != study.baseline:
+                found = study.from_rows(arm, score, study.baseline)
+                assert _close(found, study.difference(arm, study.baseline, score)), (arm, score)
+
+
+def _close(found: object, kept: object) -> bool:
+    """Rows are kept with five digits."""
+    return np.allclose(*([one.mean, one.low, one.high] for one in (found, kept)), atol=1e-4)
+
+
+def test_rows_of_two_arms_are_paired_by_their_place(experiments: Path) -> None:
+    path = experiments / "made_up" / "results" / "comparison.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(record | {"compared": {"factors": ["prompt"]}}), encoding="utf-8")
+    places = [(f"prompt {at}", seed) for at in range(8) for seed in range(2)]
+    rng = np.random.default_rng(0)
+    hard = {place: float(rng.standard_normal()) for place in places}
+    rows = [
+        {"arm": arm, "prompt": place[0], "seed": place[1], "text": hard[place] + gain}
+        for arm, gain, order in (("a", 0.0, places), ("b", 0.1, places[::-1]), ("c", 0.3, places))
+        for place in order
+    ]
+    write_rows(rows, path.with_suffix(""))
+    found = Study(path).difference("c", "b", "text")
+    assert found.mean == pytest.approx(0.2) and found.high - found.low < 1e-6
+    short = [row for row in rows if row["arm"] != "c" or row["prompt"] != "prompt 0"]
+    write_rows(short, path.with_suffix(""))
+    with pytest.raises(ValueError, match="other places and cannot be paired"):
+        Study(path).difference("c", "b", "text")
