@@ -9,7 +9,7 @@ def verdict(found: Interval, asked: float, threshold: float = 0.0) -> str:
     """``shown``, ``opposite`` or ``undecided``; ``none`` where no sign is asked for.
 
     Args:
-        found: Of a difference, or of anything that is held against ``threshold``.
+        found: The interval of a difference, or of anything that is held against ``threshold``.
         asked: A number with the sign that is published or asked for, such as the published difference itself. Two
             published means that agree in all their printed digits differ by 0, which has no sign.
         threshold: What the interval has to leave out.
