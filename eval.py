@@ -42,7 +42,7 @@ def score(cfg: DictConfig) -> None:
     # Seconds of imports, which a mistyped key need not wait for.
     from src.callbacks.trackers.loggers import log_config, log_results
     from src.data.files import write_text
-    from src.eval.protocols.concept import bank_source, read_concepts
+    from src.eval.concepts import bank_source, read_concepts
     from src.run.first_looks import look_first
     from src.run.suites import trained
 

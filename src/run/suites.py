@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from src.data.commands import override
-from src.eval.protocols.concept import ConceptSource
+from src.eval.concepts import ConceptSource
 from src.run.record import record_digest, training_record
 from src.run.trained_once import Training, as_overrides, composed, train_missing
 

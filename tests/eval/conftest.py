@@ -13,9 +13,9 @@ from transformers import CLIPTokenizer
 from src.data.world.render import render
 from src.data.world.scenes import subject_scene
 from src.data.world.tokenizers import write_clip_tokenizer
+from src.eval.concepts import Concept
 from src.eval.encoders.models import OpenClipEncoder, TimmEncoder
 from src.eval.profile import Profile
-from src.eval.protocols.concept import Concept
 
 SIZE, TOKENS = 32, 24
 PREPROCESS = {"size": SIZE, "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7], "interpolation": "bicubic"}

@@ -1,6 +1,6 @@
-"""Concepts under test, and their scores between the plain class noun (control) and the references (ceiling)."""
+"""Concepts on a list of prompts: scores between the plain class noun (control) and the references (ceiling)."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,102 +8,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from src.data.banks import CONCEPT_BANK
-from src.data.images import Picture, readable_images
-from src.data.mentions import check_name
+from src.data.images import Picture
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
+from src.eval.concepts import Concept, check_references
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
 from src.eval.results.results import Row, Table
 from src.eval.scores.similarity import copies, diversity, within_set
 from src.eval.statistics.bootstrap import bootstrap_mean, bootstrap_ratio
-
-
-@dataclass(frozen=True)
-class Concept:
-    """One personalised subject.
-
-    Attributes:
-        name: What prompts call it, as ``<name>``.
-        class_noun: The plain word for its kind, which the control uses.
-        references: Real images of it, or their files.
-    """
-
-    name: str
-    class_noun: str
-    references: Sequence[Picture]
-
-
-@dataclass(frozen=True)
-class ConceptSource:
-    """What is known of a concept before its images are read, and perhaps before its bank is trained.
-
-    Attributes:
-        class_noun: The plain word for its kind.
-        references: An image folder, or ``KIND:NAME`` for a reader of that kind; empty if it has to be given.
-    """
-
-    class_noun: str
-    references: str
-
-
-Reader = Callable[[str, str], Sequence[Picture]]
-"""From what stands behind the colon of a source, and a class noun, to reference images."""
-
-
-def bank_source(path: str) -> ConceptSource:
-    """What a bank's own metadata says.
-
-    Raises:
-        RefusedFileError: If the file is no bank.
-    """
-    metadata = CONCEPT_BANK.read_header(path)
-    return ConceptSource(metadata["class_noun"], metadata.get("references", ""))
-
-
-def read_concepts(
-    sources: Mapping[str, ConceptSource], references: Mapping[str, str], readers: Mapping[str, Reader]
-) -> list[Concept]:
-    """Read what scoring must know about each concept.
-
-    Args:
-        sources: By concept name.
-        references: Concept name to an image folder or ``KIND:NAME``, in place of the source's own.
-        readers: By kind, what reads references that are no folder.
-
-    Raises:
-        ValueError: If no prompt can name a concept, or it has no references, or they cannot be read.
-    """
-    for name in sources:
-        check_name(name, "the name of a bank")
-    for name in references:
-        if name not in sources:
-            raise ValueError(f"references.{name} is given, but no bank of that name; add bank.{name}=PATH")
-    concepts = []
-    for name, source in sources.items():
-        place = references.get(name) or source.references
-        if not place:
-            ways = ["FOLDER", *(f"{kind}:INDEX" for kind in readers)]
-            raise ValueError(
-                f"no reference images for {name}: add {', or '.join(f'references.{name}={way}' for way in ways)}"
-            )
-        kind, colon, rest = place.partition(":")
-        read = colon and kind in readers
-        images = readers[kind](rest, source.class_noun) if read else readable_images(place)
-        concepts.append(Concept(name, source.class_noun, images))
-    return concepts
-
-
-def check_references(concepts: Sequence[Concept]) -> None:
-    """Refuse a concept whose ceiling, the likeness of its references to each other, does not exist.
-
-    Raises:
-        ValueError: If one has a single reference.
-    """
-    for concept in concepts:
-        if len(concept.references) < 2:
-            raise ValueError(f"{concept.name} has one reference image; the ceiling compares at least two")
 
 
 @dataclass(frozen=True)

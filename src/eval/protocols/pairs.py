@@ -7,24 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from src.data.images import load_image
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
+from src.eval.concepts import Concept, check_references
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
-from src.eval.protocols.concept import Concept, check_references
+from src.eval.protocols.layout import crop, layout
 from src.eval.results.results import Row, Table
 from src.eval.scores.similarity import pair_mean, within_set
 from src.eval.statistics.bootstrap import bootstrap_mean
 
-LEFT, RIGHT, TOP, BOTTOM = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)
-LAYOUTS = {"left of": (LEFT, RIGHT), "right of": (RIGHT, LEFT), "above": (TOP, BOTTOM), "below": (BOTTOM, TOP)}
-"""Where a relation puts the first and the second: left, top, right, bottom as shares of the image."""
-
-GREY = (127, 127, 127)
 MARGINS = ("first_margin", "second_margin")
 ARMS = ("control", "concept")
 SHOWN_PROMPTS, SHOWN_SEEDS = 10, 4
@@ -155,31 +151,6 @@ class PairProtocol(Protocol[Pair]):
 def _filled(prompt: str, pair: Pair, arm: str) -> str:
     first, second = (one.class_noun if arm == "control" else f"<{one.name}>" for one in pair)
     return prompt.replace("{first}", first).replace("{second}", second)
-
-
-def layout(prompt: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Boxes of the first and the second concept, from the relation that the prompt names.
-
-    Raises:
-        ValueError: If a slot is missing or no relation fixes the layout.
-    """
-    if prompt.count("{first}") != 1 or prompt.count("{second}") != 1:
-        raise ValueError(f"the prompt {prompt!r} needs {{first}} and {{second}} once each")
-    between = prompt.partition("{first}")[2].partition("{second}")[0].split()
-    for relation, boxes in LAYOUTS.items():
-        if relation in " ".join(between):
-            return boxes
-    raise ValueError(f"the prompt {prompt!r} has no layout; put one of {', '.join(LAYOUTS)} between the two")
-
-
-def crop(image: Image.Image, box: tuple[float, ...]) -> Image.Image:
-    """A part of the image, padded to a square: the encoder's centre crop would cut off its ends."""
-    width, height = image.size
-    left, top, right, bottom = (
-        round(share * side) for share, side in zip(box, (width, height, width, height), strict=True)
-    )
-    part = image.crop((left, top, right, bottom))
-    return ImageOps.pad(part, (max(part.size),) * 2, color=GREY)
 
 
 def _read_crop(path: Path, box: tuple[float, ...]) -> Image.Image:

@@ -13,7 +13,7 @@ from src.data.world.caption_tests import CaptionTest
 from src.data.world.render import render
 from src.data.world.scenes import Scene
 from src.data.world.vocabulary import BACKGROUNDS
-from src.eval.protocols.pairs import BOTTOM, TOP
+from src.eval.protocols.layout import BOTTOM, TOP, Box
 
 DIFFERENT = 25
 """Of 255, in one channel at least: more than an autoencoder's rounding, less than any object."""
@@ -79,9 +79,6 @@ SEEN = 0.58
 """Height at which the probe has seen the centre of its one object."""
 WINDOWS = {2: 0.7, 3: 0.55, 4: 0.45}
 """By number of objects, share of the image's side that is enlarged to a whole image: renders are read best then."""
-
-Box = tuple[float, ...]
-"""Left, top, right, bottom as shares of the image."""
 
 
 def regions(test: CaptionTest) -> list[Box]:

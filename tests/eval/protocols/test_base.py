@@ -8,9 +8,10 @@ import pytest
 from src.data.request import Request
 from src.data.styles import style_references
 from src.data.world.export import write_style_images
+from src.eval.concepts import Concept
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
-from src.eval.protocols.concept import Concept, ConceptProtocol
+from src.eval.protocols.concept import ConceptProtocol
 from src.eval.protocols.pairs import PairProtocol
 from src.eval.protocols.style import StyleProtocol
 from src.eval.scores.sets import PerceptualDiversity, SetMetrics, SetScores

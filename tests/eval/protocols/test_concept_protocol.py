@@ -10,10 +10,12 @@ from PIL import Image
 from src.data.banks import CONCEPT_BANK
 from src.data.request import Request
 from src.data.world.export import subject_photos
+from src.eval.concepts import Concept, ConceptSource, bank_source, read_concepts
 from src.eval.encoders.models import TimmEncoder
 from src.eval.profile import Profile
-from src.eval.protocols.concept import Concept, ConceptProtocol, ConceptSource, bank_source, read_concepts
-from src.eval.protocols.pairs import LEFT, RIGHT, PairProtocol, crop, layout
+from src.eval.protocols.concept import ConceptProtocol
+from src.eval.protocols.layout import LEFT, RIGHT, crop, layout
+from src.eval.protocols.pairs import PairProtocol
 
 PROMPTS = ["a {} on the grass", "a photo of a {} at night", "a {} in the snow"]
 PAIR_PROMPTS = ["a {first} left of a {second} on the grass", "a {first} right of a {second} in a room"]

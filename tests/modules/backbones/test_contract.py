@@ -14,9 +14,10 @@ from PIL import Image
 from src.data.prompts import concept_positions
 from src.data.request import Request
 from src.data.subject import ConceptData, Zoom
+from src.eval.concepts import Concept
 from src.eval.encoders.models import OpenClipEncoder, TimmEncoder
 from src.eval.profile import Profile
-from src.eval.protocols.concept import Concept, ConceptProtocol
+from src.eval.protocols.concept import ConceptProtocol
 from src.modules.backbones.base import Backbone
 from src.modules.backbones.denoising import denoising_errors
 from src.modules.backbones.pixart import PixArtBackbone
