@@ -181,16 +181,30 @@ def test_dropped_captions_are_the_empty_prompt(tmp_path: Path, llm: Path) -> Non
     assert losses(False, 0.0) != losses(True, 0.0)
 
 
-def test_the_velocity_is_learnt_where_the_scheduler_says_so(tmp_path: Path, llm: Path) -> None:
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_noise_or_velocity_is_learnt_as_the_scheduler_says(
+    tmp_path: Path, llm: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A denoiser that predicts nothing errs by the mean square of ``eps``, or of ``sqrt(a) eps - sqrt(1 - a) x``."""
     learner, data = training(tmp_path, llm).learner, Latents(3)
+    learner.backbone.noise_scheduler.register_to_config(prediction_type=kind)
+    monkeypatch.setattr(learner.backbone, "denoise", lambda noised, *_: torch.zeros_like(noised.target))
 
-    def losses(kind: str) -> torch.Tensor:
-        learner.backbone.noise_scheduler.register_to_config(prediction_type=kind)
+    def losses() -> torch.Tensor:
         return learner.denoising_errors(data.latents, data.captions, [step_generator(0, row) for row in range(3)])
 
-    assert not torch.allclose(losses("epsilon"), losses("v_prediction"))
-    with pytest.raises(ValueError, match="prediction_type is 'sample'"):
-        losses("sample")
+    if kind == "sample":
+        with pytest.raises(ValueError, match="prediction_type is 'sample'"):
+            losses()
+        return
+    signal, expected = (1 - torch.linspace(0.0001**0.5, 0.02**0.5, 1000) ** 2).cumprod(0), []
+    for row, latents in enumerate(data.latents):
+        generator = step_generator(0, row)
+        noise = torch.randn(4, 8, 8, generator=generator)
+        share = signal[torch.randint(1000, (1,), generator=generator)]
+        target = noise if kind == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * latents
+        expected.append(target.square().mean())
+    assert torch.allclose(losses(), torch.stack(expected), rtol=1e-5)
 
 
 def test_g_h_a_and_b_are_logged(tmp_path: Path, llm: Path) -> None:
