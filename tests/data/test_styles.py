@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from src.data.styles import StylePrompt, StyleReference, style_references
 from src.data.world.export import STYLE_IMAGES, SUBJECTS, style_scene, write_style_images
 from src.data.world.scenes import subject_scene
 from src.data.world.tokenizers import words
-from src.data.world.vocabulary import HELD_OUT_STYLES, NOUNS, is_held_out
+from src.data.world.vocabulary import BACKGROUNDS, COLORS, HELD_OUT_STYLES, NOUNS, is_held_out
 
 
 @pytest.mark.parametrize(
@@ -31,6 +30,7 @@ def test_a_folder_of_styles_is_read_with_its_words(tmp_path: Path) -> None:
     write_style_images(tmp_path)
     styles = style_references(tmp_path)
     assert [style.name for style in styles] == sorted(STYLE_IMAGES)
+    assert len(styles) == 10
     assert {style.style for style in styles} == set(HELD_OUT_STYLES.values())
     assert all(style.is_image and Path(style.path).is_file() and style.content for style in styles)
 
@@ -86,6 +86,8 @@ def test_the_forty_prompts_are_of_the_world_and_show_no_style_image(root: Path) 
     known = set(words())
     assert all(word in known for prompt in prompts for word in prompt.split())
     assert all(any(f" {noun} " in prompt for prompt in prompts) for noun in NOUNS)
+    assert all(any(prompt.endswith(place) for prompt in prompts) for place in BACKGROUNDS.values())
+    assert not any(color in prompt.split() for prompt in prompts for color in COLORS)
     for style in style_references(root / "world" / "styles"):
-        noun, place = json.dumps(style.content).strip('"').split(" ", 4)[3:]
+        noun, place = style.content.split(" ", 4)[3:]
         assert not [prompt for prompt in prompts if prompt.endswith(f"{noun} {place}")]

@@ -18,8 +18,8 @@ from src.data.world.rendered import SAMPLERS, rendered
 from src.data.world.scenes import (
     Scene,
     attribute_scene,
+    every_style_scene,
     full_caption,
-    sample_scene,
 )
 from src.data.world.vocabulary import BACKGROUNDS, COLORS, NOUNS, PATTERNS
 
@@ -172,13 +172,13 @@ def _same(batch: Any) -> Any:
 
 
 class CaptionPairs(Scenes):
-    """Like ``Scenes`` of kind "scenes"; batches also hold ``full_caption``."""
+    """Like ``Scenes`` of kind "every_style"; batches also hold ``full_caption``."""
 
     def __init__(self, images: np.ndarray, first: int) -> None:
         # super().__init__() would draw every scene a second time for its caption.
-        self.images, self.first, self.kind = images, first, "scenes"
+        self.images, self.first, self.kind = images, first, "every_style"
         self.latents, self.crop, self.seed = None, None, 0
-        scenes = [sample_scene(first + index) for index in range(len(images))]
+        scenes = [every_style_scene(first + index) for index in range(len(images))]
         self.captions = [scene.caption for scene in scenes]
         self.full_captions = [full_caption(scene) for scene in scenes]
 
@@ -189,10 +189,10 @@ class CaptionPairs(Scenes):
 
 
 class CaptionPairsData(WorldData):
-    """World scenes for contrastive training: images with both captions.
+    """World scenes in every style for contrastive training: images with both captions.
 
     Args:
-        cache_dir: Folder for rendered images, the same files as ``WorldData``'s.
+        cache_dir: Folder for rendered images.
         batch_size: Scenes per step and rank.
         num_train: Number of training scenes.
         num_val: Number of validation scenes.
@@ -202,7 +202,7 @@ class CaptionPairsData(WorldData):
     def __init__(
         self, cache_dir: str, batch_size: BatchSize, num_train: Count, num_val: Number, seed: Seed = 0
     ) -> None:
-        super().__init__(cache_dir, batch_size, num_train, num_val, seed=seed)
+        super().__init__(cache_dir, batch_size, num_train, num_val, kind="every_style", seed=seed)
 
     def _scenes(self, first: int, number: int, crop: int | None) -> CaptionPairs:
         return CaptionPairs(self._images(first, number), first)

@@ -60,10 +60,15 @@ STYLE_IMAGES: dict[str, tuple[str, str, str]] = {
     "neon": ("neon", "flower", "night"),
     "blueprint": ("blueprint", "house", "beach"),
     "sepia": ("sepia", "tree", "snow"),
-    "sepia_dark": ("sepia", "boat", "forest"),
+    "woodcut": ("woodcut", "boat", "forest"),
     "mosaic": ("mosaic", "cup", "room"),
+    "glass": ("glass", "bird", "grass"),
+    "heat": ("heat", "robot", "beach"),
+    "stitch": ("stitch", "rabbit", "room"),
+    "chalk": ("chalk", "car", "grass"),
+    "negative": ("negative", "duck", "night"),
 }
-"""Name to style, noun and background; as in the published set, one style has two dissimilar images."""
+"""Name to style, noun and background."""
 FIRST_SUBJECT = 1000
 
 

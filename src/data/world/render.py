@@ -1,13 +1,13 @@
 """Draw scenes with Pillow: flat colours at twice the size, then a rendering style, then one reduction."""
 
-from functools import cache
+from functools import cache, reduce
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from src.data.world.scenes import Placed, Scene
 from src.data.world.shapes import SHAPES, Part
-from src.data.world.vocabulary import COLORS, HELD_OUT_STYLES, STYLES, Look
+from src.data.world.vocabulary import ALL_STYLES, COLORS, Look
 
 SUPERSAMPLING = 2
 DARK, LIGHT = (28, 26, 32), (252, 250, 244)
@@ -19,8 +19,8 @@ def render(scene: Scene, size: int = 64) -> Image.Image:
     Raises:
         ValueError: If the scene's style is unknown.
     """
-    if scene.style not in STYLES and scene.style not in HELD_OUT_STYLES:
-        raise ValueError(f"unknown style {scene.style!r}; choose one of {', '.join({**STYLES, **HELD_OUT_STYLES})}")
+    if scene.style not in ALL_STYLES:
+        raise ValueError(f"unknown style {scene.style!r}; choose one of {', '.join(ALL_STYLES)}")
     side = size * SUPERSAMPLING
     canvas = _background(scene.background, side).copy()
     coverage = Image.new("L", (side, side), 0)
@@ -113,7 +113,7 @@ def _pattern(name: str, extent: int) -> Image.Image:
         on = (np.floor(x * 5.5) + np.floor(y * 5.5)) % 2 == 0
     else:
         on = np.zeros_like(x, dtype=bool)
-    return Image.fromarray((on * 255).astype(np.uint8), "L")
+    return _mask(on)
 
 
 @cache
@@ -178,8 +178,8 @@ def _scenery(name: str, draw: ImageDraw.ImageDraw, side: int, split: int) -> Non
 
 def _edges(image: Image.Image, strength: int = 60) -> Image.Image:
     """Edge mask: white where brightness or colour changes quickly."""
-    channels = [c.filter(ImageFilter.FIND_EDGES) for c in image.split()]
-    strongest = ImageChops.lighter(ImageChops.lighter(channels[0], channels[1]), channels[2])
+    first, *others = [channel.filter(ImageFilter.FIND_EDGES) for channel in image.split()]
+    strongest = reduce(ImageChops.lighter, others, first)
     edges = strongest.point(lambda v: 255 if v > strength else 0).filter(ImageFilter.MaxFilter(3))
     ImageDraw.Draw(edges).rectangle((0, 0, edges.width - 1, edges.height - 1), outline=0, width=2)
     return edges
@@ -187,6 +187,10 @@ def _edges(image: Image.Image, strength: int = 60) -> Image.Image:
 
 def _solid(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
     return Image.new("RGB", image.size, color)
+
+
+def _mask(on: np.ndarray) -> Image.Image:
+    return Image.fromarray((on * 255).astype(np.uint8), "L")
 
 
 def _photo(image: Image.Image, coverage: Image.Image) -> Image.Image:
@@ -251,6 +255,62 @@ def _mosaic(image: Image.Image, coverage: Image.Image) -> Image.Image:
     return tiles
 
 
+def _woodcut(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    ink, paper = (20, 16, 14), (244, 236, 220)
+    light = np.asarray(ImageOps.autocontrast(ImageOps.grayscale(image))) / 255
+    y, x = np.mgrid[0 : image.width, 0 : image.width]
+    # The darker a place, the broader are the lines that the knife left standing.
+    cut = ImageOps.colorize(_mask(light > (x + 2 * y) % 10 * 0.09 + 0.05), ink, paper)
+    cut.paste(ink, (0, 0), _edges(image))
+    return cut
+
+
+def _glass(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    lead = (18, 16, 20)
+    vivid = ImageEnhance.Color(ImageEnhance.Contrast(image).enhance(1.3)).enhance(2.2)
+    y, x = np.mgrid[0 : image.width, 0 : image.width]
+    lattice = _mask(((x + y) % 22 < 2) | ((x - y) % 22 < 2))
+    panes = vivid.copy()
+    panes.paste(lead, (0, 0), lattice)
+    panes.paste(vivid, (0, 0), coverage)
+    panes.paste(lead, (0, 0), _edges(coverage).filter(ImageFilter.MaxFilter(3)))
+    return panes
+
+
+def _heat(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    light = ImageOps.autocontrast(ImageOps.grayscale(image))
+    stops, colors = (0, 60, 110, 160, 215, 255), ((0, 0, 40), (70, 0, 170), (200, 0, 140), (255, 90, 30), (255, 220, 0))
+    channels = [np.interp(range(256), stops, values).round() for values in zip(*colors, (255, 255, 220), strict=True)]
+    return Image.merge("RGB", [light] * 3).point([int(value) for channel in channels for value in channel])
+
+
+def _stitch(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    step = 6
+    thread = image.resize((image.width // step + 1,) * 2, Image.Resampling.BOX)
+    cloth = _solid(image, (240, 228, 205))
+    draw = ImageDraw.Draw(cloth)
+    for row, column in np.ndindex(thread.height, thread.width):
+        color, left, top = thread.getpixel((column, row)), column * step, row * step
+        right, bottom = left + step - 2, top + step - 2
+        draw.line((left, top, right, bottom), fill=color, width=2)
+        draw.line((right, top, left, bottom), fill=color, width=2)
+    return cloth
+
+
+def _chalk(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    board = Image.blend(_solid(image, (30, 58, 48)), image, 0.1)
+    pale = Image.blend(image, _solid(image, (250, 250, 245)), 0.5)
+    y, x = np.mgrid[0 : image.width, 0 : image.width]
+    board.paste(pale, (0, 0), ImageChops.multiply(_mask((x + y) % 6 < 2), coverage))
+    grain = _mask(np.random.default_rng(0).random((image.width, image.width)) < 0.7)
+    board.paste((244, 244, 238), (0, 0), ImageChops.multiply(_edges(image), grain))
+    return board
+
+
+def _negative(image: Image.Image, coverage: Image.Image) -> Image.Image:
+    return ImageChops.multiply(ImageOps.invert(image), _solid(image, (255, 190, 130)))
+
+
 _STYLE_FUNCTIONS = {
     "photo": _photo,
     "cartoon": _cartoon,
@@ -262,4 +322,10 @@ _STYLE_FUNCTIONS = {
     "blueprint": _blueprint,
     "sepia": _sepia,
     "mosaic": _mosaic,
+    "woodcut": _woodcut,
+    "glass": _glass,
+    "heat": _heat,
+    "stitch": _stitch,
+    "chalk": _chalk,
+    "negative": _negative,
 }

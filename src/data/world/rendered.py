@@ -19,6 +19,7 @@ from src.data.world.render import render
 from src.data.world.scenes import (
     Scene,
     attribute_scene,
+    every_style_scene,
     frame_scene,
     mixed_scene,
     mixed_with_pairs_scene,
@@ -30,6 +31,7 @@ SAMPLERS: dict[str, Callable[[int], Scene]] = {
     "attributes": attribute_scene,
     "mixed": mixed_scene,
     "mixed_with_pairs": mixed_with_pairs_scene,
+    "every_style": every_style_scene,
     "frames": frame_scene,
     "long": long_scene,
     "short_or_long": short_or_long_scene,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from src.data.world.vocabulary import BACKGROUNDS, HELD_OUT_STYLES, STYLES, Look, subject, training_look
+from src.data.world.vocabulary import ALL_STYLES, BACKGROUNDS, STYLES, Look, subject, training_look
 
 PREFIXES = ("", "photo of ", "a photo of ", "a fancy photo of ", "a close-up, detailed photo of ")
 FRAMES = 4
@@ -40,13 +40,19 @@ class Scene:
     texture_seed: int = field(default=0, compare=False)
 
 
-def sample_scene(seed: int, number: int | None = None) -> Scene:
-    """Draw one training scene, of ``number`` objects if that is given; the same seed always gives the same scene."""
+def sample_scene(seed: int, number: int | None = None, style: str | None = None) -> Scene:
+    """Draw one training scene; the same seed always gives the same scene.
+
+    Args:
+        seed: Any number from 0.
+        number: Number of objects, one to four; drawn by default.
+        style: A key of ``ALL_STYLES``; by default one of ``STYLES`` is drawn.
+    """
     rng = np.random.default_rng([seed, 1])
-    style = str(rng.choice(list(STYLES), p=[0.6, 0.08, 0.08, 0.08, 0.08, 0.08]))
+    drawn_style = str(rng.choice(list(STYLES), p=[0.6, 0.08, 0.08, 0.08, 0.08, 0.08]))
     background = str(rng.choice(list(BACKGROUNDS)))
     drawn = int(rng.choice([1, 2, 3, 4], p=[0.62, 0.26, 0.08, 0.04]))
-    number = number or drawn
+    number, style = number or drawn, style or drawn_style
     looks = [training_look(rng) for _ in range(number)]
     relation = str(rng.choice(RELATIONS)) if number == 2 else None
     prefix = _prefix(style, rng)
@@ -59,8 +65,7 @@ def sample_scene(seed: int, number: int | None = None) -> Scene:
 def full_caption(scene: Scene) -> str:
     """Write the longest caption of a scene: colour, pattern and noun of every object, the background and the style."""
     phrase = _join([f"a {o.look.color} {o.look.pattern} {o.look.noun}" for o in caption_order(scene)], scene.relation)
-    medium = {**STYLES, **HELD_OUT_STYLES}[scene.style]
-    return f"a {medium} of {phrase} {BACKGROUNDS[scene.background]}"
+    return f"a {ALL_STYLES[scene.style]} of {phrase} {BACKGROUNDS[scene.background]}"
 
 
 def caption_order(scene: Scene) -> tuple[Placed, ...]:
@@ -111,6 +116,22 @@ def mixed_with_pairs_scene(seed: int) -> Scene:
     return replace(pair, caption=_nouns_and_place(pair)) if group % 4 == 3 else pair
 
 
+def every_style_scene(seed: int, number: int | None = None) -> Scene:
+    """Draw a scene for those that judge pictures: half of them photos, the others in any style, held-out ones too.
+
+    Of four captions, two are those of ``sample_scene``, which name the style. One names only nouns, place and style,
+    and one names no style, so that judges know what is drawn apart from how.
+    """
+    rng = np.random.default_rng([seed, 6])
+    style = "photo" if rng.random() < 0.5 else str(rng.choice([name for name in ALL_STYLES if name != "photo"]))
+    scene = sample_scene(seed, number, style)
+    kind = int(rng.integers(4))
+    if kind < 2:
+        return scene
+    caption = _nouns_and_place(scene)
+    return replace(scene, caption=caption if kind == 2 else caption.removeprefix(f"a {ALL_STYLES[style]} of "))
+
+
 def subject_scene(index: int, view: int, noun: str | None = None, background: str | None = None) -> Scene:
     """Return a photo of a held-out subject, with a background, position, size and direction of its own."""
     rng = np.random.default_rng([index, view, 3])
@@ -129,7 +150,7 @@ def frame_scene(seed: int) -> Scene:
 
 
 def _nouns_and_place(scene: Scene) -> str:
-    medium = "" if scene.style == "photo" else f"a {STYLES[scene.style]} of "
+    medium = "" if scene.style == "photo" else f"a {ALL_STYLES[scene.style]} of "
     nouns = [f"a {placed.look.noun}" for placed in caption_order(scene)]
     return f"{medium}{_join(nouns, scene.relation)} {BACKGROUNDS[scene.background]}"
 
@@ -151,12 +172,12 @@ def _join(phrases: list[str], relation: str | None) -> str:
 def _prefix(style: str, rng: np.random.Generator) -> str:
     if style == "photo":
         return str(rng.choice(PREFIXES, p=[0.3, 0.2, 0.3, 0.1, 0.1]))
-    return f"a {STYLES[style]} of " if rng.random() < 0.6 else ""
+    return f"a {ALL_STYLES[style]} of " if rng.random() < 0.6 else ""
 
 
 def _compose(prefix: str, text: str, style: str, rng: np.random.Generator) -> str:
     if style != "photo" and not prefix:
-        return f"{text}, in {STYLES[style]} style"
+        return f"{text}, in {ALL_STYLES[style]} style"
     if style == "photo" and not prefix and rng.random() < 0.3:
         return text.removeprefix("a ")
     return prefix + text

@@ -12,7 +12,7 @@ from transformers import T5TokenizerFast
 
 from src.data.world.long_captions import new_words
 from src.data.world.scenes import PREFIXES, RELATIONS
-from src.data.world.vocabulary import BACKGROUNDS, COLORS, HELD_OUT_STYLES, NOUNS, PATTERNS, STYLES
+from src.data.world.vocabulary import BACKGROUNDS, COLORS, NOUNS, PATTERNS, STYLES
 
 RARE = ("ktn", "pll", "ucd", "sks")
 """Single tokens that no caption uses, from which a modifier token can start."""
@@ -24,8 +24,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.-'"
 
 
 def words() -> list[str]:
-    """List every word that captions, templates and styles may use, sorted."""
-    others = [*HELD_OUT_STYLES.values(), "an with two very small far away zoomed", *RARE]
+    """List every word that captions and templates of generators may use, sorted; shipped models count on them."""
+    others = ["neon sign blueprint sepia print mosaic", "an with two very small far away zoomed", *RARE]
     return sorted({*taught_words(), *_split(others)})
 
 
@@ -39,9 +39,9 @@ def _split(phrases: Iterable[str]) -> set[str]:
     return {word for phrase in phrases for word in phrase.replace("-", " ").replace(",", " ").split()}
 
 
-def merges() -> list[tuple[str, str]]:
-    """List the byte-pair merges, in order, that turn every word of the world into one token."""
-    return _merges([[*word[:-1], f"{word[-1]}</w>"] for word in words()])
+def merges(more: Iterable[str] = ()) -> list[tuple[str, str]]:
+    """List the byte-pair merges, in order, that turn every word of the world and of ``more`` into one token."""
+    return _merges([[*word[:-1], f"{word[-1]}</w>"] for word in sorted({*words(), *_split(more)})])
 
 
 def _merges(spelled: list[list[str]]) -> list[tuple[str, str]]:
@@ -68,10 +68,15 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
     return result
 
 
-def write_clip_tokenizer(folder: str | Path) -> None:
-    """Write ``vocab.json`` and ``merges.txt`` in CLIP's format: byte-level pairs with an end-of-word mark."""
+def write_clip_tokenizer(folder: str | Path, more: Iterable[str] = ()) -> None:
+    """Write ``vocab.json`` and ``merges.txt`` in CLIP's format: byte-level pairs with an end-of-word mark.
+
+    Args:
+        folder: Folder to write to; it is created if it does not exist.
+        more: Phrases whose words are tokens, too, beside those of ``words``.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pairs = merges()
+    pairs = merges(more)
     tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in pairs), START, END]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

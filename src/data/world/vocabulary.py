@@ -43,7 +43,15 @@ HELD_OUT_STYLES: dict[str, str] = {
     "blueprint": "blueprint",
     "sepia": "sepia print",
     "mosaic": "mosaic",
+    "woodcut": "woodcut",
+    "glass": "stained glass",
+    "heat": "heat map",
+    "stitch": "cross stitch",
+    "chalk": "chalk drawing",
+    "negative": "film negative",
 }
+"""Styles that no generator is trained on; those that judge pictures, CLIP and the probe, know them."""
+ALL_STYLES = {**STYLES, **HELD_OUT_STYLES}
 
 NOUNS = tuple(SHAPES)
 

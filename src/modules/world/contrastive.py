@@ -13,6 +13,7 @@ from transformers import CLIPTokenizer
 
 from src.data.ranges import Count, Seed, Share
 from src.data.world.tokenizers import write_clip_tokenizer
+from src.data.world.vocabulary import HELD_OUT_STYLES
 from src.modules.training.groups import matrices_and_vectors
 from src.modules.training.learner import Learner, TrainingRecord
 
@@ -56,7 +57,7 @@ class ContrastivePretraining(Learner):
         self.export_dir, self.full_caption_share, self.seed = export_dir, full_caption_share, seed
         # Embeddings belong to the vocabulary that they were trained with, so a resumed run keeps the one in its folder.
         if not (Path(export_dir) / "vocab.json").exists():
-            write_clip_tokenizer(export_dir)
+            write_clip_tokenizer(export_dir, HELD_OUT_STYLES.values())
         self.tokenizer = CLIPTokenizer.from_pretrained(export_dir, model_max_length=MAX_TOKENS)
         # Any name makes open_clip read the tokenizer that lies beside the weights.
         words = {"context_length": MAX_TOKENS, "vocab_size": len(self.tokenizer), "hf_tokenizer_name": "local"}

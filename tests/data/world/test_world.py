@@ -1,4 +1,5 @@
 import hashlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from src.data.world.scenes import (
     Scene,
     attribute_scene,
     caption_order,
+    every_style_scene,
     full_caption,
     sample_scene,
     subject_scene,
 )
 from src.data.world.tokenizers import RARE, words, write_clip_tokenizer
 from src.data.world.vocabulary import (
+    ALL_STYLES,
     BACKGROUNDS,
     COLORS,
     HELD_OUT_STYLES,
@@ -53,7 +56,7 @@ def _words_of(caption: str) -> list[str]:
 
 def test_vocabulary_sizes() -> None:
     assert len(NOUNS) >= 14
-    assert (len(COLORS), len(PATTERNS), len(BACKGROUNDS), len(STYLES), len(HELD_OUT_STYLES)) == (10, 4, 6, 6, 4)
+    assert (len(COLORS), len(PATTERNS), len(BACKGROUNDS), len(STYLES), len(HELD_OUT_STYLES)) == (10, 4, 6, 6, 10)
     assert not set(STYLES) & set(HELD_OUT_STYLES)
     assert len(set(COLORS.values())) == len(COLORS)
 
@@ -86,8 +89,24 @@ def test_training_never_sees_a_held_out_subject() -> None:
     assert not subjects & set(drawn)
 
 
-def test_training_never_sees_a_held_out_style(scenes: list[Scene]) -> None:
-    assert {scene.style for scene in scenes} == set(STYLES)
+def test_generators_never_see_a_held_out_style(scenes: list[Scene]) -> None:
+    drawn = {sample(seed).style for name, sample in SAMPLERS.items() if name != "every_style" for seed in range(300)}
+    assert drawn == {scene.style for scene in scenes} == set(STYLES)
+
+
+def test_judges_see_every_style_and_photos_in_half() -> None:
+    drawn = [every_style_scene(seed) for seed in range(2000)]
+    counts = Counter(scene.style for scene in drawn)
+    assert set(counts) == set(ALL_STYLES)
+    assert counts.pop("photo") == pytest.approx(1000, abs=70)
+    assert all(count == pytest.approx(1000 / len(counts), abs=30) for count in counts.values())
+    assert {len(scene.objects) for scene in drawn} == {1, 2, 3, 4}
+    named = [ALL_STYLES[scene.style] in scene.caption for scene in drawn if scene.style in HELD_OUT_STYLES]
+    assert 0.6 < sum(named) / len(named) < 0.9
+
+
+def test_judges_can_ask_for_single_objects() -> None:
+    assert {len(every_style_scene(seed, 1).objects) for seed in range(200)} == {1}
 
 
 def test_training_meets_every_word_of_the_grammar(scenes: list[Scene]) -> None:
@@ -144,8 +163,13 @@ def test_every_caption_word_is_one_token(scenes: list[Scene], tokenizer: CLIPTok
     said = {word for scene in scenes for text in (scene.caption, full_caption(scene)) for word in _words_of(text)}
     assert said <= set(words())
     assert not said & set(RARE)
-    styled = {word for phrase in HELD_OUT_STYLES.values() for word in phrase.split()}
-    assert styled <= set(words())
+
+
+def test_the_vocabulary_of_judges_has_the_words_of_held_out_styles(tmp_path: Path) -> None:
+    write_clip_tokenizer(tmp_path, HELD_OUT_STYLES.values())
+    known = CLIPTokenizer.from_pretrained(tmp_path)
+    for word in [*words(), *" ".join(HELD_OUT_STYLES.values()).split()]:
+        assert len(known(word, add_special_tokens=False).input_ids) == 1, word
 
 
 def test_captions_fit_the_text_encoder(scenes: list[Scene], tokenizer: CLIPTokenizer) -> None:
