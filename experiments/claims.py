@@ -4,6 +4,7 @@
 ``<!-- table: NAME TABLE -->`` and ``<!-- end -->``. No verdict word stands anywhere else.
 """
 
+import math
 import re
 import sys
 import textwrap
@@ -100,11 +101,9 @@ class Declared:
     def line(self, name: str) -> str:
         """A claim as a page shows it: its word, what it says, and the interval from which the word comes."""
         claim = self.claims[name]
-        if claim.every:
-            word, found = self._counted(claim)
-        else:
-            word, found = self._single(claim)
-        text = f"- **{word[0].upper()}{word[1:]}:** {claim.says}: {found}."
+        word, found = (self._counted if claim.every else self._single)(claim)
+        start = f"{word}** {claim.says}," if claim.every == "difference" else f"{word.capitalize()}:** {claim.says}:"
+        text = f"- **{start} {found}."
         return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
     def words(self) -> dict[str, str]:
@@ -215,12 +214,12 @@ def _cell(found: Interval | None) -> str:
     """Nothing where the arm has no such score; a number alone where it has no interval."""
     if found is None:
         return ""
-    return f"{found.mean:.3f}" if found.low == found.high != 0 else str(found)
+    return f"{found.mean:.3f}" if math.isnan(found.low) else str(found)
 
 
 def pages() -> list[Path]:
     """Every page whose verdicts are computed."""
-    return [path.with_name("README.md") for path in sorted((ROOT / "experiments").glob("*/claims.yaml"))]
+    return [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "experiments").glob("*/README.md"))]
 
 
 def written(text: str, folder: Path = ROOT / "experiments") -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -121,8 +122,8 @@ def _means(record: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:
 
 
 def _intervals(scores: Mapping[str, Any]) -> dict[str, Interval]:
-    """Those that are intervals; a number alone is one without width."""
-    numbers = {name: Interval(found, found, found) for name, found in scores.items() if isinstance(found, float)}
+    """Those that are intervals; a number alone is one without ends."""
+    numbers = {name: Interval(found, math.nan, math.nan) for name, found in scores.items() if isinstance(found, float)}
     return numbers | {name: _interval(found) for name, found in scores.items() if _is_interval(found)}
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from src.data.files import write_text
 from src.data.texts import CorpusData
 from src.data.world.quadrants import QuadrantData, colors_of, quadrant_text, read, split
 from src.eval.results.results import Table
-from src.eval.statistics.bootstrap import bootstrap_mean
+from src.eval.statistics.bootstrap import Interval, bootstrap_mean
+from src.eval.statistics.paired import paired_difference
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.llmdiff.encoder import LLMEncoder
 from src.modules.llmdiff.generator import LLMDiffPipeline
@@ -37,6 +38,7 @@ from src.modules.world.text_to_image import SCHEDULER, TextToImagePretraining
 
 RESULTS = Path(__file__).parent / "results"
 BASE = "the base's own text encoder"
+BASELINE, SCORE = "llmdiff", "right"
 FEATURES = ("llmdiff", "last", "penultimate", "embed", "ln_mean", "sum")
 AS_PRINTED = OmegaConf.load(Path(__file__).parents[2] / "conf" / "llmdiff" / "paper_literal.yaml")
 """The paper's formulas, literally: ``llmdiff=paper_literal``."""
@@ -142,29 +144,47 @@ def _path(seed: int) -> Path:
     return RESULTS / f"seed_{seed}.json"
 
 
-def table() -> Table:
-    """Of the seeds that are done, mean over captions and seeds with 95% intervals."""
+def whole_seeds() -> list[dict[str, list[bool]]]:
+    """Of each seed that is done, by arm: of every caption, whether all four are right."""
     seeds = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("seed_*.json"))]
-    seeds = [found for found in seeds if set(found) >= set(ARMS)]
-    lines = []
-    for name in (BASE, *ARMS):
-        right = [one[name] for one in seeds]
-        cells = [(seed, caption) for seed, row in enumerate(right) for caption, _ in enumerate(row)]
-        groups = [[str(cell[factor]) for cell in cells] for factor in (0, 1)]
-        share = bootstrap_mean([float(one) for row in right for one in row], groups)
-        lines.append([name, str(share), " ".join(f"{sum(row) / len(row):.2f}" for row in right)])
-    columns = ["", "share", "of each seed"]
-    return Table(f"All four quadrants right, {len(seeds)} seeds", columns, lines)
+    return [found for found in seeds if set(found) >= set(ARMS)]
+
+
+def comparison(seeds: Sequence[Mapping[str, Sequence[bool]]]) -> dict[str, Any]:
+    """Means over captions and seeds, and paired differences from the block-wise score, as a sweep leaves them."""
+    right = {name: [float(one) for found in seeds for one in found[name]] for name in (BASE, *ARMS)}
+    cells = [(str(seed), str(caption)) for seed, found in enumerate(seeds) for caption in range(len(found[BASE]))]
+    groups = list(zip(*cells, strict=True))
+    means = {name: {SCORE: bootstrap_mean(values, groups).as_dict()} for name, values in right.items()}
+    differences = {
+        f"{name} {SCORE}": {"interval": paired_difference(values, right[BASELINE], groups, 0).as_dict()}
+        for name, values in right.items()
+        if name != BASELINE
+    }
+    return {"baseline": BASELINE, "means": means, "differences": differences}
+
+
+def table(seeds: Sequence[Mapping[str, Sequence[bool]]], means: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Means with 95% intervals, and the share of each seed."""
+    lines = [
+        [name, str(Interval(**of[SCORE])), " ".join(f"{sum(one[name]) / len(one[name]):.2f}" for one in seeds)]
+        for name, of in means.items()
+    ]
+    return Table(f"All four quadrants right, {len(seeds)} seeds", ["", "share", "of each seed"], lines)
 
 
 def main() -> None:
-    """Measure, write the table."""
+    """Measure, write the means and the table."""
     RESULTS.mkdir(exist_ok=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for seed in map(int, sys.argv[1:] or "012"):
         measure(seed)
-    write_text(RESULTS / "table.md", table().markdown())
-    print(table().plain())
+    seeds = whole_seeds()
+    compared = comparison(seeds)
+    write_text(RESULTS / "comparison.json", json.dumps(compared, indent=2) + "\n")
+    shown = table(seeds, compared["means"])
+    write_text(RESULTS / "table.md", shown.markdown())
+    print(shown.plain())
 
 
 if __name__ == "__main__":
