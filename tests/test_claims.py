@@ -1,13 +1,14 @@
 """Pages say what their results say: words come from intervals, and intervals can be computed again from rows."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from experiments.claims import ROOT, Declared, pages, stray_words, written
+from experiments.claims import BLOCK, ROOT, Declared, pages, stray_words, written
 from experiments.study import Study
 from src.eval.results.results import write_rows
 
@@ -124,6 +125,35 @@ def test_a_mistyped_key_is_refused(experiments: Path, told: dict[str, object], s
 def test_a_claim_that_is_not_declared_is_refused(experiments: Path) -> None:
     with pytest.raises(ValueError, match="declares no claims 'txet'; it has all, text"):
         written("<!-- claims: made_up txet -->\n<!-- end -->\n", experiments)
+
+
+NUMBER = re.compile(r"(?<![\w.])\d*\.\d+(?![\de])%?|(?<![\w.])\d+%")
+KNOWN = {"3.11", "2507.04482", "1.5", "0.05", "0.0625"}
+"""Versions, a paper and bounds of p-values."""
+
+
+def sources(folder: Path) -> list[Path]:
+    """Files that hold numbers: the results of a folder, what the world's models are, what the benchmarks printed."""
+    found = [path for path in folder.rglob("results/*") if path.suffix in (".json", ".md", ".txt")]
+    return [*found, ROOT / "world" / "README.md", ROOT / "benchmarks" / "results.md"]
+
+
+def rounded(folder: Path) -> set[str]:
+    """Every number of the files of results as a page may print it: with one to four digits, or in percent."""
+    text = " ".join(path.read_text(encoding="utf-8") for path in sources(folder))
+    held = {abs(float(one)) for one in re.findall(r"(?<![\w.])-?\d*\.?\d+(?:e-\d+)?", text)}
+    printed = {f"{number:.{digits}f}" for number in held for digits in (1, 2, 3, 4)}
+    shares = {f"{100 * number:.{digits}f}%" for number in held if number <= 2 for digits in (0, 1)}
+    return printed | shares | {f"{number:g}%" for number in held} | {f"{number:.1f}%" for number in held}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_of_a_page_is_in_a_file(name: str) -> None:
+    text, page = (ROOT / name).read_text(encoding="utf-8"), ROOT / name
+    prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", BLOCK.sub("", text), flags=re.DOTALL)
+    held = rounded(ROOT if page.parent == ROOT else page.parent) | KNOWN
+    odd = [one for one in NUMBER.findall(prose) if f"0{one}".lstrip("0") not in {number.lstrip("0") for number in held}]
+    assert not odd, f"no file of results holds {odd}; keep its file, or drop the number"
 
 
 TABLES = [path for path in sorted(ROOT.glob("experiments/*/results/*.json")) if path.with_suffix(".csv").exists()]
