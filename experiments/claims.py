@@ -116,10 +116,11 @@ class Declared:
             found = self._mean(claim.arm, claim.score)
             assert found is not None, f"{claim.arm} has no {claim.score}"
             return verdict(found, 1.0 if claim.above is not None else -1.0, limit), _printed(found, claim.percent)
-        found = self._difference(claim.arm, claim.against or self.first, claim.score)
+        against = claim.against or self.first
+        found = self._difference(claim.arm, against, claim.score)
         if claim.asked:
             return verdict(found, SIGNS[claim.asked]), _printed(found, claim.percent)
-        theirs = self._published(claim.arm, claim.score)
+        theirs = self._published(claim.arm, against, claim.score)
         if theirs is None:
             raise ValueError(
                 f"nothing is published of {claim.score} of {claim.arm} in {self.folder}; add asked: up or down"
@@ -145,7 +146,7 @@ class Declared:
         for arm in study.means:
             for score in study.scores if arm != first else []:
                 name = f"{arms.get(arm, arm)}, {scores.get(score, score)}"
-                yield name, study.difference(arm, first, score), study.published(arm, score)
+                yield name, study.difference(arm, first, score), study.published(arm, score, first)
 
     def _study(self, arm: str) -> tuple[Study, str]:
         """The file of an arm, and what that file calls it."""
@@ -167,9 +168,9 @@ class Declared:
             raise ValueError(f"{arm} and {against} of {self.folder} are of two files and cannot be paired")
         return study.difference(ours, theirs, self.scores.get(score, score))
 
-    def _published(self, arm: str, score: str) -> float | None:
+    def _published(self, arm: str, against: str, score: str) -> float | None:
         study, label = self._study(arm)
-        return study.published(label, self.scores.get(score, score))
+        return study.published(label, self.scores.get(score, score), self._study(against)[1])
 
     def table(self, name: str) -> str:
         """A table of ``tables`` in Markdown."""
@@ -179,7 +180,7 @@ class Declared:
         lines += [[arm, *(_cell(self._mean(arm, score)) for score in scores)] for arm in arms]
         for arm in arms[1:] if wanted.differences else []:
             lines.append([f"{arm}, less {arms[0]}", *(_cell(self._difference(arm, arms[0], one)) for one in scores)])
-            theirs = [self._published(arm, score) for score in scores]
+            theirs = [self._published(arm, arms[0], score) for score in scores]
             if any(one is not None for one in theirs):
                 lines.append(["published", *("" if one is None else f"{one:+.3f}" for one in theirs)])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -67,9 +67,11 @@ class Study:
                 return _interval(self.record["harmonic_differences"][arm])
         return self.from_rows(arm, score, against)
 
-    def published(self, arm: str, score: str) -> float | None:
-        """The published difference from the first arm, None where nothing is published."""
-        return self.record.get("published", {}).get(arm, {}).get(score)
+    def published(self, arm: str, score: str, against: str) -> float | None:
+        """The published difference of two arms, None where nothing is published of one of them."""
+        known = {self.baseline: {score: 0.0}, **self.record.get("published", {})}
+        ours, theirs = (known.get(one, {}).get(score) for one in (arm, against))
+        return None if ours is None or theirs is None else round(ours - theirs, 6)
 
     @cached_property
     def rows(self) -> list[dict[str, str]]:

@@ -194,3 +194,13 @@ def test_rows_of_two_arms_are_paired_by_their_place(experiments: Path) -> None:
     write_rows(short, path.with_suffix(""))
     with pytest.raises(ValueError, match="other places and cannot be paired"):
         Study(path).difference("c", "b", "text")
+
+
+def test_a_published_sign_is_of_the_two_arms_that_are_compared(experiments: Path) -> None:
+    path = experiments / "made_up" / "results" / "comparison.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["published"] = {"b": {"text": -0.02}, "c": {"text": -0.01}}
+    path.write_text(json.dumps(record), encoding="utf-8")
+    study = Study(path)
+    assert study.published("c", "text", "b") == 0.01 and study.published("c", "text", "a") == -0.01
+    assert study.published("c", "image", "b") is None and study.published("d", "text", "a") is None
