@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from open_clip import CLIP, ClipLoss
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 from transformers import CLIPTokenizer
 
@@ -41,6 +41,8 @@ class ContrastivePretraining(Learner):
         text_cfg: As in open_clip's model configs, without the tokenizer's keys.
         embed_dim: Dimensions of the space that images and texts share.
         full_caption_share: Share of images paired with their longest true caption; the others keep a sampled caption.
+        init_from: Folder that ``export`` wrote, whose weights to start from, with those of a word under the word's
+            number here; None for random weights.
         seed: Seed of the initial weights and the choice of captions.
     """
 
@@ -51,6 +53,7 @@ class ContrastivePretraining(Learner):
         text_cfg: dict[str, Any],
         embed_dim: Count = 128,
         full_caption_share: Share = 0.5,
+        init_from: str | None = None,
         seed: Seed = 0,
     ) -> None:
         super().__init__()
@@ -66,8 +69,20 @@ class ContrastivePretraining(Learner):
         torch.manual_seed(seed)
         # Half-precision convolutions on CPUs are twice as fast with channels last.
         self.clip = CLIP(**self.model_cfg).to(memory_format=torch.channels_last)
+        if init_from:
+            self._start_from(Path(init_from))
         self.loss = ClipLoss()
         self.matches: list[tuple[Tensor, Tensor, list[str]]] = []
+
+    def _start_from(self, folder: Path) -> None:
+        """Load weights that may know fewer words; those that they do not know keep their random rows."""
+        state = load_file(folder / "open_clip_model.safetensors")
+        numbers = CLIPTokenizer.from_pretrained(folder).get_vocab()
+        rows = self.clip.token_embedding.weight.detach().clone()
+        for word, row in self.tokenizer.get_vocab().items():
+            if word in numbers:
+                rows[row] = state["token_embedding.weight"][numbers[word]]
+        self.clip.load_state_dict({**state, "token_embedding.weight": rows})
 
     def losses(self, batch: dict[str, Any], generators: list[Generator]) -> dict[str, Tensor]:
         """Compute the symmetric cross-entropy of Radford et al., 2021, over a batch; the temperature is only logged."""

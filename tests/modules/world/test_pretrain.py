@@ -9,6 +9,7 @@ from src.data.order import Draw
 from src.data.world.clips import FramePairs, FramePairsData, subject_views
 from src.data.world.datamodules import ATTRIBUTES, AttributeData, CaptionPairsData, attribute_words
 from src.data.world.scenes import FRAMES, attribute_scene, frame_scene
+from src.data.world.tokenizers import write_clip_tokenizer
 from src.data.world.vocabulary import is_held_out
 from src.modules.world.contrastive import ContrastivePretraining
 from src.modules.world.probe import ProbeTraining, soften
@@ -54,6 +55,29 @@ def test_an_exported_clip_loads_with_open_clip_and_embeds_alike(tmp_path, vision
     with torch.no_grad():
         torch.testing.assert_close(model.encode_image(pixel_values), learner.clip.encode_image(pixel_values))
         torch.testing.assert_close(model.encode_text(tokens), learner.clip.encode_text(tokens))
+
+
+def test_a_start_from_weights_with_fewer_words_keeps_each_word_s_own_row(tmp_path):
+    write_clip_tokenizer(tmp_path / "first" / "clip")
+    first = contrastive(tmp_path / "first")
+    first.export()
+    text = {"width": 16, "heads": 2, "layers": 1}
+    second = ContrastivePretraining(
+        str(tmp_path / "second"),
+        VISION["resnet"],
+        text,
+        embed_dim=8,
+        init_from=str(tmp_path / "first" / "clip"),
+        seed=3,
+    )
+    assert "woodcut</w>" not in first.learner.tokenizer.get_vocab()
+    assert "woodcut</w>" in second.tokenizer.get_vocab()
+    first.learner.clip.half().float().eval(), second.clip.eval()
+    with torch.no_grad():
+        images = torch.rand(2, 3, 64, 64)
+        assert torch.equal(first.learner.clip.encode_image(images), second.clip.encode_image(images))
+        old, new = (one.clip.encode_text(one._tokens(["a red dog"])) for one in (first.learner, second))
+        torch.testing.assert_close(old, new)
 
 
 def test_a_second_start_keeps_the_vocabulary(tmp_path):
