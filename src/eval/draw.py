@@ -97,6 +97,20 @@ def draw_missing(generator: Generator, requests: Sequence[Request], folder: str 
     return paths
 
 
+def draw_timed(
+    generator: Generator, requests: Sequence[Request], folder: str | Path
+) -> tuple[list[Path], float | None]:
+    """As ``draw_missing``; also the seconds, to the saved file, of each image that ``folder`` did not hold yet.
+
+    Returns:
+        The paths, and the wall time divided by the number of new images; None if there were none.
+    """
+    missing = {path for path in request_paths(generator, requests, folder) if not path.exists()}
+    begin = time.perf_counter()
+    paths = draw_missing(generator, requests, folder)
+    return paths, (time.perf_counter() - begin) / len(missing) if missing else None
+
+
 def manifest_lines(requests: Sequence[Request], paths: Sequence[Path]) -> str:
     """JSON lines, one per request in order: file name, sha256 of the file, prompt, seed, and a style's key."""
     keys = _style_keys(requests)

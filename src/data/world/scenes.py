@@ -68,6 +68,13 @@ def full_caption(scene: Scene) -> str:
     return f"a {ALL_STYLES[scene.style]} of {phrase} {BACKGROUNDS[scene.background]}"
 
 
+def nouns_and_place(scene: Scene) -> str:
+    """Write the caption that names the nouns, the background and, of no photo, the style."""
+    medium = "" if scene.style == "photo" else f"a {ALL_STYLES[scene.style]} of "
+    nouns = [f"a {placed.look.noun}" for placed in caption_order(scene)]
+    return f"{medium}{_join(nouns, scene.relation)} {BACKGROUNDS[scene.background]}"
+
+
 def caption_order(scene: Scene) -> tuple[Placed, ...]:
     """Return the objects in the order in which captions name them (drawing order differs for "in front of")."""
     return scene.objects[::-1] if scene.relation == "in front of" else scene.objects
@@ -92,7 +99,7 @@ def mixed_scene(seed: int) -> Scene:
     which = seed % 8
     if which % 2 == 0:
         scene = attribute_scene(seed // 2)
-        return replace(scene, caption=_nouns_and_place(scene)) if which == 6 else scene
+        return replace(scene, caption=nouns_and_place(scene)) if which == 6 else scene
     return named_pair_scene(seed // 2) if which == 7 else sample_scene(seed // 2)
 
 
@@ -111,9 +118,9 @@ def mixed_with_pairs_scene(seed: int) -> Scene:
     group, which = divmod(seed, 4)
     if which < 3:
         scene = mixed_scene(3 * group + which)
-        return replace(scene, caption=_nouns_and_place(scene)) if (3 * group + which) % 8 == 2 else scene
+        return replace(scene, caption=nouns_and_place(scene)) if (3 * group + which) % 8 == 2 else scene
     pair = named_pair_scene(2 * seed)
-    return replace(pair, caption=_nouns_and_place(pair)) if group % 4 == 3 else pair
+    return replace(pair, caption=nouns_and_place(pair)) if group % 4 == 3 else pair
 
 
 def every_style_scene(seed: int, number: int | None = None) -> Scene:
@@ -128,7 +135,7 @@ def every_style_scene(seed: int, number: int | None = None) -> Scene:
     kind = int(rng.integers(4))
     if kind < 2:
         return scene
-    caption = _nouns_and_place(scene)
+    caption = nouns_and_place(scene)
     return replace(scene, caption=caption if kind == 2 else caption.removeprefix(f"a {ALL_STYLES[style]} of "))
 
 
@@ -147,12 +154,6 @@ def frame_scene(seed: int) -> Scene:
     rng = np.random.default_rng([seed, 5])
     background = str(rng.choice(list(BACKGROUNDS)))
     return Scene(_place([look], None, False, rng), background, "photo", f"a photo of a {look.noun}", None, seed)
-
-
-def _nouns_and_place(scene: Scene) -> str:
-    medium = "" if scene.style == "photo" else f"a {ALL_STYLES[scene.style]} of "
-    nouns = [f"a {placed.look.noun}" for placed in caption_order(scene)]
-    return f"{medium}{_join(nouns, scene.relation)} {BACKGROUNDS[scene.background]}"
 
 
 def _describe(look: Look, rng: np.random.Generator) -> str:

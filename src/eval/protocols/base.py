@@ -12,7 +12,7 @@ from torch import Tensor
 from src.data.files import write_text
 from src.data.images import Picture, as_image, load_image
 from src.data.request import Generator, Request
-from src.eval.draw import draw_missing, image_grid, manifest_lines
+from src.eval.draw import draw_timed, image_grid, manifest_lines
 from src.eval.profile import Profile
 from src.eval.results.results import Row, Table, per_group, provenance, write_results, write_rows
 from src.eval.statistics.bootstrap import Interval, bootstrap_mean
@@ -121,6 +121,7 @@ class Protocol(ABC, Generic[Target]):
         scored_by: A column; images with equal values are scored together. Without one, all images are.
         grouped_by: Columns; ``per_<column>.csv`` holds the mean scores of each arm and value.
         settings: Names of arguments, kept as attributes, that ``metrics.json`` repeats.
+        seconds: By arm, the seconds of each image that a run drew; None if it found them all.
     """
 
     name: ClassVar[str]
@@ -132,6 +133,7 @@ class Protocol(ABC, Generic[Target]):
 
     def __init__(self, profile: Profile, images_dir: str, seed: int = 0) -> None:
         self.profile, self.images_dir, self.seed = profile, Path(images_dir), seed
+        self.seconds: dict[str, float | None] = {}
 
     @property
     @abstractmethod
@@ -164,7 +166,8 @@ class Protocol(ABC, Generic[Target]):
 
     def draw(self, generator: Generator, requests: Sequence[Request]) -> list[Path]:
         """Draw what is missing; return where each image is."""
-        return draw_missing(generator, requests, self.images_dir)
+        paths, self.seconds["drawn"] = draw_timed(generator, requests, self.images_dir)
+        return paths
 
     def summarise(self, frame: Frame[Target]) -> dict[str, Any]:
         """What tables and metrics are made from; by default the interval of each score, clustered by prompt."""
@@ -232,8 +235,14 @@ class Protocol(ABC, Generic[Target]):
         metrics = {"protocol": self.name} | {name: getattr(self, name) for name in self.settings}
         metrics |= {"seed": self.seed, **as_json(self.metrics(frame))}
         metrics |= {"compared": compared} if compared else {}
-        metrics |= self.identity(generator) | provenance()
+        metrics |= {"seconds_per_image": self.seconds, **self.identity(generator), **provenance()}
         for column in [column for column in self.grouped_by if column in rows[0]]:
             write_rows(per_group(rows, ("arm", column), self.scores), Path(run_dir) / f"per_{column}")
-        write_results(run_dir, self.title, metrics, self.tables(frame), rows, self.grids(frame))
+        tables = [*self.tables(frame), *self._time_tables()]
+        write_results(run_dir, self.title, metrics, tables, rows, self.grids(frame))
         return metrics
+
+    def _time_tables(self) -> list[Table]:
+        """None where every image was there already."""
+        lines = [[arm, f"{seconds:.3f}"] for arm, seconds in self.seconds.items() if seconds is not None]
+        return [Table("Time of what this run drew", ["", "seconds an image"], lines)] if lines else []

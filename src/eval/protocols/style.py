@@ -11,7 +11,7 @@ from src.data.images import Picture, load_image
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.data.styles import StylePrompt, StyleReference
-from src.eval.draw import draw_missing
+from src.eval.draw import draw_timed
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
 from src.eval.results.results import Row, Table
@@ -162,8 +162,11 @@ class StyleProtocol(Protocol[StyleReference]):
         """Arm by arm, so that no batch holds images of both: those of the control are often there already."""
         generator.check(requests)
         half = len(requests) // 2
-        arms = (requests[:half], requests[half:])
-        return [path for arm in arms for path in draw_missing(generator, arm, self.images_dir)]
+        paths: list[Path] = []
+        for arm, of in zip(ARMS, (requests[:half], requests[half:]), strict=True):
+            drawn, self.seconds[arm] = draw_timed(generator, of, self.images_dir)
+            paths += drawn
+        return paths
 
     def score(self, frame: Frame[StyleReference], generator: Generator) -> list[Row]:
         """Style by style, the control and what was drawn in the style."""
@@ -205,9 +208,9 @@ class StyleProtocol(Protocol[StyleReference]):
         return {
             "rows": {"arm": "style"},
             "factors": list(FACTORS),
-            "scores": ["s_txt", *leakage, "s_img"],
+            "scores": ["s_txt", "s_content", *leakage, "s_img"],
             "harmonic": list(SCORES),
-            "frontiers": [["s_txt", image] for image in ("s_img", *leakage)],
+            "frontiers": [["s_txt", "s_img"], ["s_content", "s_img"], *(["s_txt", one] for one in leakage)],
         }
 
     def tables(self, frame: Frame[StyleReference]) -> list[Table]:

@@ -133,6 +133,8 @@ PAIRED: dict[str, Score] = {
 }
 """Differences from the control, the same prompts and seeds without the reference."""
 GUARDS: dict[str, Score] = {
+    # What is drawn, whatever it is drawn in; equal to S_txt where the profile's text is the prompt without its style.
+    "s_content": lambda of: of.profile.text_score(of.images.clip, of.prompts[of.own]),
     "recall_at_1": _recall,
     "taken_for_reference": _taken_for_reference,
     "copied": _copied,

@@ -13,7 +13,7 @@ from src.eval.profile import same_profile_or_raise
 from src.eval.results.results import Row, Table, provenance, write_rows
 from src.eval.scores.harmonics import harmonic_of_means, harmonics_per_image, min_max_harmonic, z_scored_harmonic
 from src.eval.statistics.bootstrap import Interval, bootstrap_mean, bootstrap_statistic
-from src.eval.statistics.paired import Comparison, adjust, compare, paired_statistic
+from src.eval.statistics.paired import Comparison, adjust, compare, paired_difference, paired_statistic
 from src.eval.statistics.verdict import verdict
 from src.eval.sweeps.page import comparison_figure, comparison_page
 from src.eval.sweeps.points import Point, read_points
@@ -54,6 +54,25 @@ def difference_table(
             rows.append([point.label, HARMONIC, str(harmonics[point.label]), "", "", "", *sign])
     why = f"; {num_seeds} training seeds are too few for a test" if _too_few(num_seeds) else ""
     return Table(f"Differences from {points[0].label}, same prompts and seeds{why}", columns, rows)
+
+
+def pairs_table(points: Sequence[Point], published: Published, seed: int) -> Table:
+    """Any point against any other but the first: one line per pair, with what is published of it and its sign."""
+    scores = [*points[0].scores, *([HARMONIC] if points[0].pair else [])]
+    rows = []
+    for ours, other in [(ours, other) for at, ours in enumerate(points) for other in points[1:at]]:
+        theirs = published_differences([other, ours], published)[ours.label]
+        cells = [_difference(ours, other, score, theirs.get(score), seed) for score in scores]
+        rows.append([f"{ours.label}, less {other.label}", *cells])
+    return Table("Differences of the other pairs [95% interval]; published, its sign", ["", *scores], rows)
+
+
+def _difference(ours: Point, other: Point, score: str, theirs: float | None, seed: int) -> str:
+    if score == HARMONIC:
+        found = harmonic_difference(ours, other, seed)
+    else:
+        found = paired_difference(ours.values(score), other.values(score), ours.groups, seed)
+    return "; ".join([str(found), *([] if theirs is None else [", ".join(_published_sign(found, theirs))])])
 
 
 def parts_tables(points: Sequence[Point], seed: int) -> list[Table]:
@@ -171,6 +190,8 @@ def compare_points(
     differences = point_differences(points, seed)
     harmonics = {point.label: harmonic_difference(point, points[0], seed) for point in points[1:] if point.pair}
     tables = [means_table(points, means), difference_table(points, differences, harmonics, published or [])]
+    if len(points) > 2:
+        tables.append(pairs_table(points, published or [], seed))
     tables += parts_tables(points, seed)
     if points[0].pair:
         tables.append(harmonics_table(points, means, seed))

@@ -1,6 +1,7 @@
 """How good the world's models are, each beside what it must beat or cannot exceed."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,16 @@ from src.data.request import Generator, Request
 from src.data.world.datamodules import ATTRIBUTES, VALIDATION_START, attribute_words, to_pixel_values
 from src.data.world.linear_code import LinearCode
 from src.data.world.render import render
-from src.data.world.scenes import Scene, attribute_scene, full_caption, sample_scene, subject_scene
-from src.eval.encoders.models import ImageEncoder, read_ahead
+from src.data.world.scenes import (
+    Scene,
+    attribute_scene,
+    full_caption,
+    nouns_and_place,
+    sample_scene,
+    subject_scene,
+)
+from src.data.world.vocabulary import HELD_OUT_STYLES
+from src.eval.encoders.models import ImageEncoder, TextImageEncoder, read_ahead
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol
 from src.eval.results.results import Row, Table
@@ -93,10 +102,12 @@ NUM_VIEWS = 6
 """Photos of each held-out individual; so many backgrounds are there that every query has another than the gallery."""
 SHOWN = 20
 
-RENDERS = "renders of the same captions"
+RENDERS, PHOTOS = "renders of the same captions", "photos of the same scenes"
 REFERENCES = {
     "autoencoder_psnr": ("dB", "linear code of the same latent size"),
     "clip_recall_at_1": ("share", f"chance among {GROUP}"),
+    "clip_recall_in_styles": ("share", PHOTOS),
+    **{f"clip_text_{style}": ("cosine", PHOTOS) for style in HELD_OUT_STYLES},
     "sample_recall_at_1": ("share", RENDERS),
     **{f"sample_{name}": ("share", RENDERS) for name in ATTRIBUTES},
     "dino_reidentification": ("share", "cosine of raw pixels"),
@@ -125,6 +136,27 @@ def reidentification(dino: ImageEncoder, num_subjects: int) -> Measured:
     hits = reidentification_hits(dino.encode_images(renders).reshape(shape))
     pixels = torch.cat([to_tensor(images).flatten(1) for images in read_ahead(lambda image: image, renders)])
     return hits, reidentification_hits(pixels.reshape(shape))
+
+
+def styled_retrieval(clip: TextImageEncoder, scenes: Sequence[Scene]) -> dict[str, Measured]:
+    """Retrieval and text score of scenes in held-out styles, which take turns, beside photos of the same scenes.
+
+    No text names a style: what is drawn counts, not how. The text score is that of nouns and place, as prompts of
+    ``protocol=style`` are, and has one measure for each style.
+    """
+    photos = [replace(scene, style="photo") for scene in scenes]
+    styles = [list(HELD_OUT_STYLES)[at % len(HELD_OUT_STYLES)] for at in range(len(scenes))]
+    styled = [replace(scene, style=style) for scene, style in zip(scenes, styles, strict=True)]
+    captions = [full_caption(photo).removeprefix("a photo of ") for photo in photos]
+    full, short = clip.encode_texts(captions), clip.encode_texts([nouns_and_place(photo) for photo in photos])
+    embedded = [clip.encode_images([partial(render, scene) for scene in of]) for of in (styled, photos)]
+    ours, theirs = ((images * short).sum(-1).tolist() for images in embedded)
+    hits, reference = (retrieval_hits(images, full, captions, GROUP) for images in embedded)
+    found: dict[str, Measured] = {"clip_recall_in_styles": (hits, reference)}
+    for style in dict.fromkeys(styles):
+        at = [place for place, name in enumerate(styles) if name == style]
+        found[f"clip_text_{style}"] = ([ours[place] for place in at], [theirs[place] for place in at])
+    return found
 
 
 class WorldQuality(Protocol[Scene]):
@@ -185,6 +217,7 @@ class WorldQuality(Protocol[Scene]):
         renders = [partial(render, scene) for scene in scenes]
         measured = {
             "autoencoder_psnr": reconstruction(self.world_dir / "sd", renders[: self.num_scenes]),
+            **styled_retrieval(self.profile.clip, scenes[: self.num_captions]),
             **self._retrieval(scenes[: self.num_captions], renders, frame.part(drawn="scenes").paths),
             **self._attributes(frame.part(drawn="attributes")),
             "dino_reidentification": reidentification(self.profile.dino, self.num_subjects),

@@ -171,7 +171,7 @@ def test_run_folder_holds_everything(styles, clip, dino, tmp_path):
     assert len(lines) == len(protocol.requests([]))
     assert [line.get("reference", "")[:6] for line in lines] == [""] * 9 + ["image "] * 9
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert all(word in table for word in ("control", "change", "harmonic", "leakage", "tiny_style", "neon"))
+    assert all(word in table for word in ("control", "change", "harmonic", "leakage", "tiny_style", styles[0].name))
     assert "| diversity |" not in table
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "grid_style" in page and "grid_control" in page
@@ -220,7 +220,11 @@ def test_styles_in_words_are_compared_within_their_set(clip, dino, tmp_path):
     made = of(rows(tmp_path), "style", styles[1])
     images = dino.encode_images([tmp_path / "images" / row["file"] for row in made]).numpy()[::SEEDS]
     assert column(made, "s_img")[::SEEDS].mean() == pytest.approx(likeness(images), abs=1e-5)
-    assert "leakage" not in metrics["overall"]["style"] and metrics["compared"]["scores"] == ["s_txt", "s_img"]
+    assert "leakage" not in metrics["overall"]["style"] and metrics["compared"]["scores"] == [
+        "s_txt",
+        "s_content",
+        "s_img",
+    ]
     with pytest.raises(ValueError, match="retro poster is words alone"):
         StyleProtocol(PROMPTS, styles, SEEDS, changed(clip, dino), "images", asked())
 
@@ -276,6 +280,21 @@ def test_what_cannot_be_scored_is_refused(arguments, said, styles, clip, dino):
         )
 
 
+def test_s_content_reads_the_prompt_without_the_style(protocol, clip, tmp_path):
+    protocol.run(Mixing(), [], str(tmp_path))
+    (row,) = [row for row in rows(tmp_path) if row["arm"] == "style" and row["prompt"] == PROMPTS[1]][:1]
+    image = clip.encode_images([tmp_path / "images" / row["file"]])
+    assert float(row["s_content"]) == pytest.approx(float((image * clip.encode_texts([PROMPTS[1]])).sum()), abs=1e-5)
+    assert abs(float(row["s_content"]) - float(row["s_txt"])) > 1e-3
+
+
+def test_images_that_were_there_take_no_time(protocol, tmp_path):
+    protocol.run(Mixing(), [], str(tmp_path))
+    assert "seconds an image" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert protocol.run(Mixing(), [], str(tmp_path))["seconds_per_image"] == {"control": None, "style": None}
+    assert "seconds an image" not in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
 def test_a_dry_run_counts_both_arms(protocol, tmp_path):
     plan = dict(measured_plan(Mixing(), protocol.requests([]), tmp_path / "images").rows)
     assert plan["images asked for"] == str(2 * 3 * len(PROMPTS) * SEEDS)
@@ -292,7 +311,7 @@ def test_points_of_a_sweep_are_compared_with_their_harmonics_and_frontiers(style
     record = json.loads((tmp_path / "sweep" / "comparison.json").read_text(encoding="utf-8"))
     assert record["differences"]["generator.strength=0.6 s_img"]["interval"]["mean"] > 0
     assert record["differences"]["generator.strength=0.6 leakage"]["wins"]["num"] == len(PROMPTS)
-    assert set(record["means"]["generator.strength=0.3"]) == {"s_txt", "leakage", "s_img", "harmonic"}
+    assert set(record["means"]["generator.strength=0.3"]) == {"s_txt", "s_content", "leakage", "s_img", "harmonic"}
     assert "of min-max means (ours)" in (tmp_path / "sweep" / "table.md").read_text(encoding="utf-8")
 
 

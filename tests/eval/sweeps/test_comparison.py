@@ -73,6 +73,25 @@ def test_differences_are_paired_and_signed(sweep: Path) -> None:
     assert (sweep / "figure.png").stat().st_size > 1000
 
 
+def test_any_point_can_be_held_against_any_other(sweep: Path) -> None:
+    write_point(sweep, 1, "base_flow=false", 0.1)
+    write_point(sweep, 2, "base_flow=null", 0.4)
+    compare_points(sweep, "Base flow", [*PUBLISHED, {"clip_t": 0.4, "dino": 0.8, "harmonic": 0.5}])
+    table = (sweep / "table.md").read_text(encoding="utf-8")
+    (line,) = [line for line in table.splitlines() if "method.base_flow=null, less method.base_flow=false" in line]
+    clip_t, dino, harmonic = line.split("|")[2:5]
+    assert dino.strip().startswith("0.300 [0.") and dino.strip().endswith("; +0.100, shown")
+    assert clip_t.strip() == "0.000 [0.000, 0.000]; +0.000, none"
+    assert float(harmonic.split()[0]) > 0.05 and ";" not in harmonic
+    assert "less method.base_flow=true" not in table
+
+
+def test_two_points_have_no_other_pairs(sweep: Path) -> None:
+    write_point(sweep, 1, "base_flow=false", 0.1)
+    compare_points(sweep)
+    assert "other pairs" not in (sweep / "table.md").read_text(encoding="utf-8")
+
+
 def test_rows_that_every_interval_can_be_computed_from_lie_beside_the_comparison(sweep: Path) -> None:
     write_point(sweep, 1, "base_flow=false", 0.1)
     compare_points(sweep)

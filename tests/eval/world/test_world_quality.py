@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,20 @@ from src.data.world.datamodules import ATTRIBUTES, VALIDATION_START
 from src.data.world.linear_code import LinearCode
 from src.data.world.render import render
 from src.data.world.scenes import attribute_scene, full_caption, sample_scene, subject_scene
+from src.data.world.vocabulary import ALL_STYLES, HELD_OUT_STYLES
 from src.eval.draw import measured_plan
 from src.eval.encoders.models import OpenClipEncoder, TimmEncoder
 from src.eval.protocols.base import Frame
 from src.eval.world.probe import Probe
-from src.eval.world.quality import WorldQuality, linear_psnr, psnr, reidentification_hits, retrieval_hits, to_tensor
+from src.eval.world.quality import (
+    WorldQuality,
+    linear_psnr,
+    psnr,
+    reidentification_hits,
+    retrieval_hits,
+    styled_retrieval,
+    to_tensor,
+)
 from tests.tiny import tiny_sd
 
 WORLD = Path(__file__).parents[3] / "world"
@@ -95,6 +105,7 @@ def test_a_perfect_generator_scores_what_renders_score(tmp_path, profile, probe)
     assert numbers["sample_recall_at_1"] == numbers["clip_recall_at_1"]
     for name in ATTRIBUTES:
         assert numbers[f"sample_{name}"] == numbers[f"sample_{name}_reference"]
+    assert {f"clip_text_{style}" for style in HELD_OUT_STYLES} < set(numbers)
     written = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     assert written["autoencoder_psnr"] == numbers["autoencoder_psnr"]
     assert written["autoencoder_psnr_reference"] > written["autoencoder_psnr"]
@@ -143,6 +154,26 @@ def test_the_committed_clip_finds_captions():
     images = encoder.encode_images([render(scene) for scene in HELD_OUT])
     hits = retrieval_hits(images, encoder.encode_texts(captions), captions, 100)
     assert sum(hits) >= 80
+
+
+def test_pictures_in_styles_are_held_against_photos_of_the_same_scenes(profile, monkeypatch):
+    """An encoder that sees whether a picture is a photo, and nothing else."""
+    scenes, seen = HELD_OUT[:20], []
+
+    class Photos:
+        def encode_images(self, pictures):
+            seen.extend(picture.args[0] for picture in pictures)
+            return torch.tensor([[float(picture.args[0].style == "photo"), 1.0] for picture in pictures])
+
+        def encode_texts(self, texts):
+            assert not any(style in text for text in texts for style in ALL_STYLES.values())
+            return torch.tensor([[1.0, 0.0]] * len(texts))
+
+    monkeypatch.setattr("src.eval.world.quality.GROUP", 20)
+    found = styled_retrieval(Photos(), scenes)
+    assert found["clip_text_neon"] == ([0.0, 0.0], [1.0, 1.0])
+    assert [replace(scene, style="photo") for scene in seen[:20]] == seen[20:]
+    assert {scene.style for scene in seen[:20]} == set(HELD_OUT_STYLES)
 
 
 def test_the_committed_dino_beats_raw_pixels():
