@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import timm
@@ -154,6 +155,16 @@ def test_the_committed_clip_finds_captions():
     images = encoder.encode_images([render(scene) for scene in HELD_OUT])
     hits = retrieval_hits(images, encoder.encode_texts(captions), captions, 100)
     assert sum(hits) >= 80
+
+
+def test_the_committed_clip_knows_what_is_drawn_in_styles_that_no_generator_saw():
+    scenes = [sample_scene(VALIDATION_START + index) for index in range(300)]
+    found = styled_retrieval(OpenClipEncoder(committed("clip")), scenes)
+    hits, photos = found.pop("clip_recall_in_styles")
+    assert mean(hits) > 0.2 and mean(photos) > 0.7
+    assert len(found) == 10
+    for style, (ours, theirs) in found.items():
+        assert mean(ours) > 0.7 * mean(theirs) > 0.45, style
 
 
 def test_pictures_in_styles_are_held_against_photos_of_the_same_scenes(profile, monkeypatch):
