@@ -4,21 +4,26 @@
 subject's photos with each other; no image of a pencil sketch, or with a second object in it, can be that near.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from src.data.files import write_text
 from src.data.world.export import NUM_PHOTOS, SUBJECTS
 from src.data.world.render import render
 from src.data.world.scenes import Placed, Scene, subject_scene
 from src.data.world.vocabulary import BACKGROUNDS, STYLES, Look, subject
-from src.eval.results.results import Table
-from src.eval.scores.similarity import clip_t, pair_mean, within_set
-from src.eval.statistics.bootstrap import bootstrap_mean
+from src.eval.results.results import Table, provenance
+from src.eval.scores.similarity import clip_t, pair_mean
+from src.eval.statistics.bootstrap import Interval, bootstrap_mean
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).parent / "results"
+SCORES = ("clip_t", "dino")
+COMMAND = "python -m experiments.latexblend_world.attainable"
 NUM_VIEWS = 8
 FIRST_VIEW = 100
 """Beyond those that were photographed as references."""
@@ -40,16 +45,15 @@ def prompted(prompt: str, noun: str, index: int, view: int) -> Scene:
 
 
 def main() -> None:
-    """Score the renders, print one line per prompt."""
+    """Score the renders; write one line per prompt, and the means."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("eval", ["suite=world", "paths.run_dir=."])
     profile, prompts = instantiate(cfg.metrics), list(cfg.protocol.prompts)
-    rows, ceilings = [], []
+    rows = []
     for name in cfg.suite.subjects:
         noun, index = SUBJECTS[name]
         photos = [render(subject_scene(index, view, noun)) for view in range(NUM_PHOTOS)]
         references = profile.dino.encode_images(photos)
-        ceilings += within_set(references).tolist()
         for prompt in prompts:
             views = range(FIRST_VIEW, FIRST_VIEW + NUM_VIEWS)
             images = [render(prompted(prompt, noun, index, view)) for view in views]
@@ -57,16 +61,19 @@ def main() -> None:
             text = clip_t(profile.clip.encode_images(images), texts).tolist()
             likeness = pair_mean(profile.dino.encode_images(images), references).tolist()
             rows += [(name, prompt, *scores) for scores in zip(text, likeness, strict=True)]
-    lines = [[prompt, *_means([row for row in rows if row[1] == prompt])] for prompt in prompts]
+    found = {prompt: _means([row for row in rows if row[1] == prompt]) for prompt in prompts} | {"all": _means(rows)}
     title = f"Renders of {len(cfg.suite.subjects)} subjects, mean [95%], profile {profile.name}"
-    print(Table(title, ["prompt", "clip_t", "dino"], [*lines, ["all", *_means(rows)]]).markdown())
-    print(f"Reference to reference: {sum(ceilings) / len(ceilings):.3f}")
+    table = Table(title, ["prompt", *SCORES], [[prompt, *map(str, of.values())] for prompt, of in found.items()])
+    write_text(RESULTS / "attainable.md", table.markdown())
+    renders = {score: interval.as_dict() for score, interval in found["all"].items()}
+    record = {"profile": profile.name, "overall": {"renders": renders}, **provenance(), "command": COMMAND}
+    write_text(RESULTS / "attainable.json", json.dumps(record, indent=2) + "\n")
 
 
-def _means(rows: list[tuple[str, str, float, float]]) -> list[str]:
+def _means(rows: list[tuple[str, str, float, float]]) -> dict[str, Interval]:
     groups = [[row[factor] for row in rows] for factor in (0, 1) if len({row[factor] for row in rows}) > 1]
-    scores = ([row[2] for row in rows], [row[3] for row in rows])
-    return [str(bootstrap_mean(values, groups)) for values in scores]
+    values = ([row[2] for row in rows], [row[3] for row in rows])
+    return {score: bootstrap_mean(of, groups) for score, of in zip(SCORES, values, strict=True)}
 
 
 if __name__ == "__main__":
