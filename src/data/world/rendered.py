@@ -32,7 +32,7 @@ SAMPLERS: dict[str, Callable[[int], Scene]] = {
     "mixed": mixed_scene,
     "mixed_with_pairs": mixed_with_pairs_scene,
     "every_style": every_style_scene,
-    "frames": frame_scene,
+    "families": frame_scene,
     "long": long_scene,
     "short_or_long": short_or_long_scene,
 }

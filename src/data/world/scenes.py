@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from src.data.world.families import MEMBERS, family
 from src.data.world.vocabulary import ALL_STYLES, BACKGROUNDS, STYLES, Look, subject, training_look
 
 PREFIXES = ("", "photo of ", "a photo of ", "a fancy photo of ", "a close-up, detailed photo of ")
@@ -49,7 +50,7 @@ def sample_scene(seed: int, number: int | None = None, style: str | None = None)
         style: A key of ``ALL_STYLES``; by default one of ``STYLES`` is drawn.
     """
     rng = np.random.default_rng([seed, 1])
-    drawn_style = str(rng.choice(list(STYLES), p=[0.6, 0.08, 0.08, 0.08, 0.08, 0.08]))
+    drawn_style = _style(rng)
     background = str(rng.choice(list(BACKGROUNDS)))
     drawn = int(rng.choice([1, 2, 3, 4], p=[0.62, 0.26, 0.08, 0.04]))
     number, style = number or drawn, style or drawn_style
@@ -148,12 +149,34 @@ def subject_scene(index: int, view: int, noun: str | None = None, background: st
     return Scene(_place([look], None, False, rng), background, "photo", f"a photo of a {look.noun}", None, view)
 
 
+def family_scene(index: int, photo: int) -> Scene:
+    """Return a photo of a held-out family: first one of each of ``MEMBERS``, then any number of the individual itself.
+
+    All members stand before one background, and the individual before others, so that no background tells who it is.
+    """
+    member, view = (photo, 0) if photo < len(MEMBERS) else (0, 1 + photo - len(MEMBERS))
+    look, names = family(index, held_out=True)[member], list(BACKGROUNDS)
+    rng = np.random.default_rng([index, photo, 7])
+    background = names[(index + view) % len(names)]
+    return Scene(_place([look], None, False, rng), background, "photo", f"a photo of a {look.noun}", None, photo)
+
+
 def frame_scene(seed: int) -> Scene:
-    """Return frame ``seed % FRAMES`` of clip ``seed // FRAMES``: its training individual, all else drawn anew."""
-    look = training_look(np.random.default_rng([seed // FRAMES, 4]))
+    """Return frame ``seed % FRAMES`` of clip ``seed // FRAMES``: its training individual, all else drawn anew.
+
+    As many clips as a family has members follow each other.
+    """
+    index, member = divmod(seed // FRAMES, len(MEMBERS))
+    look = family(index)[member]
     rng = np.random.default_rng([seed, 5])
     background = str(rng.choice(list(BACKGROUNDS)))
-    return Scene(_place([look], None, False, rng), background, "photo", f"a photo of a {look.noun}", None, seed)
+    objects = _place([look], None, False, rng)
+    style = _style(rng)
+    return Scene(objects, background, style, f"a {STYLES[style]} of a {look.noun}", None, seed)
+
+
+def _style(rng: np.random.Generator) -> str:
+    return str(rng.choice(list(STYLES), p=[0.6, 0.08, 0.08, 0.08, 0.08, 0.08]))
 
 
 def _describe(look: Look, rng: np.random.Generator) -> str:

@@ -17,11 +17,13 @@ from src.data.images import Picture
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.data.world.datamodules import ATTRIBUTES, VALIDATION_START, attribute_words, to_pixel_values
+from src.data.world.families import EDITS, MEMBERS, found_in_family, member_cosines
 from src.data.world.linear_code import LinearCode
 from src.data.world.render import render
 from src.data.world.scenes import (
     Scene,
     attribute_scene,
+    family_scene,
     full_caption,
     nouns_and_place,
     sample_scene,
@@ -111,6 +113,9 @@ REFERENCES = {
     "sample_recall_at_1": ("share", RENDERS),
     **{f"sample_{name}": ("share", RENDERS) for name in ATTRIBUTES},
     "dino_reidentification": ("share", "cosine of raw pixels"),
+    "dino_hard_reidentification": ("share", "cosine of raw pixels"),
+    "dino_same": ("cosine", "the nearest other member of the family"),
+    **{f"dino_{name}": ("cosine", "the same individual") for name in EDITS},
 }
 """By measure, its unit and what it is held against."""
 
@@ -159,6 +164,23 @@ def styled_retrieval(clip: TextImageEncoder, scenes: Sequence[Scene]) -> dict[st
     return found
 
 
+def likeness(dino: ImageEncoder, num_families: int) -> dict[str, Measured]:
+    """How near photos of individuals are to themselves and to those that differ in one thing, family by family."""
+    photos = range(len(MEMBERS) + NUM_VIEWS - 1)
+    renders = [partial(render, family_scene(index, photo)) for index in range(num_families) for photo in photos]
+    shape = (num_families, len(photos), -1)
+    cosines = member_cosines(dino.encode_images(renders).reshape(shape))
+    pixels = torch.cat([to_tensor(images).flatten(1) for images in read_ahead(lambda image: image, renders)])
+    hits, raw = (found_in_family(each).double().mean(1) for each in (cosines, member_cosines(pixels.reshape(shape))))
+    same, *others = cosines.double().mean(1).unbind(1)
+    nearest = cosines[..., 1:].amax(-1).double().mean(1)
+    return {
+        "dino_hard_reidentification": (hits.tolist(), raw.tolist()),
+        "dino_same": (same.tolist(), nearest.tolist()),
+        **{f"dino_{name}": (each.tolist(), same.tolist()) for name, each in zip(EDITS, others, strict=True)},
+    }
+
+
 class WorldQuality(Protocol[Scene]):
     """Autoencoder, generator and encoders of the world on held-out scenes, captions and subjects.
 
@@ -171,7 +193,8 @@ class WorldQuality(Protocol[Scene]):
         num_captions: Full captions of held-out scenes among which CLIP retrieves, in groups of 100.
         num_scene_samples: The first of these captions that are also sampled, in groups of 100.
         num_attribute_samples: Captions that name object, colour, pattern and background, to be sampled and probed.
-        num_subjects: Held-out individuals, with ``NUM_VIEWS`` photos each, the first being the gallery.
+        num_subjects: Held-out individuals, with ``NUM_VIEWS`` photos each, the first being the gallery; and held-out
+            families, each an individual and those that differ from it in one thing.
         seed: Seeds the first sample, and the bootstrap.
 
     Raises:
@@ -221,6 +244,7 @@ class WorldQuality(Protocol[Scene]):
             **self._retrieval(scenes[: self.num_captions], renders, frame.part(drawn="scenes").paths),
             **self._attributes(frame.part(drawn="attributes")),
             "dino_reidentification": reidentification(self.profile.dino, self.num_subjects),
+            **likeness(self.profile.dino, self.num_subjects),
         }
         return [
             {"measure": name, "item": item, "value": float(value), "reference": float(reference)}

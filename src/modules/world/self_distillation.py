@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from src.data.ranges import Count, Positive, Seed, Share, Share1, Side, Weight
+from src.data.world.families import MEMBERS, found_among_all, found_in_family, member_cosines
 from src.modules.training.learner import Learner, TrainingRecord
 
 
@@ -170,13 +171,23 @@ class SelfDistillation(Learner):
         update_momentum(self.student, self.teacher, self.momentum)
 
     def validate(self, batch: Tensor, generators: list[Generator]) -> dict[str, Tensor]:
-        """Tell for each photo of held-out individuals whether the nearest gallery photo shows the same individual."""
-        subjects, views = batch.shape[:2]
-        features = self.teacher.backbone(batch.flatten(0, 1)).float().view(subjects, views, -1)
-        features = F.normalize(features, dim=-1)
-        nearest = (features[:, 1:] @ features[:, 0].T).argmax(-1)
-        hits = (nearest == torch.arange(subjects, device=nearest.device)[:, None]).float()
-        return {"reidentification": hits}
+        """Compare photos of held-out individuals with one of each member of their families, and of one another.
+
+        Args:
+            batch: Photos as ``families.member_cosines`` takes their features.
+            generators: Not used: nothing is drawn.
+
+        Returns:
+            By member the cosines; whether the individual is nearest among the first of all families
+            (``reidentification``), and among the members of its own (``hard_reidentification``).
+        """
+        features = self.teacher.backbone(batch.flatten(0, 1)).float().view(*batch.shape[:2], -1)
+        cosines = member_cosines(features)
+        return {
+            **{f"cosine_{name}": cosines[..., at] for at, name in enumerate(MEMBERS)},
+            "reidentification": found_among_all(features).float(),
+            "hard_reidentification": found_in_family(cosines).float(),
+        }
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
         """Write configuration and half-precision weights of the teacher's backbone in timm's layout."""

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from src.data.world.datamodules import ATTRIBUTES, VALIDATION_START
+from src.data.world.families import EDITS
 from src.data.world.linear_code import LinearCode
 from src.data.world.render import render
 from src.data.world.scenes import attribute_scene, full_caption, sample_scene, subject_scene
@@ -112,7 +113,11 @@ def test_a_perfect_generator_scores_what_renders_score(tmp_path, profile, probe)
     assert written["autoencoder_psnr_reference"] > written["autoencoder_psnr"]
     assert (tmp_path / "run" / "samples.png").exists()
     assert len((tmp_path / "run" / "images.jsonl").read_text(encoding="utf-8").splitlines()) == 104
-    assert "dino_reidentification" in (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
+    table = (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
+    assert "dino_reidentification" in table
+    assert "dino_marking_color" in table
+    assert numbers["dino_same_reference"] >= max(numbers[f"dino_{name}"] for name in EDITS)
+    assert numbers["dino_swapped_reference"] == numbers["dino_same"]
 
 
 def test_attributes_of_samples_are_held_against_those_of_renders(tmp_path, profile, root):

@@ -6,9 +6,11 @@ import torch
 from torch.nn import functional as F
 
 from src.data.order import Draw
-from src.data.world.clips import FramePairs, FramePairsData, subject_views
-from src.data.world.datamodules import ATTRIBUTES, AttributeData, CaptionPairsData, attribute_words
-from src.data.world.scenes import FRAMES, attribute_scene, frame_scene
+from src.data.world.clips import FAMILY_FRAMES, FramePairs, FramePairsData, family_photos
+from src.data.world.datamodules import ATTRIBUTES, AttributeData, CaptionPairsData, attribute_words, to_pixel_values
+from src.data.world.families import MEMBERS, family
+from src.data.world.render import render
+from src.data.world.scenes import FRAMES, attribute_scene, family_scene, frame_scene
 from src.data.world.tokenizers import write_clip_tokenizer
 from src.data.world.vocabulary import is_held_out
 from src.modules.world.contrastive import ContrastivePretraining
@@ -38,7 +40,7 @@ def pairs(folder):
 
 
 def frames(folder):
-    return FramePairsData(str(folder / "cache"), batch_size=4, num_train=8, num_val=3)
+    return FramePairsData(str(folder / "cache"), batch_size=1, num_train=2, num_val=3)
 
 
 @pytest.mark.parametrize("vision", ["resnet", "vit"])
@@ -90,7 +92,9 @@ def test_a_second_start_keeps_the_vocabulary(tmp_path):
 def test_an_exported_dino_loads_with_timm_and_embeds_alike(tmp_path):
     trained = distillation(tmp_path)
     trainer = fit(trained, frames(tmp_path))
-    assert 0 <= float(trainer.callback_metrics["val/reidentification"]) <= 1
+    for name in ("reidentification", "hard_reidentification"):
+        assert 0 <= float(trainer.callback_metrics[f"val/{name}"]) <= 1
+    assert float(trainer.callback_metrics["val/cosine_swapped"]) <= 1
     folder = trained.export()["self-supervised encoder"]
     model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
     pixel_values = torch.rand(2, 3, 64, 64) * 2 - 1
@@ -186,13 +190,20 @@ def test_frames_of_a_clip_show_one_training_individual():
         assert len({scene.objects[0].box for scene in clip}) == FRAMES
 
 
+def test_clips_of_a_family_follow_each_other():
+    shown = [frame_scene((8 + member) * FRAMES).objects[0].look for member in range(len(MEMBERS))]
+    assert tuple(shown) == family(1)
+
+
 @pytest.mark.parametrize("same_frame", [False, True])
 def test_a_pair_is_two_frames_of_one_clip_or_one_frame_twice(same_frame):
-    images = np.arange(3 * FRAMES, dtype=np.uint8)[:, None, None, None].repeat(3, -1)
-    batch = FramePairs(images, same_frame).__getitems__([Draw(index, 7, index) for index in range(3)])
+    images = np.arange(3 * FAMILY_FRAMES, dtype=np.uint8)[:, None, None, None].repeat(3, -1)
+    batch = FramePairs(images, same_frame).__getitems__([Draw(index, 7, index) for index in (2, 0)])
     first, second = (((batch[key][:, 0, 0, 0] + 1) * 127.5).round().long() for key in ("first", "second"))
-    assert torch.equal(first // FRAMES, torch.arange(3))
-    assert torch.equal(second // FRAMES, torch.arange(3))
+    # All clips of each family are in the batch, side by side.
+    whole = torch.cat([torch.arange(16, 24), torch.arange(8)])
+    assert torch.equal(first // FRAMES, whole)
+    assert torch.equal(second // FRAMES, whole)
     assert (first == second).all() if same_frame else (first != second).all()
 
 
@@ -217,5 +228,8 @@ def test_attribute_words_are_those_of_the_caption():
     assert f"{words['color']} {words['pattern']} {words['object']}" in scene.caption
 
 
-def test_subject_views_are_ordered_by_subject():
-    assert subject_views(range(2), 3).shape == (2, 3, 3, 64, 64)
+def test_photos_are_ordered_by_family():
+    photos = family_photos(range(2), 1)
+    assert photos.shape == (2, 9, 3, 64, 64)
+    expected = to_pixel_values(np.asarray(render(family_scene(1, 8)))[None])[0]
+    np.testing.assert_array_equal(photos[1, 8], expected)
