@@ -98,7 +98,9 @@ class SelfDistillation(Learner):
 
     DINO's loss alone sorts a batch by main colours and ignores shapes and markings. ``contrast_weight`` adds SimCLR's
     loss (2020), by which each view must tell its partner from all other views of the batch. It acts on the backbone's
-    features without a projection head, because the features should keep nothing that differs between two frames.
+    features without a projection head, because the features should keep nothing that differs between two frames. What a
+    batch holds decides what the features must tell apart: among individuals drawn at random, a pair of colours is enough.
+    Families of clips that share everything but one thing leave no such short cut.
 
     Args:
         export_dir: Folder that receives the teacher (``local-dir:`` of ``timm.create_model``).

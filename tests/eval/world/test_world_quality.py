@@ -21,6 +21,7 @@ from src.eval.protocols.base import Frame
 from src.eval.world.probe import Probe
 from src.eval.world.quality import (
     WorldQuality,
+    likeness,
     linear_psnr,
     psnr,
     reidentification_hits,
@@ -190,6 +191,26 @@ def test_pictures_in_styles_are_held_against_photos_of_the_same_scenes(profile, 
     assert found["clip_text_neon"] == ([0.0, 0.0], [1.0, 1.0])
     assert [replace(scene, style="photo") for scene in seen[:20]] == seen[20:]
     assert {scene.style for scene in seen[:20]} == set(HELD_OUT_STYLES)
+
+
+class Remembers:
+    """Embeds photos of families in their order as told."""
+
+    def __init__(self, embeddings):
+        self.embeddings = embeddings
+
+    def encode_images(self, images):
+        return self.embeddings
+
+
+def test_members_of_a_family_are_measured_under_their_names():
+    query = torch.tensor([3.0, 0, 4.0, 0, 0, 0, 0, 0])  # 0.6 to the individual, 0.8 to the swapped one
+    found = likeness(Remembers(torch.cat([torch.eye(8), query.repeat(5, 1)])), 1)
+    values = {name: (value[0], reference[0]) for name, (value, reference) in found.items()}
+    assert values["dino_same"] == pytest.approx((0.6, 0.8))
+    assert values["dino_swapped"] == pytest.approx((0.8, 0.6))
+    assert values["dino_noun"] == pytest.approx((0.0, 0.6))
+    assert values["dino_hard_reidentification"][0] == 0
 
 
 def test_the_committed_dino_beats_raw_pixels():
