@@ -31,12 +31,13 @@ PRETRAINING = {
     **{name: f"learner.teaching.{name}" for name in ("momentum", "final_momentum")},
     "min_crop": "learner.views.min_crop",
     "view_size": "learner.views.size",
+    "contrast_weight": "learner.contrast.weight",
     **{
         name: f"learner.{name}"
         for name in (
             *("export_dir", "init_from", "code_path", "block_out_channels", "text_width", "text_layers"),
             *("teacher_steps", "teacher_weight", "commitment_weight", "early_share", "phrases_alone", "flip_strength"),
-            *("contrast_weight", "full_caption_share", "decoder_noise", "reweight_by_scale", "model_args"),
+            *("full_caption_share", "decoder_noise", "reweight_by_scale", "model_args"),
         )
     },
 }

@@ -8,15 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from src.data.world.vocabulary import COLORS, MARKINGS, NOUNS, PATTERNS, Look, is_held_out
+from src.data.world.vocabulary import COLORS, MARKINGS, NOUNS, PATTERNS, Look, draw_look, is_held_out, subject
 
 EDITS = ("noun", "swapped", "color", "accent", "pattern", "marking", "marking_color")
 MEMBERS = ("same", *EDITS)
 """The individual itself, then what differs in each other member of its family."""
-
-
-SHOWING = tuple(pattern for pattern in PATTERNS if pattern != "plain")
-"""Patterns that show both colours."""
 
 
 def swapped(look: Look) -> Look:
@@ -39,34 +35,32 @@ def edits(look: Look) -> dict[str, list[Look]]:
 
 
 @lru_cache(maxsize=64)
-def family(index: int, held_out: bool = False) -> tuple[Look, ...]:
-    """Return the individuals of one family in the order of ``MEMBERS``.
+def family(index: int) -> tuple[Look, ...]:
+    """Return individuals that training may all see, in the order of ``MEMBERS``.
 
     The first has a marking and a pattern that shows both colours, so that every edit can be seen.
 
     Args:
         index: Number of the family, from 0.
-        held_out: Whether all its members are held out; otherwise training may see them all.
     """
-    rng = np.random.default_rng([index, int(held_out), 4])
+    rng = np.random.default_rng([index, 4])
     while True:
-        look = _drawn(rng)
-        if is_held_out(look) != held_out or is_held_out(swapped(look)) != held_out:
-            continue
-        allowed = []
-        for looks in edits(look).values():
-            allowed.append([each for each in looks if is_held_out(each) == held_out])
-            if not allowed[-1]:
-                break
-        else:
+        look = draw_look(rng, marked=True)
+        allowed = [[each for each in looks if not is_held_out(each)] for looks in edits(look).values()]
+        if look.pattern != "plain" and not is_held_out(look) and all(allowed):
             return (look, *(looks[rng.integers(len(looks))] for looks in allowed))
 
 
-def _drawn(rng: np.random.Generator) -> Look:
-    """Draw like ``draw_look``, but ten times faster: a whole family is held out only once in thousands of draws."""
-    color, accent, marking_color = (list(COLORS)[at] for at in rng.permutation(len(COLORS))[:3])
-    noun, pattern, marking = rng.integers((len(NOUNS), len(SHOWING), len(MARKINGS)))
-    return Look(NOUNS[noun], color, accent, SHOWING[pattern], MARKINGS[marking], marking_color)
+@lru_cache(maxsize=64)
+def held_out_family(index: int) -> tuple[Look, ...]:
+    """Return the held-out ``subject(index)`` and its edits, in the order of ``MEMBERS``.
+
+    An edit is held out, too, if any of its kind is. To ask it of all edits would leave few families, and those alike,
+    because the hash is linear: the same difference changes all hashes in the same way.
+    """
+    look, rng = subject(index), np.random.default_rng([index, 8])
+    choices = [[each for each in looks if is_held_out(each)] or looks for looks in edits(look).values()]
+    return (look, *(looks[rng.integers(len(looks))] for looks in choices))
 
 
 def member_cosines(embeddings: Tensor) -> Tensor:

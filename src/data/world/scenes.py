@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from src.data.world.families import MEMBERS, family
+from src.data.world.families import MEMBERS, family, held_out_family
 from src.data.world.vocabulary import ALL_STYLES, BACKGROUNDS, STYLES, Look, subject, training_look
 
 PREFIXES = ("", "photo of ", "a photo of ", "a fancy photo of ", "a close-up, detailed photo of ")
@@ -150,12 +150,12 @@ def subject_scene(index: int, view: int, noun: str | None = None, background: st
 
 
 def family_scene(index: int, photo: int) -> Scene:
-    """Return a photo of a held-out family: first one of each of ``MEMBERS``, then any number of the individual itself.
+    """Return a photo of ``held_out_family``: first one of each member, then any number of the individual itself.
 
     All members stand before one background, and the individual before others, so that no background tells who it is.
     """
     member, view = (photo, 0) if photo < len(MEMBERS) else (0, 1 + photo - len(MEMBERS))
-    look, names = family(index, held_out=True)[member], list(BACKGROUNDS)
+    look, names = held_out_family(index)[member], list(BACKGROUNDS)
     rng = np.random.default_rng([index, photo, 7])
     background = names[(index + view) % len(names)]
     return Scene(_place([look], None, False, rng), background, "photo", f"a photo of a {look.noun}", None, photo)

@@ -1,7 +1,7 @@
 """The parts of the world: nouns, colours, patterns, backgrounds, styles and the individuals made of them."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import count
 
 import numpy as np
@@ -70,7 +70,7 @@ class Look:
 
 def is_held_out(look: Look) -> bool:
     """Tell whether this individual is kept out of every training scene (one look in eight, by a stable hash)."""
-    return zlib.crc32("/".join(map(str, vars(look).values())).encode()) % 8 == 0
+    return zlib.crc32("/".join(map(str, astuple(look))).encode()) % 8 == 0
 
 
 def draw_look(rng: np.random.Generator, noun: str | None = None, marked: bool = False) -> Look:

@@ -12,6 +12,7 @@ from lightly.models.modules.heads import DINOProjectionHead
 from lightly.models.utils import update_momentum
 from lightly.utils.scheduler import cosine_schedule
 from safetensors.torch import save_file
+from timm.models import load_checkpoint
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -89,6 +90,19 @@ class Teaching:
     temperature: Positive = 0.04
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """SimCLR's loss beside DINO's.
+
+    Attributes:
+        weight: Its weight, where DINO's loss has weight 1; 0 for DINO alone.
+        temperature: Its temperature; the negatives are the other views on the same process.
+    """
+
+    weight: Weight = 1.0
+    temperature: Positive = 0.1
+
+
 class SelfDistillation(Learner):
     """Trains a student to predict the answer of a teacher, its moving average, to another view (DINO, 2021).
 
@@ -96,11 +110,12 @@ class SelfDistillation(Learner):
     only the individual stays the same. Colours identify individuals in this world, so views differ in crop, direction
     and lighting, but not in hue.
 
-    DINO's loss alone sorts a batch by main colours and ignores shapes and markings. ``contrast_weight`` adds SimCLR's
+    DINO's loss alone sorts a batch by main colours and ignores shapes and markings. ``contrast`` adds SimCLR's
     loss (2020), by which each view must tell its partner from all other views of the batch. It acts on the backbone's
-    features without a projection head, because the features should keep nothing that differs between two frames. What a
-    batch holds decides what the features must tell apart: among individuals drawn at random, a pair of colours is enough.
-    Families of clips that share everything but one thing leave no such short cut.
+    features without a projection head, because the features should keep nothing that differs between two frames.
+
+    The rest of a batch decides what the features must tell apart. Among individuals drawn at random, a pair of colours
+    is enough; in a batch of families, whose clips share all but one thing, each of these things counts.
 
     Args:
         export_dir: Folder that receives the teacher (``local-dir:`` of ``timm.create_model``).
@@ -110,8 +125,8 @@ class SelfDistillation(Learner):
         prototypes: Number of outputs of the projection heads.
         views: How views are cut.
         teaching: How the teacher follows the student.
-        contrast_weight: Weight of SimCLR's loss beside DINO's, which has weight 1; 0 for DINO alone.
-        contrast_temperature: Temperature of SimCLR's loss; its negatives are the other views on the same process.
+        contrast: SimCLR's loss beside DINO's.
+        init_from: Folder of an earlier encoder of the same architecture to start from; None for random weights.
         seed: Seed of the initial weights and the crops.
     """
 
@@ -124,19 +139,21 @@ class SelfDistillation(Learner):
         prototypes: Count = 512,
         views: Views | None = None,
         teaching: Teaching | None = None,
-        contrast_weight: Weight = 1.0,
-        contrast_temperature: Positive = 0.1,
+        contrast: Contrast | None = None,
+        init_from: str | None = None,
         seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.export_dir, self.architecture, self.model_args, self.seed = export_dir, architecture, model_args, seed
-        self.views, self.teaching, self.contrast_weight = views or Views(), teaching or Teaching(), contrast_weight
+        self.views, self.teaching, contrast = views or Views(), teaching or Teaching(), contrast or Contrast()
         torch.manual_seed(seed)
         self.student = _Encoder(architecture, model_args, head_dim, prototypes)
+        if init_from:
+            load_checkpoint(self.student.backbone, str(Path(init_from) / "model.safetensors"))
         self.teacher = _Encoder(architecture, model_args, head_dim, prototypes).requires_grad_(False)
         self.teacher.load_state_dict(self.student.state_dict())
         self.loss = DINOLoss(prototypes, teacher_temp=self.teaching.temperature)
-        self.contrast = NTXentLoss(contrast_temperature)
+        self.contrast, self.contrast_weight = NTXentLoss(contrast.temperature), contrast.weight
 
     def prepare(self, data: Any, device: torch.device, rank: int = 0, world_size: int = 1, num_steps: int = 0) -> None:
         """Note the number of steps, over which the momentum rises."""

@@ -1,19 +1,34 @@
 from dataclasses import asdict
 
-import pytest
 import torch
 
-from src.data.world.families import EDITS, MEMBERS, edits, family, found_among_all, found_in_family, member_cosines
+from src.data.world.families import (
+    EDITS,
+    MEMBERS,
+    edits,
+    family,
+    found_among_all,
+    found_in_family,
+    held_out_family,
+    member_cosines,
+)
 from src.data.world.scenes import family_scene
-from src.data.world.vocabulary import Look, is_held_out
+from src.data.world.vocabulary import Look, is_held_out, subject
 
 FIELDS = {"swapped": {"color", "accent"}, **{name: {name} for name in EDITS if name != "swapped"}}
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-def test_a_family_is_wholly_for_training_or_wholly_held_out(held_out):
-    for index in range(5 if held_out else 40):
-        assert {is_held_out(look) for look in family(index, held_out)} == {held_out}
+def test_training_may_see_every_member_of_its_families():
+    assert not any(is_held_out(look) for index in range(40) for look in family(index))
+
+
+def test_held_out_families_are_of_the_subjects_and_of_held_out_edits_where_there_are_any():
+    for index in range(40):
+        first, *others = held_out_family(index)
+        assert first == subject(index)
+        for other, choices in zip(others, edits(first).values(), strict=True):
+            assert other in choices
+            assert is_held_out(other) or not any(is_held_out(each) for each in choices)
 
 
 def test_members_differ_from_the_first_in_what_their_name_says_alone():
@@ -46,8 +61,8 @@ def test_a_family_is_the_same_each_time():
 def test_queries_stand_before_another_background_than_all_members():
     scenes = [family_scene(0, photo) for photo in range(len(MEMBERS) + 5)]
     members, queries = scenes[: len(MEMBERS)], scenes[len(MEMBERS) :]
-    assert tuple(scene.objects[0].look for scene in members) == family(0, held_out=True)
-    assert {scene.objects[0].look for scene in queries} == {family(0, held_out=True)[0]}
+    assert tuple(scene.objects[0].look for scene in members) == held_out_family(0)
+    assert {scene.objects[0].look for scene in queries} == {subject(0)}
     assert len({scene.background for scene in members}) == 1
     assert len({scene.background for scene in queries} - {members[0].background}) == 5
 

@@ -15,7 +15,7 @@ from src.data.world.tokenizers import write_clip_tokenizer
 from src.data.world.vocabulary import is_held_out
 from src.modules.world.contrastive import ContrastivePretraining
 from src.modules.world.probe import ProbeTraining, soften
-from src.modules.world.self_distillation import SelfDistillation, Views, random_view
+from src.modules.world.self_distillation import Contrast, SelfDistillation, Views, random_view
 from tests.pretrainings import check_resume, fit, module
 
 RESNET = {"architecture": "resnet10t", "model_args": {"channels": [8, 8, 16, 16], "stem_width": 8}}
@@ -30,9 +30,10 @@ def contrastive(folder, vision="resnet"):
     return module(ContrastivePretraining(str(folder / "clip"), VISION[vision], text, embed_dim=8), None)
 
 
-def distillation(folder, contrast_weight=1.0):
+def distillation(folder, contrast_weight=1.0, **options):
     sizes = {"head_dim": 16, "prototypes": 8, "views": Views(size=32)}
-    return module(SelfDistillation(str(folder / "dino"), **RESNET, **sizes, contrast_weight=contrast_weight), None)
+    contrast = Contrast(contrast_weight)
+    return module(SelfDistillation(str(folder / "dino"), **RESNET, **sizes, contrast=contrast, **options), None)
 
 
 def pairs(folder):
@@ -101,6 +102,16 @@ def test_an_exported_dino_loads_with_timm_and_embeds_alike(tmp_path):
     teacher = trained.learner.teacher.backbone.half().float().eval()
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(pixel_values), teacher(pixel_values))
+
+
+def test_a_training_can_start_from_an_exported_dino(tmp_path):
+    first = distillation(tmp_path, seed=1)
+    folder = first.export()["self-supervised encoder"]
+    again = distillation(tmp_path, init_from=folder).learner
+    for name, weight in first.learner.student.backbone.state_dict().items():
+        expected = weight.half().float() if weight.is_floating_point() else weight
+        for encoder in (again.student, again.teacher):
+            assert torch.equal(encoder.backbone.state_dict()[name], expected), name
 
 
 def test_the_teacher_follows_the_student_without_gradients(tmp_path):
