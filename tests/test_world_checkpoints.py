@@ -7,8 +7,6 @@ import pytest
 
 from src.data.world import manifest
 from src.data.world.manifest import check_manifest, read_manifest, world_files, write_manifest
-from src.eval.encoders.models import TimmEncoder
-from src.eval.world.quality import likeness
 
 
 @pytest.fixture
@@ -48,14 +46,6 @@ def test_the_shipped_pipeline_loads(root: Path) -> None:
     assert pipeline.unet.config.cross_attention_dim == pipeline.text_encoder.config.hidden_size
     assert pipeline.vae.config.latent_channels == pipeline.unet.config.in_channels
     assert pipeline.text_encoder.config.vocab_size == len(pipeline.tokenizer)
-
-
-def test_the_shipped_dino_sees_more_than_colours(root: Path) -> None:
-    if not (root / "world" / "dino" / "model.safetensors").exists():
-        pytest.skip("world/dino is not there; train it: python train.py +experiment=world/dino")
-    found = likeness(TimmEncoder(f"local-dir:{root}/world/dino"), 25)
-    means = {name: sum(values) / len(values) for name, (values, _) in found.items()}
-    print(means)
 
 
 def test_a_whole_world_passes(small_world: Path) -> None:
