@@ -171,8 +171,7 @@ def frame_scene(seed: int) -> Scene:
     rng = np.random.default_rng([seed, 5])
     background = str(rng.choice(list(BACKGROUNDS)))
     objects = _place([look], None, False, rng)
-    style = _style(rng)
-    return Scene(objects, background, style, f"a {STYLES[style]} of a {look.noun}", None, seed)
+    return Scene(objects, background, "photo", f"a photo of a {look.noun}", None, seed)
 
 
 def _style(rng: np.random.Generator) -> str:

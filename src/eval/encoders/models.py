@@ -269,23 +269,32 @@ class TimmEncoder(NetworkEncoder):
         resize: Shorter side before the centre crop; by default what timm does for the weights. For the DINO models that
             is not what their authors did, which is 256.
         crop: Side that a vision transformer sees, where it is not the one of timm: DINOv2 has 518 there, 224 in papers.
+        projected: Whether the network's last linear layer belongs to its features; of a classifier it does not.
         device: Where it runs.
 
     Raises:
         ValueError: If there is no such model.
     """
 
-    def __init__(self, model: str, resize: Count | None = None, crop: Count | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: str,
+        resize: Count | None = None,
+        crop: Count | None = None,
+        projected: bool = False,
+        device: str = "cpu",
+    ) -> None:
         _check_folder(model, "config.json")
         if ":" not in model:
             _check_known(model, timm.list_models(pretrained=True), "timm")
         super().__init__(f"timm {model}", device)
-        self.source, self.resize, self.crop = model, resize, crop
+        self.source, self.resize, self.crop, self.projected = model, resize, crop, projected
 
     def load(self) -> nn.Module:
-        """The network with its weights and without its classifier."""
+        """The network with its weights, and without its classifier."""
         size = {} if self.crop is None else {"img_size": self.crop}
-        return timm.create_model(self.source, pretrained=True, num_classes=0, **size)
+        head = {} if self.projected else {"num_classes": 0}
+        return timm.create_model(self.source, pretrained=True, **head, **size)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:

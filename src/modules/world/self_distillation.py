@@ -50,7 +50,7 @@ def save_timm_folder(
         "architecture": architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
-        "model_args": model_args,
+        "model_args": {name: value for name, value in model_args.items() if name != "num_classes"},
         "pretrained_cfg": pretrained_cfg,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -120,7 +120,9 @@ class SelfDistillation(Learner):
     Args:
         export_dir: Folder that receives the teacher (``local-dir:`` of ``timm.create_model``).
         architecture: Name of a timm model.
-        model_args: Arguments of the model's constructor.
+        model_args: Arguments of the model's constructor. With ``num_classes`` the features are those of a linear layer
+            after the pooling, of that width: pooled features are never negative, so what two individuals share keeps
+            them alike; a linear layer can leave it out.
         head_dim: Hidden width of the projection heads.
         prototypes: Number of outputs of the projection heads.
         views: How views are cut.
@@ -149,7 +151,8 @@ class SelfDistillation(Learner):
         torch.manual_seed(seed)
         self.student = _Encoder(architecture, model_args, head_dim, prototypes)
         if init_from:
-            load_checkpoint(self.student.backbone, str(Path(init_from) / "model.safetensors"))
+            # The last linear layer may be new.
+            load_checkpoint(self.student.backbone, str(Path(init_from) / "model.safetensors"), strict=False)
         self.teacher = _Encoder(architecture, model_args, head_dim, prototypes).requires_grad_(False)
         self.teacher.load_state_dict(self.student.state_dict())
         self.loss = DINOLoss(prototypes, teacher_temp=self.teaching.temperature)
@@ -219,9 +222,9 @@ class _Encoder(nn.Module):
 
     def __init__(self, architecture: str, model_args: dict[str, Any], head_dim: int, prototypes: int) -> None:
         super().__init__()
-        backbone = timm.create_model(architecture, num_classes=0, **model_args)
+        backbone = timm.create_model(architecture, **{"num_classes": 0, **model_args})
         self.backbone = backbone.to(memory_format=torch.channels_last)
-        self.head = DINOProjectionHead(backbone.num_features, head_dim, 128, prototypes)
+        self.head = DINOProjectionHead(backbone.num_classes or backbone.num_features, head_dim, 128, prototypes)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Map images ``(B, 3, H, W)`` to prototype scores ``(B, prototypes)``."""

@@ -39,7 +39,10 @@ def test_texts_equal_open_clip_called_directly(clip, open_clip_directly):
 
 
 def test_embeddings_that_are_not_finite_are_refused(root, pictures):
-    for encoder in (OpenClipEncoder(f"local-dir:{root}/world/clip"), TimmEncoder(f"local-dir:{root}/world/dino")):
+    for encoder in (
+        OpenClipEncoder(f"local-dir:{root}/world/clip"),
+        TimmEncoder(f"local-dir:{root}/world/dino", projected=True),
+    ):
         for weights in encoder.model.parameters():
             weights.data.fill_(torch.inf)
         with pytest.raises(ValueError, match="makes of its input are not finite .* its weights may be damaged"):
@@ -83,14 +86,15 @@ def test_the_clip_of_the_world_equals_open_clip_on_the_same_files(root, files):
 
 def test_the_dino_of_the_world_equals_timm_on_the_same_files(root, files):
     source = f"local-dir:{root / 'world' / 'dino'}"
-    model = timm.create_model(source, pretrained=True, num_classes=0).eval()
+    model = timm.create_model(source, pretrained=True).eval()
+    assert model.num_classes == 128
     config = model.pretrained_cfg
     transform = create_transform(
         config["input_size"], interpolation="bicubic", mean=config["mean"], std=config["std"], crop_pct=1.0
     )
     with torch.no_grad():
         expected = normalize(model(torch.stack([transform(Image.open(path)) for path in files])), dim=-1)
-    torch.testing.assert_close(TimmEncoder(source).encode_images(files), expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(TimmEncoder(source, projected=True).encode_images(files), expected, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])

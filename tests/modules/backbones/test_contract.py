@@ -244,7 +244,10 @@ def test_a_saved_folder_is_the_same_backbone_and_another_kind_is_said(backbone: 
 
 
 def test_a_concept_is_evaluated_and_nothing_is_drawn_twice(backbone: Backbone, root: Path, tmp_path: Path) -> None:
-    encoders = OpenClipEncoder(f"local-dir:{root}/world/clip"), TimmEncoder(f"local-dir:{root}/world/dino")
+    encoders = (
+        OpenClipEncoder(f"local-dir:{root}/world/clip"),
+        TimmEncoder(f"local-dir:{root}/world/dino", projected=True),
+    )
     protocol = ConceptProtocol(["a {} at night"], 2, Profile("world", *encoders, "class_noun", "all"), str(tmp_path))
     photos = [Image.new("RGB", (64, 64), color) for color in ("navy", "orange")]
     generator = ConceptGenerator(backbone, {"rex": bank(backbone)}, SAMPLING)
