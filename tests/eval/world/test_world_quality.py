@@ -214,7 +214,7 @@ def test_members_of_a_family_are_measured_under_their_names():
 
 
 def test_the_committed_dino_beats_raw_pixels():
-    encoder = TimmEncoder(committed("dino"))
+    encoder = TimmEncoder(committed("dino"), projected=True)
     images = [render(subject_scene(index, view)) for index in range(50) for view in range(3)]
     hits = reidentification_hits(encoder.encode_images(images).reshape(50, 3, -1))
     raw = reidentification_hits(to_tensor(images).reshape(50, 3, -1))
