@@ -35,6 +35,7 @@ CONCEPT_BANK = FileKind(
         "references": shown(4096),
         "templates": one_of("pool", "fixed"),
         "extraction_template": TEMPLATE,
+        "bank_templates": one_of("one", "all"),
         "seed": number(-(2**63), 2**64 - 1),
         "steps": number(0, 10**12),
         "training": shown(20_000),

@@ -77,6 +77,7 @@ Sampling = Annotated[
             "negative_prompt": str | None,
             "resolution": Side | None,
             "blending_start": Share1 | None,
+            "blending_end": BelowOne | None,
             "keep_context": bool | None,
             "top_k": Number | None,
             "top_p": Share | None,

@@ -110,6 +110,7 @@ def test_a_long_value_is_not_repeated_and_a_number_for_a_text_is_quoted() -> Non
         ("generate", ["method.sampling.resolution=63"]),
         ("generate", ["method.batch_size=0"]),
         ("generate", ["method.blending_start=2"]),
+        ("generate", ["method.blending_end=1"]),
         ("generate", ["method=style_svd", "method.alpha=-1"]),
         ("generate", ["method=style_svd", "method.alpha=nan"]),
         ("generate", ["method=style_svd", "style=3"]),

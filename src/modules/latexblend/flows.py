@@ -6,7 +6,7 @@ Shapes: B samples, L tokens of a prompt, S tokens of "V* noun", C width of text,
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,8 @@ class Objective:
         prior_loss_weight: Weight of the class images; 0 switches them off.
         faithful: Whether to scale as the reference code does: the instance loss is summed over latent channels, and
             SDXL's pooled text comes from the prompt with V*.
+        bank_templates: Whether the bank's rows are those of ``one`` template, as in the reference code, or the mean
+            over ``all`` that the training draws from.
 
     Raises:
         ValueError: If ``templates`` is neither.
@@ -65,6 +67,7 @@ class Objective:
     templates: str = "pool"
     prior_loss_weight: Weight = 1.0
     faithful: bool = False
+    bank_templates: Literal["one", "all"] = "one"
 
     def __post_init__(self) -> None:
         """Check ``templates``."""
@@ -268,7 +271,14 @@ class DualFlow:
         linear = self.projections[name]
         return F.linear(hidden, linear.weight, linear.bias) + self.delta(name, hidden).to(hidden)
 
-    def concept_rows(self) -> dict[str, Tensor]:
-        """Compute ``h_c``, the keys and values of "V* noun" in "photo of V* noun" (Eq. 3), ``(S, D)`` each, float32."""
-        rows = self.backbone.read_text(self.concept_text([self.fixed]).prompt_embeds[0, self.spans[self.fixed]])
+    def concept_rows(self, average: bool = False) -> dict[str, Tensor]:
+        """Compute ``h_c``, the keys and values of "V* noun" in "photo of V* noun" (Eq. 3), ``(S, D)`` each, float32.
+
+        Args:
+            average: Whether to take the mean over all templates instead.
+        """
+        templates = range(len(self.prompts)) if average else [self.fixed]
+        text = self.concept_text(templates).prompt_embeds
+        spans = torch.stack([text[row, self.spans[at]] for row, at in enumerate(templates)])
+        rows = self.backbone.read_text(spans).mean(0)  # projections are linear, so the mean may come first
         return {name: self.project(name, rows).float() for name in self.projections}

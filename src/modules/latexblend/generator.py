@@ -1,6 +1,7 @@
 """LaTexBlend's inference: blend any number of concepts into one image (Eq. 10) with a stock pipeline."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +13,8 @@ from src.data.banks import BankFile
 from src.data.identity import warn_of_another
 from src.data.known_words import KnownWords
 from src.data.mentions import check_name, parse_prompt
-from src.data.prompts import FIXED_TEMPLATE, concept_positions, concept_span, tokenize
-from src.data.ranges import BatchSize, Sampling, Share1
+from src.data.prompts import FIXED_TEMPLATE, TEMPLATES, concept_positions, concept_span, tokenize
+from src.data.ranges import BatchSize, BelowOne, Sampling, Share1
 from src.data.request import Identity, Request
 from src.modules.backbones.base import Backbone
 from src.modules.backbones.denoising import denoising_errors
@@ -73,6 +74,7 @@ def blended(
     acts_below: float | None = None,
     bind: bool = False,
     keep_context: bool = False,
+    acts_from: float = 0.0,
 ) -> Iterator[None]:
     """While active, blend concepts into the text that ``denoiser`` sees; afterwards it is bit for bit what it was.
 
@@ -84,17 +86,19 @@ def blended(
         acts_below: Timestep below which concepts act; None for all timesteps.
         bind: Whether V* gets the key of the noun, see ``BlendedText``.
         keep_context: Whether the banks hold offsets, see ``BlendedText``.
+        acts_from: Lowest timestep at which concepts act.
     """
     plain, concepts = ProjectionCache(), ProjectionCache(BlendedText(placements, bind, keep_context))
     current = [concepts]
 
     def before_denoiser(module: nn.Module, args: tuple, kwargs: dict) -> None:
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        early = acts_below is not None and float(torch.as_tensor(timestep).flatten()[0]) >= acts_below
-        current[0] = plain if early else concepts
+        now = float(torch.as_tensor(timestep).flatten()[0])
+        current[0] = concepts if acts_from <= now < (math.inf if acts_below is None else acts_below) else plain
 
     # Reading the timestep waits for the GPU, so it is read only if it matters.
-    handle = None if acts_below is None else denoiser.register_forward_pre_hook(before_denoiser, with_kwargs=True)
+    always = acts_below is None and acts_from <= 0
+    handle = None if always else denoiser.register_forward_pre_hook(before_denoiser, with_kwargs=True)
     try:
         with cached_projections(denoiser, lambda: current[0]):
             yield
@@ -105,14 +109,17 @@ def blended(
 
 @torch.no_grad()
 def concept_offsets(backbone: Backbone, bank: ConceptBank) -> ConceptBank:
-    """Subtract from a bank's rows those of "a noun" in the same template: the change that makes a noun the concept.
+    """Subtract from a bank's rows those of "a noun" in the same templates: the change that makes a noun the concept.
 
     A bank's rows also carry the context that they were extracted from: a phrase alone, at the start, in a photo.
     Offsets are added to a prompt's own rows, which so keep their own context.
     """
-    template = bank.metadata.get("extraction_template", FIXED_TEMPLATE)
-    prompt, span = concept_span(backbone.tokenizers[0], template, bank.class_noun, backbone.as_read)
-    generic = backbone.read_text(backbone.encode_text([prompt]).prompt_embeds[0, span])  # (S, C)
+    one = [bank.metadata.get("extraction_template", FIXED_TEMPLATE)]
+    templates = TEMPLATES if bank.metadata.get("bank_templates") == "all" else one
+    phrases = [concept_span(backbone.tokenizers[0], each, bank.class_noun, backbone.as_read) for each in templates]
+    text = backbone.encode_text([prompt for prompt, _ in phrases]).prompt_embeds
+    spans = torch.stack([text[row, span] for row, (_, span) in enumerate(phrases)])
+    generic = backbone.read_text(spans).mean(0)  # (S, C)
     projections = backbone.text_layers()
     rows = {name: row - projections[name](generic).to(row) for name, row in bank.rows.items()}
     return ConceptBank(rows, bank.metadata)
@@ -129,6 +136,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         keep_context: Whether to add ``concept_offsets`` to the prompt's rows instead of replacing these, which is our
             extension; None for what suits the backbone.
         blending_start: Share of the noise schedule, however long it is, below which concepts act; 1 for all of it.
+        blending_end: Share of the noise schedule below which concepts act no longer; 0 for never.
         bind: Whether V* gets the key of the noun, see ``BlendedText``.
         blending_guidance: Guidance for many or similar concepts in one image, or its settings; None for no guidance.
         batch_size: Number of images drawn at a time; it does not change an image beyond rounding.
@@ -136,7 +144,8 @@ class ConceptGenerator(BatchedGenerator[Placed]):
 
     Raises:
         ValueError: If a bank does not fit the backbone, the negative prompt is too long, ``blending_start`` is not in
-            (0, 1], the pipeline cannot be guided as asked, or torch cannot use the device.
+            (0, 1], ``blending_end`` is not below it, the pipeline cannot be guided as asked, or torch cannot use the
+            device.
     """
 
     def __init__(
@@ -150,12 +159,18 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         blending_guidance: BlendingGuidance | Mapping[str, Any] | None = None,
         batch_size: BatchSize = 8,
         device: str | None = None,
+        blending_end: BelowOne = 0.0,
     ) -> None:
         super().__init__(batch_size)
         for name in banks or {}:
             check_name(name, "the name of a bank")
         if not 0 < blending_start <= 1:
             raise ValueError(f"blending_start is {blending_start}; give a share of the noise schedule in (0, 1]")
+        if not 0 <= blending_end < blending_start:
+            raise ValueError(
+                f"blending_end is {blending_end}, but noise falls from blending_start={blending_start} on; give a "
+                "smaller share, or 0 to blend to the end"
+            )
         if device is not None:
             backbone.to(usable_device(device, "method.device"))
         self.backbone, self.sampling = backbone, backbone.settled(sampling)
@@ -169,7 +184,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
             warn_of_another(loaded.metadata, backbone.content_hash, backbone.name, f"the bank of {name}")
             loaded = loaded.to(backbone.device, backbone.dtype)
             self.banks[name] = concept_offsets(backbone, loaded) if self.keep_context else loaded
-        self.blending_start, self.bind = blending_start, bind
+        self.blending_start, self.blending_end, self.bind = blending_start, blending_end, bind
         if isinstance(blending_guidance, Mapping):
             blending_guidance = BlendingGuidance(**blending_guidance)
         if blending_guidance:
@@ -224,6 +239,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
             "settings": " ".join(map(str, (*drawn_with, of_call["resolution"]))),
             "negative_prompt": of_call["negative_prompt"],
             **({"keep_context": "true"} if self.keep_context else {}),
+            **({"blending_end": str(self.blending_end)} if self.blending_end else {}),
             **({"blending_guidance": str(guidance)} if guidance and guidance.num_steps else {}),
             **banks,
         }
@@ -262,7 +278,8 @@ class ConceptGenerator(BatchedGenerator[Placed]):
     def _blended(self, placements: Sequence[Sequence[Placement]]) -> contextlib.AbstractContextManager[None]:
         length, start = self.backbone.noise_scheduler.config.num_train_timesteps, self.blending_start
         acts_below = start * length if start < 1 else None
-        return blended(self.backbone.denoiser, placements, acts_below, self.bind, self.keep_context)
+        acts_from = self.blending_end * length
+        return blended(self.backbone.denoiser, placements, acts_below, self.bind, self.keep_context, acts_from)
 
     def denoising_errors(
         self, images: Sequence[Image.Image], captions: Sequence[str], seeds: Sequence[int]

@@ -30,7 +30,7 @@ from src.modules.training.learner import Learner, TrainingRecord
 
 BLACK = "set backbone.safety_checker=false if it is on, or give images of your own in data.class_dir"
 """Advice where a class image is black, which would be learnt as what the class looks like."""
-BLENDING = ("keep_context", "blending_start", "bind")
+BLENDING = ("keep_context", "blending_start", "blending_end", "bind")
 """Settings of sample grids that say how concepts are blended; all others are arguments of the pipeline's call."""
 
 
@@ -188,7 +188,11 @@ class LaTexBlend(Learner):
         if record is not None:
             settings = " ".join(f"{key}={value}" for key, value in self._training_settings(record).items())
             metadata |= {"steps": str(record.steps), "training": settings}
-        return ConceptBank(self.flow.concept_rows(), metadata)
+        return ConceptBank(self.flow.concept_rows(self._averaged), metadata)
+
+    @property
+    def _averaged(self) -> bool:
+        return self.objective.bank_templates == "all" and self.objective.templates == "pool"
 
     def _metadata(self, backbone: Backbone) -> dict[str, str]:
         return {
@@ -200,6 +204,7 @@ class LaTexBlend(Learner):
             "references": self.subject.references,
             "templates": self.objective.templates,
             "extraction_template": FIXED_TEMPLATE,
+            **({"bank_templates": "all"} if self._averaged else {}),
             "seed": str(self.seed),
         }
 
@@ -230,7 +235,8 @@ class LaTexBlend(Learner):
             nouns = {concept: self.subject.class_noun}
             requests = [Request(parse_prompt(request.prompt, nouns).plain, request.seed) for request in requests]
         sampling = {"resolution": self.resolution, **(self.sampling or {})}
-        blending = {name: sampling.pop(name) for name in BLENDING if name in sampling}
+        given = {name: sampling.pop(name) for name in BLENDING if name in sampling}
+        blending = {name: value for name, value in given.items() if value is not None}
         generator = ConceptGenerator(self.backbone, {concept: self.extract_bank()}, sampling, **blending)
         return generator.sample(requests)
 

@@ -278,6 +278,51 @@ def test_blending_starts_at_a_share_of_the_schedule_whatever_its_length(tmp_path
     assert [torch.equal(*pair) for pair in zip(found, plain, strict=True)] == [True, True, False]
 
 
+@pytest.mark.parametrize("length", [100, 1000, 4000])
+def test_blending_ends_at_a_share_of_the_schedule_whatever_its_length(tmp_path: Path, length: int) -> None:
+    pipeline = tiny_sd(tmp_path)
+    pipeline.scheduler = DDIMScheduler(num_train_timesteps=length)
+    backbone = UNetBackbone(pipeline, "sd")
+    inputs, concept = unet_inputs(backbone, 1), bank(backbone, 0)
+
+    def predictions() -> list[torch.Tensor]:
+        shares = (81, 80, 79, 21, 20, 19)
+        return [backbone.unet(**(inputs | {"timestep": share * length // 100})).sample for share in shares]
+
+    with torch.no_grad():
+        plain = predictions()
+        with generator(backbone, {}, blending_start=0.8, blending_end=0.2)._blended([[(concept, [1, 2])]]):
+            found = predictions()
+        with generator(backbone, {}, blending_end=0.2)._blended([[(concept, [1, 2])]]):
+            from_the_start = predictions()
+    assert [torch.equal(*pair) for pair in zip(found, plain, strict=True)] == [True, True, False, False, False, True]
+    assert [torch.equal(*pair) for pair in zip(from_the_start, plain, strict=True)] == [False] * 5 + [True]
+
+
+def test_what_an_image_depends_on_is_what_it_was_before_there_were_options(backbone: UNetBackbone) -> None:
+    """Pictures on disk and in caches are found again by these."""
+    banks, plain = {"rex": bank(backbone, 0)}, {"backbone": backbone.identity, "negative_prompt": "", "bank.rex": "0"}
+    assert generator(backbone, banks, keep_context=False).identity() == {**plain, "settings": "2 5.0 1.0 False 64"}
+    ended = generator(backbone, banks, keep_context=False, blending_end=0.25).identity()
+    assert ended == {**plain, "settings": "2 5.0 1.0 False 64", "blending_end": "0.25"}
+
+
+def test_offsets_of_a_bank_of_all_templates_are_from_all_templates(backbone: UNetBackbone) -> None:
+    metadata = {**bank(backbone, 0).metadata, "bank_templates": "all"}
+    places = {"a dog": 1, "a a dog": 2, "photo of a dog": 3, "a photo of a dog": 4, "a photo of a a dog": 5}
+    places |= {"a fancy photo of a a dog": 6, "A close-up, detailed photo of a dog": 9}
+    rows = [generic_rows(backbone, prompt, [start, start + 1]) for prompt, start in places.items()]
+    mean = {name: torch.stack([each[name] for each in rows]).mean(0) for name in rows[0]}
+    for offset in concept_offsets(backbone, ConceptBank(mean, metadata)).rows.values():
+        assert offset.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("start", "end"), [(1.0, 1.0), (0.5, 0.6), (0.9, -0.1), (0.9, math.nan)])
+def test_an_impossible_end_of_blending_is_said(backbone: UNetBackbone, start: float, end: float) -> None:
+    with pytest.raises(ValueError, match="give a smaller share, or 0 to blend to the end"):
+        generator(backbone, {}, blending_start=start, blending_end=end)
+
+
 def test_an_impossible_start_of_blending_is_said(backbone: UNetBackbone) -> None:
     for start in (0.0, 1.1, math.nan):
         with pytest.raises(ValueError, match="give a share of the noise schedule in"):

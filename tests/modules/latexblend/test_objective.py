@@ -205,6 +205,19 @@ def test_a_bank_holds_the_trained_rows_of_the_extraction_template(tmp_path: Path
         assert torch.allclose(bank.rows[name], rows @ (linear.weight + change.up @ change.down).T, atol=1e-5), name
 
 
+@torch.no_grad()
+def test_a_bank_of_all_templates_holds_the_mean_of_their_rows(tmp_path: Path) -> None:
+    one = learner(tmp_path, rank=2, objective=Objective(prior_loss_weight=0, bank_templates="all"))
+    flow, bank = one.flow, one.extract_bank()
+    assert bank.metadata["bank_templates"] == "all"
+    rows = sum(rows_of(one, at) for at in range(7)) / 7
+    for name, linear in flow.projections.items():
+        change = flow.delta.changes[name.replace(".", "/")]
+        assert torch.allclose(bank.rows[name], rows @ (linear.weight + change.up @ change.down).T, atol=1e-5), name
+    only = learner(tmp_path, rank=2, objective=Objective(prior_loss_weight=0, templates="fixed", bank_templates="all"))
+    assert "bank_templates" not in only.extract_bank().metadata
+
+
 def test_the_modifier_stands_in_the_place_of_the_article(tmp_path: Path) -> None:
     """Causal encoders: up to the article the states of a prompt are the plain ones, from there on not."""
     one = learner(tmp_path)
