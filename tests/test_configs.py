@@ -2,17 +2,20 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-import src.run.cli  # noqa: F401  (registers the resolvers)
+from src.data.commands import override
+from src.run.cli import addable
+from src.run.trained_once import as_overrides
 from src.run.types import check_types, options
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -41,14 +44,14 @@ def composed(primary: str, *overrides: str) -> DictConfig:
     return plain
 
 
-def with_member(name: str) -> DictConfig:
+def with_member(name: str, *overrides: str) -> DictConfig:
     """Compose a member of a group with the entry point that it names in a comment, or the first that has its group."""
     group, _, member = name.partition("/")
     named = re.search(r"python (\w+)\.py", (CONF / f"{name}.yaml").read_text(encoding="utf-8"))
     owners = [primary for primary in sorted(PRIMARIES, key="train".__ne__) if group in groups_of(primary)]
     primary = named.group(1) if named and named.group(1) in PRIMARIES else (owners or ["train"])[0]
     plus = "" if group in groups_of(primary) else "+"
-    return composed(primary, f"{plus}{group}={member}")
+    return composed(primary, f"{plus}{group}={member}", *overrides)
 
 
 def built(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
@@ -144,19 +147,45 @@ def test_v_star_and_scalars_learn_faster_than_matrices(name: str, group: str, fa
     assert cfg.rates[group] == pytest.approx(factor * cfg.optimizer.lr)
 
 
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings, by its dotted key."""
+    if not isinstance(node, Mapping):
+        yield path, node
+        return
+    for key in node:
+        yield from leaves(node[key], f"{path}.{key}".lstrip("."))
+
+
+def at_key(cfg: DictConfig, key: str) -> Any:
+    """What stands there, in Python's own types."""
+    found = OmegaConf.select(cfg, key, default="absent")
+    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+
+
 @pytest.mark.parametrize("name", [name for name in OVERLAYS if name.startswith("sweep/")])
-def test_every_sweep_varies_keys_that_exist(name: str) -> None:
+def test_every_point_of_a_sweep_reaches_what_it_builds_or_trains(name: str) -> None:
+    parser = OverridesParser.create()
     with_member(name)
     params = HydraConfig.get().sweeper.params
-    assert HydraConfig.get().mode is not None
-    assert params
-    for key, values in params.items():
-        assert isinstance(values, str), f"{key}: a YAML list is one value, not a sweep; write it as a string"
-        if (CONF / key).is_dir():
-            assert [value for value in values.split(",") if f"{key}/{value}" not in FILES] == []
-            continue
-        composed_key = key.lstrip("+")
-        assert OmegaConf.select(with_member(name), composed_key, default="absent") != "absent" or key.startswith("+")
+    assert params and all(isinstance(values, str) for values in params.values()), "a YAML list is one value"
+    points = {key: list(parser.parse_override(f"{key}={values}").sweep_iterator()) for key, values in params.items()}
+    groups = {key: values for key, values in points.items() if (CONF / key).is_dir()}
+    for key, values in groups.items():
+        for value in values:
+            check_keys(with_member(name, f"{key}={value}"))
+    chosen = [f"{key}={values[-1]}" for key, values in groups.items()]
+    for given, values in points.items():
+        key = given.lstrip("+")
+        assert len(values) > 1 and len({*map(str, values)}) == len(values), f"{key} has no two points that differ"
+        for value in values if key not in groups else []:
+            cfg, typed = with_member(name, *chosen, override(given, value)), override(key, value)
+            if key.startswith("training."):
+                training = as_overrides(OmegaConf.to_container(cfg.training))
+                cfg = composed("train", f"+experiment={cfg.suite.experiment}", *map(addable, training))
+            check_keys(cfg)
+            check_types(cfg)
+            for at, one in leaves(value, key.removeprefix("training.")):
+                assert at_key(cfg, at) == one, typed
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -19,7 +19,6 @@ from src.eval.draw import measured_plan
 from src.eval.profile import Profile
 from src.eval.protocols.style import StyleProtocol
 from src.eval.scores.sets import PerceptualDiversity, SetMetrics, SetScores
-from src.eval.scores.similarity import copies
 from src.eval.sweeps.comparison import compare_points
 
 PROMPTS = ["a red dog on the grass", "a blue cat at night", "a green bird in the snow"]
@@ -132,8 +131,9 @@ def test_numbers_are_those_of_a_few_lines_of_numpy(protocol, styles, clip, dino,
             assert column(made, "collapse")[seed::SEEDS].mean() == pytest.approx(gain[0] - gain[1], abs=1e-5)
         pairs = [1 - ours[first] @ ours[first + 1] for first in range(0, len(ours), SEEDS)]
         np.testing.assert_allclose(column(made, "diversity"), np.repeat(pairs, SEEDS), atol=1e-5)
-        pictures = dino.encode_images([load_image(one.path) for one in styles])
-        np.testing.assert_array_equal(column(made, "copied"), copies(dino.encode_images(images), pictures).above)
+        pictures = dino.encode_images([load_image(one.path) for one in styles]).numpy()
+        ceiling = max(pictures[i] @ pictures[j] for i in range(len(styles)) for j in range(i))
+        np.testing.assert_array_equal(column(made, "copied"), (ours @ pictures.T).max(1) > ceiling)
         assert {row["leakage"] for row in plain} == {row["collapse"] for row in plain} == {""}
     text, image = (column(of(table, "style"), name) for name in ("s_txt", "s_img"))
     overall = metrics["overall"]["style"]
@@ -151,8 +151,11 @@ def test_the_control_is_the_same_request_without_its_reference(protocol, styles,
     requests = protocol.requests([])
     control, styled = requests[: len(requests) // 2], requests[len(requests) // 2 :]
     assert [(one.prompt, one.seed) for one in control] == [(one.prompt, one.seed) for one in styled]
+    expected = [f"{prompt}, in {one.style} style" for one in styles for prompt in PROMPTS for _ in range(SEEDS)]
+    assert [one.prompt for one in control] == expected
     assert {one.style for one in control} == {None}
-    assert {one.style for one in styled} == {style.reference for style in styles}
+    each = len(PROMPTS) * SEEDS
+    assert [one.style for one in styled] == [style.reference for style in styles for _ in range(each)]
 
 
 def test_run_folder_holds_everything(styles, clip, dino, tmp_path):

@@ -1,7 +1,9 @@
 """Loss, gradients and bank of LaTexBlend against the paper's formulas, which ``formulas.py`` writes out once more."""
 
+from functools import partial
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.flows import Objective, Subject
 from src.modules.latexblend.learner import LaTexBlend
-from src.modules.training.learner import TrainingRecord
+from src.modules.training.learner import LearnerModule, TrainingRecord
 from tests.modules.latexblend.formulas import TEMPLATES, Written, drawn
 from tests.tiny import tiny_pixart, tiny_sd, tiny_sdxl
 
@@ -86,9 +88,11 @@ def encoded(one: LaTexBlend, folder: str, mirrored: bool = False) -> Tensor:
         return vae.encode(images).latent_dist.mean * vae.config.scaling_factor
 
 
-def by_hand(one: LaTexBlend, seeds: list[int], index: list[int]) -> tuple[Written, Tensor, Tensor]:
-    """The formulas, with the losses of photos and class images."""
-    formulas, objective = written(one), one.objective
+def by_hand(
+    one: LaTexBlend, seeds: list[int], index: list[int], formulas: Written | None = None
+) -> tuple[Written, Tensor, Tensor]:
+    """The formulas, with the losses of photos and class images; by default of the present weights."""
+    formulas, objective = formulas or written(one), one.objective
     templates = TEMPLATES if objective.templates == "pool" else ("photo of {}",)
     photos, masks = encoded(one, "photos"), one.instance[1]
     with_prior = objective.prior_loss_weight > 0
@@ -155,6 +159,48 @@ def test_velocities_have_the_formulas_losses_and_gradients(tmp_path: Path, optio
         for parameter, copy in zip(parameters, formulas.changes[name], strict=True):
             assert close(parameter.grad, copy.grad, 1e-3), name
     assert close(one.delta.modifier[0].grad, formulas.modifier[0].grad, 1e-3)
+
+
+class Batches(L.Callback):
+    """What each batch shows: the places of photos, its number, and the positions of its samples."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[list[int], int, list[int]]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: dict, index: int) -> None:
+        self.seen.append((batch["index"].tolist(), int(batch["step"]), batch["position"].tolist()))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_is_the_mean_gradient_of_its_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    """``w <- w - lr (g_1 + g_2) / 2``; no two samples of them have the same draws."""
+    one = learner(tmp_path, "sd", objective=Objective(prior_loss_weight=0.3))
+    formulas, batches = written(one), Batches()
+    monkeypatch.setattr(one, "prepare", lambda *_: None)
+    folders = {"instance_dir": str(tmp_path / "photos"), "class_dir": str(tmp_path / "others")}
+    data = ConceptData(class_noun="dog", resolution=64, batch_size=2, num_class_images=2, num_val=0, **folders)
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        accumulate_grad_batches=accumulate,
+        default_root_dir=tmp_path,
+        use_distributed_sampler=False,
+        callbacks=[batches],
+        **quiet,
+    )
+    trainer.fit(LearnerModule(one, partial(torch.optim.SGD, lr=0.5, weight_decay=0.0)), data)
+    assert [number for _, number, _ in batches.seen] == list(range(accumulate))
+    for index, number, positions in batches.seen:
+        seeds = [((5 * 1_000_003 + number) * 4_099) * 61 + position for position in positions]
+        _, instance, prior = by_hand(one, seeds, index, formulas)
+        ((instance.mean() + 0.3 * prior.mean()) / accumulate).backward()
+    for name, parameters in factors(one).items():
+        for parameter, copy in zip(parameters, formulas.changes[name], strict=True):
+            assert close(parameter - copy.detach(), -0.5 * copy.grad, 1e-2), name
+    assert close(one.delta.modifier[0] - formulas.modifier[0].detach(), -0.5 * formulas.modifier[0].grad, 1e-2)
 
 
 def test_a_validation_is_the_same_loss_of_other_draws(tmp_path: Path) -> None:

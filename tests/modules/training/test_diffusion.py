@@ -19,14 +19,21 @@ def test_a_sample_draws_the_same_noise_in_any_batch() -> None:
     assert not torch.equal(together[0][0], together[0][1])
 
 
-def test_targets_recover_clean_latents() -> None:
+SIGNAL = (1 - torch.linspace(0.0001**0.5, 0.02**0.5, 1000) ** 2).cumprod(0)
+"""The share of signal ``a_t`` of a scaled linear schedule."""
+
+
+def test_targets_are_the_noise_or_the_velocity() -> None:
+    """``v = sqrt(a) eps - sqrt(1 - a) x``, and with either target x comes back from ``x_t``."""
     latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     timesteps = torch.tensor([10, 700])
-    alpha = scheduler("epsilon").alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-    noisy = scheduler("epsilon").add_noise(latents, noise, timesteps)
+    alpha = SIGNAL[timesteps].view(-1, 1, 1, 1)
     epsilon = diffusion_target(scheduler("epsilon"), latents, noise, timesteps)
     velocity = diffusion_target(scheduler("v_prediction"), latents, noise, timesteps)
-    assert torch.allclose((noisy - (1 - alpha).sqrt() * epsilon) / alpha.sqrt(), latents, atol=1e-4)
+    assert torch.equal(epsilon, noise)
+    assert torch.allclose(velocity, alpha.sqrt() * noise - (1 - alpha).sqrt() * latents, atol=1e-5)
+    noisy = scheduler("epsilon").add_noise(latents, noise, timesteps)
+    assert torch.allclose(noisy, alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, atol=1e-5)
     assert torch.allclose(alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity, latents, atol=1e-4)
     with pytest.raises(ValueError, match="'sample'"):
         diffusion_target(scheduler("sample"), latents, noise, timesteps)
@@ -34,8 +41,7 @@ def test_targets_recover_clean_latents() -> None:
 
 def test_min_snr_is_the_published_weight() -> None:
     timesteps = torch.tensor([0, 300, 900])
-    alpha = scheduler("epsilon").alphas_cumprod[timesteps]
-    snr = alpha / (1 - alpha)
+    snr = SIGNAL[timesteps] / (1 - SIGNAL[timesteps])
     assert torch.allclose(min_snr_weights(scheduler("epsilon"), timesteps, 5.0), snr.clamp(max=5) / snr, rtol=1e-4)
     assert torch.allclose(
         min_snr_weights(scheduler("v_prediction"), timesteps, 5.0), snr.clamp(max=5) / (snr + 1), rtol=1e-4
