@@ -22,7 +22,7 @@ from torch.optim import AdamW
 
 from src.data.files import write_text
 from src.data.texts import CorpusData
-from src.data.world.quadrants import QuadrantData, colors_of, quadrant_text, read, split
+from src.data.world.quadrants import SIDE, QuadrantData, colors_of, quadrant_text, read, split
 from src.eval.results.results import Table
 from src.eval.statistics.bootstrap import Interval, bootstrap_mean
 from src.eval.statistics.paired import paired_difference
@@ -63,23 +63,22 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 """Options of the encoding and of the adapter. Of the last three phi's bias has a row for each position, as by default:
 that tells positions by itself, so in all others it starts as one vector."""
-SIDE = 8
 # Guidance destroys samples of so flat a world.
-DRAWING = {"num_inference_steps": 20, "guidance_scale": 1.0, "output_type": "latent", "height": SIDE, "width": SIDE}
+DRAWING = {"num_inference_steps": 20, "guidance_scale": 1.0, "output_type": "latent"}
 
 
 def language_model(folder: str | Path, seed: int = 0) -> LanguageModel:
     """A Llama that has read colours and copied them."""
     llama = LanguageModelPretraining(str(folder), 96, 256, num_layers=4, num_heads=4, context=32, seed=seed)
     corpus = CorpusData(quadrant_text, 64, 1_000_000, seed=seed)
-    _trained(llama, corpus, 1_500, 100, lr=2e-3, betas=(0.9, 0.95)).export()
+    trained(llama, corpus, 1_500, 100, lr=2e-3, betas=(0.9, 0.95)).export()
     return LanguageModel.from_pretrained(str(folder))
 
 
-def base_model(folder: str | Path, seed: int = 0) -> UNetBackbone:
+def base_model(folder: str | Path, seed: int = 0, side: int = SIDE) -> UNetBackbone:
     """A base model whose own text encoder knows the order of words; it works on pixels."""
     painter = TextToImagePretraining(str(folder), [32, 64], 3, text_width=64, text_layers=2, seed=seed)
-    _trained(painter, QuadrantData(32, seed), 1_300, 130, {"text_encoder": 1e-3}, lr=2e-3)
+    trained(painter, QuadrantData(32, seed, side=side), 1_300, 130, {"text_encoder": 1e-3}, lr=2e-3)
     painter.unet.set_default_attn_processor()
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL(block_out_channels=(32,), latent_channels=3),
@@ -101,25 +100,32 @@ def with_adapter(backbone: UNetBackbone, llm: LanguageModel, arm: str, seed: int
     encoder = LLMEncoder(llm, EncodingOptions(**encoding))
     options = AdapterOptions(**{"phi_bias": "mean", **adapter})
     learner = LLMDiff(backbone, encoder, "not exported", options, seed=seed)
-    _trained(learner, QuadrantData(32, seed), 1_000, 50, lr=3e-3)
+    trained(learner, QuadrantData(32, seed), 1_000, 50, lr=3e-3)
     return LLMDiffPipeline(backbone.pipeline, learner.adapter.eval(), encoder)
 
 
-def all_four_right(draw: Callable[..., Any]) -> list[bool]:
+def all_four_right(draw: Callable[..., Any], side: int = SIDE) -> list[bool]:
     """Of every held-out caption, whose order no training caption has: do the four quadrants have their colours?"""
     captions = split()[1]
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(captions))]
-    painted = read(draw(captions, generator=generators, **DRAWING).images)
+    painted = read(draw(captions, generator=generators, height=side, width=side, **DRAWING).images)
     return [colors_of(one) == found for one, found in zip(captions, painted, strict=True)]
 
 
-def _trained(
-    learner: Learner, data: L.LightningDataModule, steps: int, num_warmup_steps: int, rates: Any = None, **adamw: Any
+def trained(
+    learner: Learner,
+    data: L.LightningDataModule,
+    steps: int,
+    num_warmup_steps: int,
+    rates: Any = None,
+    callbacks: Sequence[L.Callback] = (),
+    **adamw: Any,
 ) -> LearnerModule:
-    """Train a learner, which then keeps the average of its weights."""
+    """Train a learner with AdamW, whose arguments are ``adamw``; it then keeps the average of its weights."""
     module = LearnerModule(learner, partial(AdamW, **adamw), rates, "cosine", num_warmup_steps, ema_decay=0.99)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "limit_val_batches": 0}
-    L.Trainer(max_steps=steps, accelerator="cpu", enable_progress_bar=False, **quiet).fit(module, data)
+    shown = {"enable_progress_bar": False, "callbacks": list(callbacks)}
+    L.Trainer(max_steps=steps, accelerator="cpu", **shown, **quiet).fit(module, data)
     module.take_average()
     return module
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.data.order import Draw, SteppedData
+from src.data.ranges import Count
 from src.data.texts import Text, copied, draw_words
 from src.data.world import vocabulary
 
@@ -42,16 +43,17 @@ def colors_of(caption: str) -> tuple[str, ...]:
     return colors
 
 
-def paint(captions: Sequence[str]) -> Tensor:
-    """Paint the image of each caption, ``(B, 3, 8, 8)`` in [-1, 1]."""
+def paint(captions: Sequence[str], side: int = SIDE) -> Tensor:
+    """Paint the image of each caption, ``(B, 3, side, side)`` in [-1, 1]; ``side`` is even."""
     indices = torch.tensor([[COLORS.index(color) for color in colors_of(caption)] for caption in captions])
     quadrants = _RGB[indices].reshape(-1, 2, 2, 3).permute(0, 3, 1, 2)
-    return quadrants.repeat_interleave(SIDE // 2, 2).repeat_interleave(SIDE // 2, 3)
+    return quadrants.repeat_interleave(side // 2, 2).repeat_interleave(side // 2, 3)
 
 
 def read(pixel_values: Tensor) -> list[tuple[str, ...]]:
-    """Read from images ``(B, 3, 8, 8)`` the colour nearest to the mean of each quadrant, in reading order."""
-    means = torch.nn.functional.avg_pool2d(pixel_values.float().cpu(), SIDE // 2).flatten(2).transpose(1, 2)
+    """Read from images ``(B, 3, side, side)`` the colour nearest to the mean of each quadrant, in reading order."""
+    half = pixel_values.shape[-1] // 2
+    means = torch.nn.functional.avg_pool2d(pixel_values.float().cpu(), half).flatten(2).transpose(1, 2)
     nearest = torch.cdist(means, _RGB.expand(len(means), -1, -1)).argmin(-1)
     return [tuple(COLORS[index] for index in row) for row in nearest.tolist()]
 
@@ -64,8 +66,8 @@ def quadrant_text(seed: int) -> Text:
 class Quadrants(Dataset):
     """Captions and their images, which take the place of latents: the UNet of this task works on pixels."""
 
-    def __init__(self, captions: list[str]) -> None:
-        self.captions, self.images = captions, paint(captions)
+    def __init__(self, captions: list[str], side: int = SIDE) -> None:
+        self.captions, self.images = captions, paint(captions, side)
 
     def __len__(self) -> int:
         """Number of captions."""
@@ -87,9 +89,13 @@ class QuadrantData(SteppedData):
     Args:
         batch_size: Captions per step and rank.
         seed: Seed of the order.
+        num_captions: Captions that are trained on, the first of the 300; None for all.
+        side: Side of the images, even.
     """
 
-    def __init__(self, batch_size: int = 32, seed: int = 0) -> None:
+    def __init__(
+        self, batch_size: int = 32, seed: int = 0, num_captions: Count | None = None, side: Count = SIDE
+    ) -> None:
         super().__init__(batch_size, seed)
         train, held_out = split()
-        self.train, self.val = Quadrants(train), Quadrants(held_out)
+        self.train, self.val = Quadrants(train[:num_captions], side), Quadrants(held_out, side)

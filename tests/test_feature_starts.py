@@ -1,0 +1,74 @@
+"""Each feature's own best start is what the search says, and trainings from it are compared caption by caption."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.four_quadrants import starts
+from experiments.four_quadrants.starts import MARKS, TWO, Start, best, common, compared, grid, wanted
+from experiments.four_quadrants.study import FEATURES
+from experiments.study import Study
+from src.data.world.quadrants import QuadrantData, paint, read, split
+
+LOSSES = {str(start): 0.1 for features in FEATURES for start in grid(features)}
+OWN = {"llmdiff, lr 0.01, gain 0.1": 0.02, "sum, lr 0.001, gain 1": 0.03, "last, lr 0.01": 0.04}
+
+
+def test_the_best_start_has_the_lowest_loss_of_its_own_feature() -> None:
+    found = best(LOSSES | OWN)
+    assert found["llmdiff"] == Start("llmdiff", 0.01, 0.1)
+    assert found["sum"] == Start("sum", 0.001, 1.0)
+    assert found["last"] == Start("last", 0.01, None)
+    assert set(found) == set(FEATURES)
+
+
+def test_the_common_start_is_one_that_is_searched() -> None:
+    assert all(common(features) in grid(features) for features in FEATURES)
+
+
+def test_no_reported_seed_chooses() -> None:
+    assert starts.SEARCH_SEED not in (*starts.SEEDS_OF_ALL, *starts.SEEDS_OF_TWO, 0, 1, 2)
+
+
+def test_a_start_that_is_the_best_and_the_common_one_is_trained_once() -> None:
+    own = {features: common(features) for features in FEATURES}
+    assert wanted(starts.SEEDS_OF_ALL[0], own) == [common(features) for features in FEATURES]
+    own["last"] = Start("last", 0.01, None)
+    assert wanted(starts.SEEDS_OF_ALL[0], own).count(own["last"]) == 1
+    assert wanted(starts.SEEDS_OF_TWO[0], own) == [common(features) for features in TWO]
+
+
+def test_small_images_are_painted_and_read_alike() -> None:
+    captions = split()[1]
+    assert read(paint(captions, 4)) == read(paint(captions)) and paint(captions, 4).shape == (60, 3, 4, 4)
+    data = QuadrantData(16, num_captions=240, side=4)
+    assert data.train.captions == split()[0][:240] and data.train.images.shape == (240, 3, 4, 4)
+
+
+def _training(*right: int) -> dict[str, list[bool]]:
+    """So many of 60 captions are right after each mark, always the first ones."""
+    return {str(mark): [at < number for at in range(60)] for mark, number in zip(MARKS, right, strict=True)}
+
+
+def test_shares_and_differences_are_of_the_same_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starts, "RESULTS", tmp_path)
+    own = best(LOSSES | OWN)
+    seeds = starts.SEEDS_OF_ALL[:2]
+    curves = {"llmdiff": (0, 30, 45, 60, 60), "sum": (0, 0, 15, 30, 30)}
+    for seed in seeds:
+        found = {str(own[one]): _training(*curves[one]) for one in TWO}
+        found |= {str(common(one)): _training(0, 0, 0, 0, 15) for one in TWO}
+        (tmp_path / f"starts_{seed}.json").write_text(json.dumps(found), encoding="utf-8")
+    (tmp_path / f"starts_{starts.SEEDS_OF_ALL[2]}.json").write_text("{}", encoding="utf-8")
+    record = compared(TWO, own, LOSSES | OWN)
+    (tmp_path / "kept.json").write_text(json.dumps(record), encoding="utf-8")
+    study = Study(tmp_path / "kept.json")
+    assert record["seeds"] == list(seeds) and study.baseline == "llmdiff"
+    assert study.mean("llmdiff", "right").mean == 1.0 and study.mean("sum", "right").mean == 0.5
+    assert study.mean("llmdiff, common start", "right").mean == 0.25
+    assert study.mean("llmdiff", "on_the_way").mean == pytest.approx((0 + 0.5 + 0.75 + 1 + 1) / 5)
+    assert study.difference("sum", "llmdiff", "right").mean == -0.5
+    assert study.difference("sum", "llmdiff", f"right_{MARKS[1]}").mean == -0.5
+    assert study.mean("sum", "rate").mean == 0.001 and study.mean("sum", "gain").mean == 1.0
+    assert study.mean("sum", "loss").mean == 0.03
