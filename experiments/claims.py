@@ -98,9 +98,19 @@ class Declared:
         """The arm that others differ from."""
         return next(iter(self.arms))
 
+    @property
+    def is_run(self) -> bool:
+        """Whether there are results; what is claimed and how it is measured can be written down before."""
+        return (self.folder / "results").exists()
+
     def line(self, name: str) -> str:
-        """A claim as a page shows it: its word, what it says, and the interval from which the word comes."""
+        """A claim as a page shows it: its word, what it says, and the interval from which the word comes.
+
+        Where the folder has no results, nothing is known of it yet.
+        """
         claim = self.claims[name]
+        if not self.is_run:
+            return f"- **Not run:** {claim.says}."
         word, found = (self._counted if claim.every else self._single)(claim)
         start = f"{word}** {claim.says}," if claim.every == "difference" else f"{word.capitalize()}:** {claim.says}:"
         text = f"- **{start} {found}."

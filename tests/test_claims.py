@@ -97,6 +97,15 @@ def test_a_page_that_its_results_contradict_is_noticed(experiments: Path) -> Non
     assert "- **Undecided:** text rises: 0.200 [-0.050, 0.300], published +0.010.\n" in written(page, experiments)
 
 
+def test_what_is_not_run_has_no_verdict(experiments: Path) -> None:
+    results = experiments / "made_up" / "results"
+    results.rename(experiments / "elsewhere")
+    page = written("<!-- claims: made_up text count -->\n<!-- end -->\n", experiments)
+    assert "- **Not run:** text rises.\n- **Not run:** differences exclude 0.\n" in page
+    with pytest.raises(ValueError, match="is missing"):
+        written("<!-- table: made_up means -->\n<!-- end -->\n", experiments)
+
+
 def test_a_table_holds_what_the_file_holds(experiments: Path) -> None:
     page = written("<!-- table: made_up means -->\n<!-- end -->\n", experiments)
     assert "|  | text |\n| --- | --- |\n| plain | 0.200 [0.100, 0.300] |\n" in page

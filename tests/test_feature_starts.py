@@ -6,13 +6,21 @@ from pathlib import Path
 import pytest
 
 from experiments.four_quadrants import starts
-from experiments.four_quadrants.starts import MARKS, TWO, Start, best, common, compared, grid, wanted
+from experiments.four_quadrants.starts import MARKS, TWO, Start, best, common, compared, tried, wanted
 from experiments.four_quadrants.study import FEATURES
 from experiments.study import Study
 from src.data.world.quadrants import QuadrantData, paint, read, split
 
-LOSSES = {str(start): 0.1 for features in FEATURES for start in grid(features)}
-OWN = {"llmdiff, lr 0.01, gain 0.1": 0.02, "sum, lr 0.001, gain 1": 0.03, "last, lr 0.01": 0.04}
+LOSSES = {str(start): 0.1 for features in FEATURES for start in tried(features, {})}
+OWN = {
+    "llmdiff, lr 0.01, gain 0.5": 0.03,
+    "llmdiff, lr 0.01, gain 0.1": 0.02,
+    "llmdiff, lr 0.01, gain 1": 0.04,
+    "sum, lr 0.001, gain 0.5": 0.05,
+    "sum, lr 0.001, gain 0.1": 0.06,
+    "sum, lr 0.001, gain 1": 0.03,
+    "last, lr 0.01": 0.04,
+}
 
 
 def test_the_best_start_has_the_lowest_loss_of_its_own_feature() -> None:
@@ -23,8 +31,15 @@ def test_the_best_start_has_the_lowest_loss_of_its_own_feature() -> None:
     assert set(found) == set(FEATURES)
 
 
+def test_gains_are_tried_at_the_best_rate_and_only_where_blocks_are_summed() -> None:
+    assert tried("last", LOSSES | OWN) == [Start("last", rate, None) for rate in (0.001, 0.003, 0.01)]
+    rates = [Start("sum", rate, 0.5) for rate in (0.001, 0.003, 0.01)]
+    assert tried("sum", {}) == rates
+    assert tried("sum", LOSSES | OWN) == [*rates, Start("sum", 0.001, 0.1), Start("sum", 0.001, 1.0)]
+
+
 def test_the_common_start_is_one_that_is_searched() -> None:
-    assert all(common(features) in grid(features) for features in FEATURES)
+    assert all(common(features) in tried(features, LOSSES) for features in FEATURES)
 
 
 def test_no_reported_seed_chooses() -> None:

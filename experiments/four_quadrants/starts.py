@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from experiments.four_quadrants.study import (
     BASELINE,
@@ -69,9 +70,18 @@ class Start:
         return f"{self.features}, lr {self.rate:g}" + ("" if self.gain is None else f", gain {self.gain:g}")
 
 
-def grid(features: str) -> list[Start]:
-    """All starts of one feature that are tried."""
-    return [Start(features, rate, gain) for rate in RATES for gain in (GAINS if features in TWO else (None,))]
+def tried(features: str, losses: Mapping[str, float]) -> list[Start]:
+    """The starts of one feature that a search tries: every rate, and at the best of them every gain.
+
+    Args:
+        features: The feature.
+        losses: Validation losses so far, by start.
+    """
+    first = [Start(features, rate, common(features).gain) for rate in RATES]
+    if features not in TWO or any(str(start) not in losses for start in first):
+        return first
+    rate = min(first, key=lambda start: losses[str(start)]).rate
+    return list(dict.fromkeys([*first, *(Start(features, rate, gain) for gain in GAINS)]))
 
 
 def common(features: str) -> Start:
@@ -81,7 +91,27 @@ def common(features: str) -> Start:
 
 def best(losses: Mapping[str, float]) -> dict[str, Start]:
     """The start of each feature with the lowest validation loss."""
-    return {features: min(grid(features), key=lambda start: losses[str(start)]) for features in FEATURES}
+    return {features: min(tried(features, losses), key=lambda start: losses[str(start)]) for features in FEATURES}
+
+
+class InMemory(EncodingCache):
+    """The states of the few captions of this task, which no other process needs."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.found: dict[str, Tensor] = {}
+
+    def __contains__(self, key: object) -> bool:
+        """Whether the states are there."""
+        return key in self.found
+
+    def read(self, key: str) -> Tensor | None:
+        """The states, or None."""
+        return self.found.get(key)
+
+    def write(self, key: str, states: Tensor) -> None:
+        """Keep the states."""
+        self.found[key] = states
 
 
 class Models:
@@ -99,12 +129,11 @@ class Models:
 
     def adapter(self, start: Start, num_captions: int | None, callbacks: Sequence[L.Callback] = ()) -> LLMDiff:
         """Train an adapter from a start, on so many captions."""
-        cache = EncodingCache(CACHE / f"encodings_{self.seed}")
-        encoder = LLMEncoder(self.llm, EncodingOptions(features=start.features), cache)
+        encoder = LLMEncoder(self.llm, EncodingOptions(features=start.features), InMemory(CACHE))
         options = AdapterOptions(phi_bias="mean", gain_init=start.gain)
         learner = LLMDiff(self.backbone, encoder, "not exported", options, seed=self.seed)
         data = QuadrantData(16, self.seed, num_captions, SMALL)
-        trained(learner, data, MARKS[-1], 50, callbacks=callbacks, lr=start.rate)
+        trained(learner, data, MARKS[-1], 50, callbacks=callbacks, lr=start.rate, fused=True)
         return learner
 
 
@@ -139,9 +168,7 @@ def drawn_right(module: LearnerModule) -> list[bool]:
     learner = module.learner
     assert isinstance(learner, LLMDiff)
     with module.averaged_weights(), torch.no_grad():
-        right = all_four_right(
-            LLMDiffPipeline(learner.backbone.pipeline, learner.adapter.eval(), learner.encoder), SMALL
-        )
+        right = all_four_right(LLMDiffPipeline(learner.backbone.pipeline, learner.adapter.eval(), learner.encoder))
     learner.adapter.train()
     return right
 
@@ -156,14 +183,14 @@ def validation_loss(learner: LLMDiff) -> float:
 
 
 def search() -> dict[str, float]:
-    """The validation loss of every start; what is missing is trained."""
+    """The validation loss of every start that is tried; what is missing is trained."""
     path = RESULTS / "search.json"
     found = _kept(path)
-    missing = [start for features in FEATURES for start in grid(features) if str(start) not in found]
-    for models, start in _each(SEARCH_SEED, missing):
-        found[str(start)] = validation_loss(models.adapter(start, SEARCH_CAPTIONS))
-        write_text(path, json.dumps(found, indent=0) + "\n")
-        print(f"search, {start}: {found[str(start)]:.5f}", flush=True)
+    while missing := [one for features in FEATURES for one in tried(features, found) if str(one) not in found]:
+        for models, start in _each(SEARCH_SEED, missing):
+            found[str(start)] = validation_loss(models.adapter(start, SEARCH_CAPTIONS))
+            write_text(path, json.dumps(found, indent=0) + "\n")
+            print(f"search, {start}: {found[str(start)]:.5f}", flush=True)
     return found
 
 

@@ -76,12 +76,12 @@ def language_model(folder: str | Path, seed: int = 0) -> LanguageModel:
 
 
 def base_model(folder: str | Path, seed: int = 0, side: int = SIDE) -> UNetBackbone:
-    """A base model whose own text encoder knows the order of words; it works on pixels."""
+    """A base model whose own text encoder knows the order of words; it works on ``side`` x ``side`` pixels, 8 or 4."""
     painter = TextToImagePretraining(str(folder), [32, 64], 3, text_width=64, text_layers=2, seed=seed)
     trained(painter, QuadrantData(32, seed, side=side), 1_300, 130, {"text_encoder": 1e-3}, lr=2e-3)
     painter.unet.set_default_attn_processor()
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL(block_out_channels=(32,), latent_channels=3),
+        vae=_autoencoder(side),
         text_encoder=painter.text_encoder.requires_grad_(False).eval(),
         tokenizer=painter.tokenizer,
         unet=painter.unet.requires_grad_(False).eval(),
@@ -94,6 +94,13 @@ def base_model(folder: str | Path, seed: int = 0, side: int = SIDE) -> UNetBackb
     return UNetBackbone(pipeline, "quadrants")
 
 
+def _autoencoder(side: int) -> AutoencoderKL:
+    """Never used but for the size of a latent: stock pipelines draw no picture whose side is not a multiple of 8."""
+    levels = {8: 1, 4: 2}[side]
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
+    return AutoencoderKL(block_out_channels=(32,) * levels, latent_channels=3, **kinds)
+
+
 def with_adapter(backbone: UNetBackbone, llm: LanguageModel, arm: str, seed: int = 0) -> LLMDiffPipeline:
     """The base model driven by an adapter of ``ARMS``, trained now."""
     encoding, adapter = ARMS[arm]
@@ -104,11 +111,11 @@ def with_adapter(backbone: UNetBackbone, llm: LanguageModel, arm: str, seed: int
     return LLMDiffPipeline(backbone.pipeline, learner.adapter.eval(), encoder)
 
 
-def all_four_right(draw: Callable[..., Any], side: int = SIDE) -> list[bool]:
+def all_four_right(draw: Callable[..., Any]) -> list[bool]:
     """Of every held-out caption, whose order no training caption has: do the four quadrants have their colours?"""
     captions = split()[1]
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(captions))]
-    painted = read(draw(captions, generator=generators, height=side, width=side, **DRAWING).images)
+    painted = read(draw(captions, generator=generators, height=SIDE, width=SIDE, **DRAWING).images)
     return [colors_of(one) == found for one, found in zip(captions, painted, strict=True)]
 
 
