@@ -51,7 +51,7 @@ TWO = (BASELINE, "sum")
 RATES, GAINS = (1e-3, 3e-3, 1e-2), (0.1, 0.5, 1.0)
 SEARCH_CAPTIONS = 240
 """Captions that a search trains on; the other 60 of 300 choose."""
-MARKS = (100, 200, 300, 400, 500)
+MARKS = (100, 150, 200, 250, 300)
 """Steps after which images are drawn; the last is the length of a training."""
 DRAWS = 8
 """Noised images of each caption in a validation loss."""
@@ -138,7 +138,7 @@ class Models:
 
 
 def _write_base(folder: Path) -> None:
-    base_model(folder, SEARCH_SEED, SMALL).pipeline.save_pretrained(folder)
+    base_model(folder, SEARCH_SEED, SMALL, (64,)).pipeline.save_pretrained(folder)
 
 
 def _made(name: str, make: Callable[[Path], object]) -> Path:

@@ -75,9 +75,11 @@ def language_model(folder: str | Path, seed: int = 0) -> LanguageModel:
     return LanguageModel.from_pretrained(str(folder))
 
 
-def base_model(folder: str | Path, seed: int = 0, side: int = SIDE) -> UNetBackbone:
+def base_model(
+    folder: str | Path, seed: int = 0, side: int = SIDE, block_out_channels: Sequence[int] = (32, 64)
+) -> UNetBackbone:
     """A base model whose own text encoder knows the order of words; it works on ``side`` x ``side`` pixels, 8 or 4."""
-    painter = TextToImagePretraining(str(folder), [32, 64], 3, text_width=64, text_layers=2, seed=seed)
+    painter = TextToImagePretraining(str(folder), [*block_out_channels], 3, text_width=64, text_layers=2, seed=seed)
     trained(painter, QuadrantData(32, seed, side=side), 1_300, 130, {"text_encoder": 1e-3}, lr=2e-3)
     painter.unet.set_default_attn_processor()
     pipeline = StableDiffusionPipeline(
