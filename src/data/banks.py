@@ -1,9 +1,24 @@
-"""The file of a concept bank: what its metadata and its rows must be, for drawing and for scoring."""
+"""The files of concepts, of LaTexBlend's banks and of its rivals: what their metadata and tensors must be."""
 
 from typing import Annotated
 
+from safetensors import SafetensorError, safe_open
+
 from src.data.first_looks import FirstLook
-from src.data.schema import HASH, NOUN, TEMPLATE, FileKind, Metadata, Shapes, matching, number, one_of, shown
+from src.data.schema import (
+    HASH,
+    NAME,
+    NOUN,
+    TEMPLATE,
+    FileKind,
+    Metadata,
+    RefusedFileError,
+    Shapes,
+    matching,
+    number,
+    one_of,
+    shown,
+)
 
 MOST_ROWS = 64
 """Most tokens of a concept; text encoders take 77 in all, and a noun has a few."""
@@ -44,5 +59,80 @@ CONCEPT_BANK = FileKind(
     made_by="; training writes one to <run folder>/exports/*.safetensors",
 )
 
-BankFile = Annotated[str, FirstLook(CONCEPT_BANK.read)]
+
+def _parts(metadata: Metadata, shapes: Shapes) -> str | None:
+    """What is wrong with the tensors of a rival's concept."""
+    for name, shape in shapes.items():
+        part = name.partition(".")[0]
+        if part not in PARTS or not name.isprintable() or len(name) > 300:
+            return f"it holds {name[:80]!r}, but its tensors are {', '.join(f'{one}.NAME' for one in PARTS)}"
+        if len(shape) not in (1, 2):
+            return f"{name[:80]!r} has {len(shape)} axes, but vectors have one and changes of layers two"
+        other = shapes.get(name.replace("down.", "up.", 1)) if part == "down" else None
+        if part == "down" and (other is None or other[-1] != shape[0]):
+            return f"{name[:80]!r} has no partner of its rank: a change of low rank is up.LAYER times down.LAYER"
+    return None
+
+
+PARTS = ("token", "residual", "full", "down", "up")
+"""Tensors of a rival's concept: embeddings of its tokens, what is added to text states, and changes of layers."""
+
+LEARNT_CONCEPT = FileKind(
+    name="a concept of a rival method",
+    format="atelier-concept-1",
+    required={"method": NAME, "class_noun": NOUN, "backbone_hash": HASH},
+    optional={
+        "backbone": shown(),
+        "backbone_content": HASH,
+        "references": shown(4096),
+        "seed": number(-(2**63), 2**64 - 1),
+        "steps": number(0, 10**12),
+        "training": shown(20_000),
+    },
+    shapes=_parts,
+    made_by="; train.py with method=NAME writes one to <run folder>/exports/*.safetensors",
+)
+
+
+def concept_header(path: str) -> dict[str, str]:
+    """Read the metadata of a concept of any method; that of a bank has no ``method``.
+
+    Raises:
+        RefusedFileError: If the file is neither a bank nor a rival's concept.
+    """
+    return (LEARNT_CONCEPT if _format(path) == LEARNT_CONCEPT.format else CONCEPT_BANK).read_header(path)
+
+
+def refuse_other_method(path: str, method: str) -> None:
+    """Refuse a file that another method learnt.
+
+    Args:
+        path: The file of a concept.
+        method: The method that is to draw it, such as ``latexblend``.
+
+    Raises:
+        RefusedFileError: If another one learnt it, or the file is neither a bank nor a rival's concept.
+    """
+    learnt_by = concept_header(path).get("method", "latexblend")
+    if learnt_by != method:
+        raise RefusedFileError(f"{path} was learnt by {learnt_by}, but {method} is to draw it; add method={learnt_by}")
+
+
+def _format(path: str) -> str | None:
+    """The format that a safetensors file says it has; None where there is no such file, which the reader says."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format")
+    except (SafetensorError, OSError):
+        return None
+
+
+def _look_at_bank(path: str) -> None:
+    refuse_other_method(path, "latexblend")
+    CONCEPT_BANK.read(path)
+
+
+BankFile = Annotated[str, FirstLook(_look_at_bank)]
 """The path of a concept bank, which is small enough to be read as a whole."""
+ConceptFile = Annotated[str, FirstLook(concept_header)]
+"""The path of a concept that any method learnt."""

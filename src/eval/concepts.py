@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from src.data.banks import CONCEPT_BANK
+from src.data.banks import concept_header
 from src.data.images import Picture, readable_images
 from src.data.mentions import check_name
 
@@ -43,12 +43,12 @@ Reader = Callable[[str, str], Sequence[Picture]]
 
 
 def bank_source(path: str) -> ConceptSource:
-    """What a bank's own metadata says.
+    """What the metadata of a bank, or of a rival's concept, says.
 
     Raises:
-        RefusedFileError: If the file is no bank.
+        RefusedFileError: If the file is neither.
     """
-    metadata = CONCEPT_BANK.read_header(path)
+    metadata = concept_header(path)
     return ConceptSource(metadata["class_noun"], metadata.get("references", ""))
 
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from src.data.commands import override
 from src.eval.concepts import ConceptSource
 from src.run.record import record_digest, training_record
+from src.run.targets import CONF
 from src.run.trained_once import Training, as_overrides, composed, train_missing
 
 
@@ -32,9 +33,10 @@ class Suite:
         subjects: Concept name to what its training sets, such as ``class_noun`` and ``data.instance_dir``.
         training: What every training sets beside, nested as in the configuration: the arm of an ablation.
         cache_dir: Where banks are kept.
+        method: Name of a folder in ``conf/method`` that learns the subjects.
 
     Raises:
-        ValueError: If there is no subject.
+        ValueError: If there is no subject, or the method learns nothing.
     """
 
     def __init__(
@@ -43,9 +45,15 @@ class Suite:
         subjects: Mapping[str, Mapping[str, Any]],
         cache_dir: str,
         training: Mapping[str, Any] | None = None,
+        method: str = "latexblend",
     ) -> None:
         if not subjects:
             raise ValueError("the suite has no subject; give suite.subjects.NAME.class_noun=NOUN and its folder")
+        self.method = method.partition("/")[0]
+        if not (CONF / "method" / self.method / "train.yaml").is_file():
+            raise ValueError(
+                f"{self.method} learns no subject; name what does by suite.method=NAME, such as dreambooth_lora for omg"
+            )
         self.experiment, self.subjects, self.cache_dir = experiment, subjects, Path(cache_dir)
         self.training = as_overrides(training or {})
 
@@ -68,7 +76,8 @@ class Suite:
 
     def _overrides(self, name: str) -> tuple[str, ...]:
         subject = as_overrides(self.subjects[name])
-        return (f"+experiment={self.experiment}", override("concept", name), *subject, *self.training)
+        chosen = (f"+experiment={self.experiment}", f"method={self.method}/train", override("concept", name))
+        return (*chosen, *subject, *self.training)
 
     def _training(self, name: str, cfg: DictConfig) -> Training:
         # What cannot be read raises a sentence here, before the first subject is trained.

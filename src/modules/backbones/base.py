@@ -274,8 +274,18 @@ class Backbone(ABC):
         """Return the arguments of a stock call that leads away from texts, one for each image; an empty one is none."""
         return {"negative_prompt": list(prompts)}
 
+    def encoded(self, text: Text) -> dict[str, Any]:
+        """Return the arguments of a stock call that reads text states in place of prompts."""
+        embeds = {"prompt_embeds": text.prompt_embeds, "pooled_prompt_embeds": text.pooled_prompt_embeds}
+        return {name: states for name, states in embeds.items() if states is not None}
+
     def draw(
-        self, prompts: Sequence[str], seeds: Sequence[int], settings: Mapping[str, Any], **arguments: Any
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        settings: Mapping[str, Any],
+        text: Text | None = None,
+        **arguments: Any,
     ) -> list[Image.Image]:
         """Draw one image for each plain prompt, with one call of the stock pipeline.
 
@@ -283,6 +293,7 @@ class Backbone(ABC):
             prompts: B prompts.
             seeds: Seed of each image.
             settings: What ``settled`` returns; its negative prompt holds for all images, and an empty one is none.
+            text: What the denoiser reads in place of the prompts, one row for each; None to encode them.
             arguments: Further arguments of the pipeline's call.
 
         Raises:
@@ -290,7 +301,7 @@ class Backbone(ABC):
         """
         self.token_ids([*prompts, settings["negative_prompt"]])
         drawn = self.pipeline(
-            list(prompts),
+            **({"prompt": list(prompts)} if text is None else self.encoded(text)),
             **self.negatives([settings["negative_prompt"]] * len(prompts)),
             num_inference_steps=settings["num_inference_steps"],
             guidance_scale=settings["guidance_scale"],

@@ -52,6 +52,10 @@ class PixArtBackbone(Backbone):
         projection = self.denoiser.caption_projection
         return prompt_embeds if projection is None else projection(prompt_embeds)
 
+    def encoded(self, text: Text) -> dict[str, Any]:
+        """Return the arguments of a stock call that reads text states, and which of them are padding."""
+        return {"prompt_embeds": text.prompt_embeds, "prompt_attention_mask": text.mask}
+
     def denoise(self, noised: Noised, text: Text, size_ids: Tensor | None = None) -> Tensor:
         """Predict noise, ``(B, C, h, w)``; the learnt variance in the second half of the channels is dropped."""
         predicted = self.denoiser(

@@ -161,7 +161,7 @@ def modifier_embedded(
     handles = [
         table.register_forward_hook(embed(vector))
         for encoder, vector in zip(text_encoders, vectors, strict=True)
-        for table in _embeddings(encoder)
+        for table in token_tables(encoder)
     ]
     try:
         yield
@@ -170,7 +170,7 @@ def modifier_embedded(
             handle.remove()
 
 
-def _embeddings(encoder: nn.Module) -> list[nn.Module]:
+def token_tables(encoder: nn.Module) -> list[nn.Module]:
     """Find every module with the table of token embeddings: T5 has two, and calls the one that it does not name."""
     table = encoder.get_input_embeddings().weight  # type: ignore[operator]
     return [module for module in encoder.modules() if getattr(module, "weight", None) is table]

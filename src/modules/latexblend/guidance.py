@@ -163,7 +163,7 @@ def _gradient(
         scale = guidance_condition(pipeline, number)
         pipeline.unet(scaled, timestep, state["prompt_embeds"][-number:], timestep_cond=scale, added_cond_kwargs=added)
         losses = [
-            separation_loss(attention[row], _grid(attention.shape[1], latents.shape[-2:]), phrases[row])
+            separation_loss(attention[row], attention_grid(attention.shape[1], latents.shape[-2:]), phrases[row])
             for attention in maps.values()
             for row in range(number)
             if phrases[row]
@@ -171,7 +171,7 @@ def _gradient(
         return torch.autograd.grad(torch.stack(losses).sum() / len(maps), latents)[0]
 
 
-def _grid(cells: int, size: Sequence[int]) -> tuple[int, int]:
+def attention_grid(cells: int, size: Sequence[int]) -> tuple[int, int]:
     """Return rows and columns of a map of so many cells, from the size of the latents."""
     factor = round(math.sqrt(size[0] * size[1] / cells))
     return math.ceil(size[0] / factor), math.ceil(size[1] / factor)

@@ -1,0 +1,233 @@
+"""What all rivals of LaTexBlend have in common when they learn a subject: photos, prompts, class images, loss."""
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Generator, Tensor, nn
+
+from src.data.banks import LEARNT_CONCEPT
+from src.data.commands import command
+from src.data.known_words import warn_of_unknown
+from src.data.mentions import parse_prompt
+from src.data.prompts import TEMPLATES, concept_span, initial_vector, tokenize
+from src.data.ranges import Sampling, Seed, Weight
+from src.data.request import Request
+from src.data.subject import ConceptData
+from src.modules.backbones.base import Backbone, Text
+from src.modules.latexblend.flows import Subject
+from src.modules.latexblend.learner import class_images, encoded_views
+from src.modules.rivals.concept import RivalConcept, embedded
+from src.modules.rivals.generator import RivalGenerator
+from src.modules.training.diffusion import per_sample_mse, step_generator
+from src.modules.training.learner import Learner, TrainingRecord
+
+
+class RivalLearner(Learner):
+    """Learns one subject from prompts like "photo of V* dog", with the stock model's own forward pass.
+
+    Photos, views, class images, templates, noise and seeds are those of LaTexBlend, so that only the method differs.
+    A subclass says what is trained: ``tokens``, the embeddings of the phrase's first T tokens, ``acting``, the context
+    in which further weights act, and ``learnt``, the tensors that a file holds.
+
+    Args:
+        backbone: The model that is personalised.
+        subject: The subject that is learnt.
+        cache_dir: Folder for class images and latents, shared with LaTexBlend.
+        export_path: File that the concept is written to.
+        prior_loss_weight: Weight of the class images; 0 switches them off.
+        initializer: Word whose embedding V* starts from.
+        sampling: Settings of sample grids: steps, guidance, negative prompt, resolution.
+        seed: Seed of noise, timesteps, templates and initial weights.
+    """
+
+    incidental: ClassVar[tuple[str, ...]] = ("cache_dir", "export_path", "sampling")
+    method: ClassVar[str]
+    """Name in ``conf/method`` and in files."""
+    draws: ClassVar[type[RivalGenerator]] = RivalGenerator
+    """What draws with the concept."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        subject: Subject,
+        cache_dir: str,
+        export_path: str,
+        prior_loss_weight: Weight = 1.0,
+        initializer: str = "ktn",
+        sampling: Sampling | None = None,
+        seed: Seed = 0,
+    ) -> None:
+        super().__init__()
+        self._backbone = (backbone,)
+        self.subject, self.cache_dir, self.export_path = subject, cache_dir, export_path
+        self.prior_loss_weight, self.initializer = prior_loss_weight, initializer
+        self.sampling, self.seed = sampling, seed
+        LEARNT_CONCEPT.check(export_path, self._metadata())
+        filled = [concept_span(backbone.tokenizers[0], one, subject.class_noun, backbone.as_read) for one in TEMPLATES]
+        self.prompts, self.spans = [prompt for prompt, _ in filled], [span for _, span in filled]
+        torch.manual_seed(seed)
+        self.tokens = nn.ParameterList(self.first_tokens())
+        self.add_weights()
+
+    def add_weights(self) -> None:  # noqa: B027
+        """Make what is trained beside the tokens."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The model, which checkpoints do not hold."""
+        return self._backbone[0]
+
+    def first_tokens(self) -> list[nn.Parameter]:
+        """Return the initial embeddings of the phrase's first T tokens, ``(T, D)`` in each text encoder: here V*."""
+        return [nn.Parameter(vector[None]) for vector in self.words(self.initializer)]
+
+    def words(self, text: str) -> list[Tensor]:
+        """Compute the mean embedding of a text's tokens in each text encoder, ``(D,)``."""
+        return [
+            initial_vector(tokenizer, encoder.get_input_embeddings().weight, text)
+            for tokenizer, encoder in zip(self.backbone.tokenizers, self.backbone.text_encoders, strict=True)
+        ]
+
+    def acting(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which trained weights act, beside the tokens."""
+        return contextlib.nullcontext()
+
+    def stock(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which no trained weight acts."""
+        return contextlib.nullcontext()
+
+    @abstractmethod
+    def learnt(self) -> dict[str, Tensor]:
+        """Return the tensors that a file holds, as ``RivalConcept`` names them."""
+
+    def prepare(
+        self, data: ConceptData, device: torch.device, rank: int = 0, world_size: int = 1, num_steps: int = 0
+    ) -> None:
+        """Draw the class images with the stock model, and encode every view, once."""
+        self.resolution = data.resolution
+        self.backbone.to(device)
+        noun = self.subject.class_noun
+        if rank == 0:
+            warn_of_unknown(self.backbone.known_words, [noun])
+        self.instance = encoded_views(self.backbone, data.instance_views(), self.cache_dir)
+        self.prior = None
+        if self.prior_loss_weight > 0:
+            with self.stock(), torch.no_grad():
+                images = data.class_photos or class_images(
+                    self.backbone, noun, data.num_class_images, data.resolution, self.cache_dir
+                )
+            self.prior = encoded_views(self.backbone, data.class_views(images), self.cache_dir)
+        self.class_text = self.backbone.encode_text([noun])
+
+    def generators(self, batch: dict[str, Tensor], rank: int, world_size: int) -> list[Generator]:
+        """Make one generator for each sample; its position counts over all processes."""
+        return [step_generator(self.seed, int(batch["step"]), 0, position) for position in batch["position"].tolist()]
+
+    def validation_generators(self, batch: Tensor, batch_idx: int) -> list[Generator]:
+        """Make one generator for each draw; no training step uses the same."""
+        return [step_generator(self.seed, draw, rank=-1) for draw in batch.tolist()]
+
+    def losses(self, batch: dict[str, Tensor], generators: list[Generator]) -> dict[str, Tensor]:
+        """Compute denoising errors of the photos and of as many class images, each ``(B,)``."""
+        return self._losses(batch["index"], generators)
+
+    def reduce(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the losses, that of the class images with its weight."""
+        means = {name: each.mean() for name, each in losses.items()}
+        return self._whole(means), {"loss": self._whole(means), "instance_loss": means["instance_loss"]}
+
+    def validate(self, batch: Tensor, generators: list[Generator]) -> dict[str, Tensor]:
+        """Compute the same losses on fixed views and templates; the batch holds the numbers of draws ``(B,)``."""
+        losses = self._losses(batch, generators)
+        return {"loss": self._whole(losses), "instance_loss": losses["instance_loss"]}
+
+    def _whole(self, losses: dict[str, Tensor]) -> Tensor:
+        loss = losses["instance_loss"]
+        return loss + self.prior_loss_weight * losses["prior_loss"] if "prior_loss" in losses else loss
+
+    def _losses(self, index: Tensor, generators: list[Generator]) -> dict[str, Tensor]:
+        number, index = len(generators), index.cpu()
+        templates = [int(torch.randint(len(self.prompts), (1,), generator=one)) for one in generators]
+        latents, mask = (part[index % len(part)].to(self.device) for part in self.instance)
+        with self.acting():
+            text = self.subject_text(templates)
+            if self.prior is not None:
+                others, uncut = (part[index % len(part)].to(self.device) for part in self.prior)
+                latents, mask = torch.cat([latents, others]), torch.cat([mask, uncut])
+                text, generators = text.joined(self.class_text.rows([0] * number)), [*generators, *generators]
+            noised = self.backbone.corrupt(latents, generators)
+            errors = per_sample_mse(self.backbone.denoise(noised, text), noised.target, mask)
+        prior = {"prior_loss": errors[number:]} if self.prior is not None else {}
+        return {"instance_loss": errors[:number], **prior}
+
+    def subject_text(self, templates: Sequence[int]) -> Text:
+        """Encode prompts with the subject, one row for each index of a template; each template is encoded once."""
+        unique = sorted(set(templates))
+        prompts = [self.backbone.as_read(self.prompts[index]) for index in unique]
+        ids = [tokenize(tokenizer, prompts) for tokenizer in self.backbone.tokenizers]
+        tokens = list(self.tokens)
+        positions = torch.tensor([list(range(self.spans[at].start, self.spans[at].stop)) for at in unique])
+        replaced = (
+            embedded(self.backbone.text_encoders, tokens, positions[:, : len(tokens[0])])
+            if tokens
+            else contextlib.nullcontext()
+        )
+        with replaced:
+            text = self.backbone.encode_ids(ids)
+        return text.rows([unique.index(index) for index in templates])
+
+    def concept(self, record: TrainingRecord | None = None) -> RivalConcept:
+        """Return the subject in its present state; ``record`` adds how it was trained."""
+        told = {} if record is None else {"steps": str(record.steps), "training": self._settings(record)}
+        learnt = {name: tensor.detach().float() for name, tensor in self.learnt().items()}
+        return RivalConcept(learnt, {**self._metadata(), **told})
+
+    def learnt_tokens(self) -> dict[str, Tensor]:
+        """Return the embeddings of the phrase's first tokens, as files name them."""
+        return {f"token.{index}": tokens for index, tokens in enumerate(self.tokens)}
+
+    def _metadata(self) -> dict[str, str]:
+        return {
+            "method": self.method,
+            "class_noun": self.subject.class_noun,
+            "backbone": self.backbone.name,
+            "backbone_hash": self.backbone.fingerprint,
+            "backbone_content": self.backbone.content_hash,
+            "references": self.subject.references,
+            "seed": str(self.seed),
+        }
+
+    def _settings(self, record: TrainingRecord) -> str:
+        trained = {"learning_rate": record.learning_rate, **record.rates, "prior_loss_weight": self.prior_loss_weight}
+        return " ".join(f"{key}={value}" for key, value in trained.items())
+
+    def sample(self, requests: Sequence[Request], steps: int) -> list[Image.Image]:
+        """Draw prompts with the concept in its present state; before the first step, with the plain class noun."""
+        name = self.subject.concept
+        if steps == 0:
+            nouns = {name: self.subject.class_noun}
+            requests = [Request(parse_prompt(request.prompt, nouns).plain, request.seed) for request in requests]
+        sampling = {"resolution": self.resolution, **(self.sampling or {})}
+        with self.stock():
+            return self.draws(self.backbone, {name: self.concept()}, sampling).sample(requests)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Group the parameters: weights, and embeddings of tokens without weight decay, which would shrink them."""
+        tokens = [one for one in self.tokens if one.requires_grad]
+        others = [one for one in self.averaged_parameters() if all(one is not token for token in tokens)]
+        named: list[dict[str, Any]] = [
+            {"name": "changes", "params": others},
+            {"name": "modifier", "params": tokens, "weight_decay": 0.0},
+        ]
+        return [group for group in named if group["params"]]
+
+    def export(self, record: TrainingRecord) -> dict[str, str]:
+        """Write the concept, which is all that drawing needs of a training."""
+        path, name = self.concept(record).save(self.export_path), self.subject.concept
+        drawing = {"prompt": f"a <{name}> on the beach", f"bank.{name}": path, "num_images": 4, "seed": 0}
+        following = command("generate.py", {**drawing, "method": self.method, **self.backbone.overrides})
+        return {"concept bank": path, "next": following}
