@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from src.data.request import Request, TextStyle
 from src.eval.draw import draw_missing
 from src.modules.latexblend.generator import ConceptGenerator
+from src.modules.training.learner import TrainingRecord
 from src.run.cli import respelled
 from src.run.types import check_types
 from tests.modules.backbones import test_contract as contract
@@ -50,6 +51,25 @@ def composed(root: Path, conf: Path, *arguments: str):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(root / "conf"), version_base="1.3"):
         return compose("generate", [*respelled(arguments, "generate.py"), f"hydra.searchpath=[file://{conf}]"])
+
+
+def test_a_rival_is_added_as_the_page_says(added, root: Path, tmp_path: Path) -> None:
+    conf = added("Add a rival")
+    tiny_sd(tmp_path / "words").save_pretrained(tmp_path / "sd")
+    here = [f"backbone.path={tmp_path / 'sd'}"]
+    GlobalHydra.instance().clear()
+    search = [f"hydra.searchpath=[file://{conf}]", f"paths.run_dir={tmp_path}", f"paths.cache_dir={tmp_path}"]
+    typed = respelled(["+experiment=concept_dog", "method=new_word", *here], "train.py")
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        cfg = compose("train", [*typed, *search])
+    check_types(cfg)
+    learner = instantiate(cfg.method).learner
+    path = learner.export(TrainingRecord(0, 0.1, 0.0))["concept bank"]
+    cfg = composed(root, conf, "method=new_word", f"bank.rex={path}", *here)
+    check_types(cfg)
+    generator = instantiate(cfg.method, _convert_="all")
+    image, plain = generator.sample([Request("a <rex>", 0), Request("a dog", 0)])
+    assert (np.asarray(image) != np.asarray(plain)).any()
 
 
 def test_a_method_is_added_as_the_page_says(added, root: Path, tmp_path: Path) -> None:

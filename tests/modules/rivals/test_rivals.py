@@ -156,6 +156,13 @@ def test_textual_inversion_replaces_the_noun_and_keeps_the_article(make, tmp_pat
     a, dog = learner.backbone.tokenizers[0]("a dog", add_special_tokens=False).input_ids
     tokens = learner.learnt()["token.0"]
     assert tokens.shape == (2, table.shape[1]) and (tokens[0] == table[a]).all() and (tokens[1] != table[dog]).any()
+    # Prompts are read as if the noun's own row of the table were S*.
+    generator = TextualInversion.draws(make(), {"rex": learner.concept()}, SAMPLING)
+    found = generator.read([generator.prepare(Request("a photo of <rex> at night", 0))]).prompt_embeds
+    changed = make()
+    for index, encoder in enumerate(changed.text_encoders):
+        encoder.get_input_embeddings().weight[dog] = learner.learnt()[f"token.{index}"][1].detach()
+    torch.testing.assert_close(found, changed.encode_text(["a photo of a dog at night"]).prompt_embeds)
 
 
 def test_a_constrained_merge_solves_the_papers_problem():
@@ -211,10 +218,10 @@ def test_stacked_loras_are_added_with_their_scale(make, tmp_path):
 
 
 def test_omg_gives_each_cell_to_the_noun_with_most_attention():
-    attention = torch.tensor([[[[0.0, 1.0, 4.0]], [[2.0, 2.5, 1.0]]]])  # (1, 2, 1, 3)
-    # Ranged: 0 .25 1 and .67 1 0.
-    assert masks_of(attention, 0.5).tolist() == [[[[0, 0, 1]], [[1, 1, 0]]]]
-    assert masks_of(attention, 0.8).tolist() == [[[[0, 0, 1]], [[0, 1, 0]]]]
+    attention = torch.tensor([[[[0.0, 1.0, 4.0, 3.0]], [[2.0, 2.5, 1.0, 2.4]]]])  # (1, 2, 1, 4)
+    # Ranged: 0 .25 1 .75 and .67 1 0 .93.
+    assert masks_of(attention, 0.5).tolist() == [[[[0, 0, 1, 0]], [[1, 1, 0, 1]]]]
+    assert masks_of(attention, 0.8).tolist() == [[[[0, 0, 1, 0]], [[0, 1, 0, 1]]]]
 
 
 def test_omg_takes_each_concepts_noise_inside_its_mask(make, tmp_path):
