@@ -1,15 +1,15 @@
-"""Every feature from its own best start: ``python -m experiments.four_quadrants.starts [SEED ...]``.
+"""Every feature from its own best start: ``python -m experiments.four_quadrants.starts``.
 
-A start is a learning rate and, where blocks are summed, an initial gain. Each feature's best is chosen on models of a
-seed of their own, ``SEARCH_SEED``, by the denoising loss of training captions that the adapter has not seen. Then every
-feature is trained from its own start and from the common one, on the models of other seeds. Every training is written
-to ``results`` as soon as it is done and not computed again.
+A start is a learning rate and, where blocks are summed, an initial gain. Each feature's best is chosen with a seed that
+nothing else uses, by the denoising loss of training captions that the adapter has not seen. Then every feature is
+trained from its own start and from the common one, with other seeds: first the block-wise score and the plain sum, then
+all six. The frozen models are the same for all. Every training is written to ``results`` as soon as it is done and not
+computed again.
 """
 
 import json
 import logging
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,13 @@ from src.modules.training.diffusion import step_generator
 from src.modules.training.learner import LearnerModule
 
 CACHE = Path(".cache") / "four_quadrants"
-SEARCH_SEED = 100
+"""Where the frozen models are kept for another call."""
 SMALL = 4
-"""Side of the images: a quarter of the pixels of ``study``."""
-SEEDS_OF_ALL, SEEDS_OF_TWO = (3, 4, 5), (6, 7, 8)
-"""Seeds with all features, and those with the block-wise score and the plain sum alone."""
+"""Side of the images: a quarter of the pixels of ``study``, so the base model is smaller too."""
+SEARCH_SEED, SEEDS_OF_ALL, SEEDS_OF_TWO = 100, (3, 4, 5), (3, 4, 5, 6, 7, 8)
+"""Seeds of adapters: one that chooses, those with all features, and those with the score and the plain sum."""
 TWO = (BASELINE, "sum")
-RATES, GAINS = (1e-3, 3e-3, 1e-2), (0.1, 0.5, 1.0)
+RATES, GAINS = (3e-3, 1e-2), (0.1, 0.5, 1.0)
 SEARCH_CAPTIONS = 240
 """Captions that a search trains on; the other 60 of 300 choose."""
 MARKS = (100, 150, 200, 250, 300)
@@ -89,9 +89,9 @@ def common(features: str) -> Start:
     return Start(features, 3e-3, 0.5 if features in TWO else None)
 
 
-def best(losses: Mapping[str, float]) -> dict[str, Start]:
+def best(losses: Mapping[str, float], features: Sequence[str] = FEATURES) -> dict[str, Start]:
     """The start of each feature with the lowest validation loss."""
-    return {features: min(tried(features, losses), key=lambda start: losses[str(start)]) for features in FEATURES}
+    return {one: min(tried(one, losses), key=lambda start: losses[str(start)]) for one in features}
 
 
 class InMemory(EncodingCache):
@@ -115,24 +115,21 @@ class InMemory(EncodingCache):
 
 
 class Models:
-    """The frozen models of one seed, and adapters between them; they are kept in ``.cache`` for another call.
+    """The frozen models, and adapters between them."""
 
-    Args:
-        seed: Seed of the language model and of the adapters. The base model is the same for all.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.llm = LanguageModel.from_pretrained(str(_made(f"llm_{seed}", lambda at: language_model(at, seed))))
+    def __init__(self) -> None:
+        self.llm = LanguageModel.from_pretrained(str(_made("llm", lambda at: language_model(at, SEARCH_SEED))))
         self.backbone = UNetBackbone.from_pretrained(str(_made("sd", _write_base)))
         self.backbone.pipeline.set_progress_bar_config(disable=True)
 
-    def adapter(self, start: Start, num_captions: int | None, callbacks: Sequence[L.Callback] = ()) -> LLMDiff:
+    def adapter(
+        self, start: Start, seed: int, num_captions: int | None = None, callbacks: Sequence[L.Callback] = ()
+    ) -> LLMDiff:
         """Train an adapter from a start, on so many captions."""
         encoder = LLMEncoder(self.llm, EncodingOptions(features=start.features), InMemory(CACHE))
         options = AdapterOptions(phi_bias="mean", gain_init=start.gain)
-        learner = LLMDiff(self.backbone, encoder, "not exported", options, seed=self.seed)
-        data = QuadrantData(16, self.seed, num_captions, SMALL)
+        learner = LLMDiff(self.backbone, encoder, "not exported", options, seed=seed)
+        data = QuadrantData(16, seed, num_captions, SMALL)
         trained(learner, data, MARKS[-1], 50, callbacks=callbacks, lr=start.rate, fused=True)
         return learner
 
@@ -182,42 +179,37 @@ def validation_loss(learner: LLMDiff) -> float:
     return float(learner.denoising_errors(paint(captions, SMALL), captions, generators).mean())
 
 
-def search() -> dict[str, float]:
+def search(features: Sequence[str]) -> dict[str, float]:
     """The validation loss of every start that is tried; what is missing is trained."""
     path = RESULTS / "search.json"
     found = _kept(path)
-    while missing := [one for features in FEATURES for one in tried(features, found) if str(one) not in found]:
-        for models, start in _each(SEARCH_SEED, missing):
-            found[str(start)] = validation_loss(models.adapter(start, SEARCH_CAPTIONS))
-            write_text(path, json.dumps(found, indent=0) + "\n")
-            print(f"search, {start}: {found[str(start)]:.5f}", flush=True)
+    models = None
+    while missing := [start for one in features for start in tried(one, found) if str(start) not in found]:
+        models = models or Models()
+        found[str(missing[0])] = validation_loss(models.adapter(missing[0], SEARCH_SEED, SEARCH_CAPTIONS))
+        write_text(path, json.dumps(found, indent=0) + "\n")
+        print(f"search, {missing[0]}: {found[str(missing[0])]:.5f}", flush=True)
     return found
 
 
 def measure(seed: int, starts: Mapping[str, Start]) -> None:
-    """What is missing of one seed."""
+    """What is missing of one seed: each feature from its own best start and from the common one."""
     path = _path(seed)
     found = _kept(path)
-    missing = [start for start in wanted(seed, starts) if str(start) not in found]
-    for models, start in _each(seed, missing):
+    missing = [start for start in wanted(starts) if str(start) not in found]
+    models = Models() if missing else None
+    for start in missing:
+        assert models is not None
         curve = Curve()
-        models.adapter(start, None, [curve])
+        models.adapter(start, seed, callbacks=[curve])
         found[str(start)] = curve.right
         write_text(path, json.dumps(found) + "\n")
         print(f"seed {seed}, {start}: {' '.join(str(sum(right)) for right in curve.right.values())}", flush=True)
 
 
-def wanted(seed: int, starts: Mapping[str, Start]) -> list[Start]:
-    """The trainings of a seed: each feature from its own best start and from the common one."""
-    features = FEATURES if seed in SEEDS_OF_ALL else TWO
-    return list(dict.fromkeys(start for one in features for start in (starts[one], common(one))))
-
-
-def _each(seed: int, missing: Sequence[Any]) -> Iterator[tuple[Models, Any]]:
-    """Each of what is missing with the models of a seed, which are trained if anything is."""
-    if missing:
-        models = Models(seed)
-        yield from ((models, one) for one in missing)
+def wanted(starts: Mapping[str, Start]) -> list[Start]:
+    """The trainings of a seed; a start that is a feature's best and the common one is trained once."""
+    return list(dict.fromkeys(start for one, own in starts.items() for start in (own, common(one))))
 
 
 def _kept(path: Path) -> dict[str, Any]:
@@ -228,17 +220,15 @@ def _path(seed: int) -> Path:
     return RESULTS / f"starts_{seed}.json"
 
 
-def compared(features: Sequence[str], starts: Mapping[str, Start], losses: Mapping[str, float]) -> dict[str, Any]:
+def compared(starts: Mapping[str, Start], losses: Mapping[str, float]) -> dict[str, Any]:
     """Means over captions and seeds, and paired differences from the block-wise score at its own best start.
 
     Args:
-        features: What is compared, over all seeds that have it.
-        starts: Each one's best.
+        starts: Each feature's best; all seeds count that have all of these features.
         losses: Validation losses of the search.
     """
-    own = {one: starts[one] for one in features}
-    arms = own | {f"{one}, common start": common(one) for one in features}
-    kept = {seed: _kept(_path(seed)) for seed in (*SEEDS_OF_ALL, *SEEDS_OF_TWO)}
+    arms = {**starts, **{f"{one}, common start": common(one) for one in starts}}
+    kept = {seed: _kept(_path(seed)) for seed in SEEDS_OF_TWO}
     seeds = {seed: found for seed, found in kept.items() if set(found) >= {str(start) for start in arms.values()}}
     values = {arm: _scores([found[str(start)] for found in seeds.values()]) for arm, start in arms.items()}
     number = len(split()[1])
@@ -266,15 +256,15 @@ def _scores(curves: Sequence[Mapping[str, Sequence[bool]]]) -> dict[str, list[fl
 
 
 def main() -> None:
-    """Search, measure, and compare what is done."""
+    """Search, measure and compare, first the two that differ in the subtraction alone, then all features."""
     RESULTS.mkdir(exist_ok=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    losses = search()
-    starts = best(losses)
-    for seed in [int(one) for one in sys.argv[1:]] or (*SEEDS_OF_ALL, *SEEDS_OF_TWO):
-        measure(seed, starts)
-    for name, features in (("starts", FEATURES), ("subtraction", TWO)):
-        write_text(RESULTS / f"{name}.json", json.dumps(compared(features, starts, losses), indent=2) + "\n")
+    for name, features, seeds in (("subtraction", TWO, SEEDS_OF_TWO), ("starts", FEATURES, SEEDS_OF_ALL)):
+        losses = search(features)
+        starts = best(losses, features)
+        for seed in seeds:
+            measure(seed, starts)
+        write_text(RESULTS / f"{name}.json", json.dumps(compared(starts, losses), indent=2) + "\n")
 
 
 if __name__ == "__main__":
