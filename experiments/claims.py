@@ -91,25 +91,24 @@ class Declared:
         self.scores: dict[str, str] = told.get("scores", {})
         self.claims = {name: _built(Claim, one, folder, name) for name, one in told.get("claims", {}).items()}
         self.tables = {name: _built(PageTable, one or {}, folder, name) for name, one in told.get("tables", {}).items()}
-        self._studies: dict[str, Study] = {}
+        self._studies: dict[Path, Study] = {}
 
     @cached_property
     def first(self) -> str:
         """The arm that others differ from."""
         return next(iter(self.arms))
 
-    @property
-    def is_run(self) -> bool:
+    def is_run(self, claim: Claim) -> bool:
         """Whether there are results; what is claimed and how it is measured can be written down before."""
-        return (self.folder / "results").exists()
+        return all(self._path(arm).exists() for arm in {claim.arm or self.first, claim.against or self.first})
 
     def line(self, name: str) -> str:
         """A claim as a page shows it: its word, what it says, and the interval from which the word comes.
 
-        Where the folder has no results, nothing is known of it yet.
+        Where the file of results is missing, nothing is known of it yet.
         """
         claim = self.claims[name]
-        if not self.is_run:
+        if not self.is_run(claim):
             return f"- **Not run:** {claim.says}."
         word, found = (self._counted if claim.every else self._single)(claim)
         start = f"{word}** {claim.says}," if claim.every == "difference" else f"{word.capitalize()}:** {claim.says}:"
@@ -160,13 +159,18 @@ class Declared:
 
     def _study(self, arm: str) -> tuple[Study, str]:
         """The file of an arm, and what that file calls it."""
+        path = self._path(arm)
+        if path not in self._studies:
+            self._studies[path] = Study(path)
+        return self._studies[path], str(self._told(arm)["arm"])
+
+    def _path(self, arm: str) -> Path:
+        return self.folder / "results" / f"{self._told(arm).get('file', self.file)}.json"
+
+    def _told(self, arm: str) -> dict[str, str]:
         if arm not in self.arms:
             raise ValueError(f"{self.folder / 'claims.yaml'} names no arm {arm!r}; it names {', '.join(self.arms)}")
-        told = self.arms[arm] if isinstance(self.arms[arm], dict) else {"arm": self.arms[arm]}
-        name = told.get("file", self.file)
-        if name not in self._studies:
-            self._studies[name] = Study(self.folder / "results" / f"{name}.json")
-        return self._studies[name], str(told["arm"])
+        return self.arms[arm] if isinstance(self.arms[arm], dict) else {"arm": self.arms[arm]}
 
     def _mean(self, arm: str, score: str) -> Interval | None:
         study, label = self._study(arm)

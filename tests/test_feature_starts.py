@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.four_quadrants import starts
-from experiments.four_quadrants.starts import MARKS, TWO, Start, best, common, compared, tried, wanted
+from experiments.feature_starts import study as starts
+from experiments.feature_starts.study import MARKS, TWO, Start, best, common, compared, tried, wanted
 from experiments.four_quadrants.study import FEATURES
 from experiments.study import Study
 from src.data.world.quadrants import QuadrantData, paint, read, split
@@ -73,8 +73,8 @@ def test_shares_and_differences_are_of_the_same_captions(tmp_path: Path, monkeyp
     for seed in seeds:
         found = {str(own[one]): _training(*curves[one]) for one in TWO}
         found |= {str(common(one)): _training(0, 0, 0, 0, 15) for one in TWO}
-        (tmp_path / f"starts_{seed}.json").write_text(json.dumps(found), encoding="utf-8")
-    (tmp_path / f"starts_{starts.SEEDS_OF_ALL[2]}.json").write_text("{}", encoding="utf-8")
+        (tmp_path / f"seed_{seed}.json").write_text(json.dumps(found), encoding="utf-8")
+    (tmp_path / f"seed_{starts.SEEDS_OF_ALL[2]}.json").write_text("{}", encoding="utf-8")
     record = compared(own, LOSSES | OWN)
     (tmp_path / "kept.json").write_text(json.dumps(record), encoding="utf-8")
     study = Study(tmp_path / "kept.json")
