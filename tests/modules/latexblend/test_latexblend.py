@@ -118,6 +118,8 @@ def test_only_the_rows_of_the_concept_carry_gradient(tmp_path: Path, photos: Pat
     concept = learner.flow.concept_text(concept_at)
     transform = learner.flow.transform(concept, concept_at, base_at)
     hidden, parameters = learner.base_text.prompt_embeds[base_at], list(learner.parameters())
+    alone = [(at, learner.flow.concept_text([at]).prompt_embeds[0]) for at in concept_at]
+    rows = torch.cat([states[learner.flow.spans[at]] for at, states in alone])
     for name, linear in learner.flow.projections.items():
         blended = transform(name, hidden, linear(hidden))
         slopes = torch.randn(blended.shape, generator=generator)
@@ -133,7 +135,6 @@ def test_only_the_rows_of_the_concept_carry_gradient(tmp_path: Path, photos: Pat
         found, of_modifier = torch.autograd.grad(
             (slopes * blended)[inside].sum(), [changed, learner.delta.modifier[0]], retain_graph=True
         )
-        rows = torch.cat([concept.prompt_embeds[row, learner.flow.spans[at]] for row, at in enumerate(concept_at)])
         assert torch.allclose(found, slopes[inside].T @ rows, atol=1e-4), name
         assert of_modifier.any()
 
