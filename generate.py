@@ -18,6 +18,7 @@ def main(cfg: DictConfig) -> None:
     # Seconds of imports, which a mistyped key need not wait for.
     from src.data.files import free_disk_or_raise
     from src.data.images import load_image
+    from src.data.layout import read_layout
     from src.data.mentions import check_name, parse_prompt
     from src.data.request import ImageStyle, Request, Style, TextStyle
     from src.eval.draw import draw_missing, measured_plan, write_grid
@@ -37,6 +38,7 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(
             f"bank.{unused[0]} is given, but no prompt names it: write <{unused[0]}> where it should stand"
         )
+    layout = read_layout(dict(cfg.layout), nouns)
     look_first(cfg)
     for path in listed(cfg.style):
         load_image(path)
@@ -46,7 +48,8 @@ def main(cfg: DictConfig) -> None:
     generator = build(cfg.method)
     styles: list[Style | None] = [*map(ImageStyle, listed(cfg.style)), *map(TextStyle, listed(cfg.style_prompt))]
     places = [(prompt, cfg.seed + number) for prompt in prompts for number in range(cfg.num_images)]
-    requests = [Request(*place, style) for style in styles or [None] for place in places]
+    regions = {prompt: tuple(one for one in layout if f"<{one[0]}>" in prompt) for prompt in prompts}
+    requests = [Request(*place, style, layout=regions[place[0]]) for style in styles or [None] for place in places]
     if cfg.dry_run:
         cli.console.print(measured_plan(generator, requests, folder).plain(), highlight=False)
         return

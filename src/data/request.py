@@ -7,6 +7,7 @@ from typing import Protocol
 from PIL import Image
 
 from src.data.images import content_hash, load_image
+from src.data.layout import Layout
 
 Identity = dict[str, str]
 """Settings and hashes of weights: generators with equal identities draw equal images."""
@@ -43,19 +44,21 @@ Style = ImageStyle | TextStyle
 
 @dataclass(frozen=True)
 class Request:
-    """One image to draw: the same prompt, seed and style give the same image, whatever else is drawn with it.
+    """One image to draw: the same prompt, seed, style and layout give the same image, whatever else is drawn with it.
 
     Attributes:
         prompt: Text, possibly with concepts as ``<name>``.
         seed: Seed of the initial noise.
         style: Style to draw in; None for no style but the prompt's.
         truncate: Whether to cut a prompt that is longer than the text encoder takes, instead of refusing it.
+        layout: Regions of concepts that the prompt mentions; concepts without one may stand anywhere.
     """
 
     prompt: str
     seed: int
     style: Style | None = None
     truncate: bool = False
+    layout: Layout = ()
 
 
 class Generator(Protocol):

@@ -16,6 +16,7 @@ from rich.progress import track
 
 from src.data.files import save_png, take_turns
 from src.data.images import check_png, load_image
+from src.data.layout import layout_key
 from src.data.request import Generator, Request, Style
 from src.data.store import read_or_remove
 from src.eval.results.results import Table
@@ -50,12 +51,16 @@ def _drawn_with(generator: Generator, requests: Sequence[Request]) -> list[dict[
     keys = _style_keys(requests)
 
     def one(request: Request) -> dict[str, str]:
-        identity = identities[request.prompt]
+        identity = identities[request.prompt] | _layout_key(request)
         if request.style is not None:
             return identity | {"reference": keys[request.style]}
         return {key: value for key, value in identity.items() if not key.startswith(ONLY_WITH_REFERENCE)}
 
     return [one(request) for request in requests]
+
+
+def _layout_key(request: Request) -> dict[str, str]:
+    return {"layout": layout_key(request.layout)} if request.layout else {}
 
 
 def _style_keys(requests: Sequence[Request]) -> dict[Style, str]:
@@ -117,6 +122,7 @@ def manifest_lines(requests: Sequence[Request], paths: Sequence[Path]) -> str:
     lines = [
         {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         | {"prompt": request.prompt, "seed": request.seed}
+        | _layout_key(request)
         | ({"reference": keys[request.style]} if request.style is not None else {})
         for request, path in zip(requests, paths, strict=True)
     ]

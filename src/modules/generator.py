@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ class BatchedGenerator(ABC, Generic[Prepared]):
     Args:
         batch_size: Number of images drawn at a time; it does not change an image beyond rounding.
     """
+
+    takes_layouts: ClassVar[bool] = False
+    """Whether the method can place concepts."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -61,6 +64,8 @@ class BatchedGenerator(ABC, Generic[Prepared]):
             ValueError: As in ``prepare``.
         """
         for request in requests:
+            if request.layout and not self.takes_layouts:
+                raise ValueError("a layout was given, but this method places no concepts: leave layout out")
             self.prepare(request)
         warn_of_unknown(self.known_words, [self.plain(request) for request in requests])
 

@@ -34,7 +34,14 @@ from src.run.types import check_given
 from src.run.utf8 import check_utf8, start_in_utf8
 from src.run.words import flags_first, refuse_words, shortened
 
-ADDABLE = {"experiment=": "+", "bank.": "++", "references.": "++", "training.": "++", "suite.subjects.": "++"}
+ADDABLE = {
+    "experiment=": "+",
+    "bank.": "++",
+    "layout.": "++",
+    "references.": "++",
+    "training.": "++",
+    "suite.subjects.": "++",
+}
 """Keys that a user may add, which plain Hydra wants marked: an experiment is no part of the defaults list (`+`), the
 names of banks are the user's own (`++`, so that the same name in an experiment is replaced), and so are the keys of a
 training that an evaluation changes."""

@@ -44,6 +44,6 @@ PRETRAINING = {
 """What the pretrainings of the world add."""
 DRAWING = {
     name: f"sampling.{name}" for name in ("num_inference_steps", "guidance_scale", "negative_prompt", "resolution")
-}
+} | {"bind": "rectification.bind"}
 RESPELLED = {"train": TRAINING | PRETRAINING, "draw": DRAWING}
 """Old keys below ``method`` to today's: of trainings, and of what draws images."""

@@ -29,6 +29,7 @@ class Generate:
     prompt: Several | None
     num_images: Annotated[int, Interval(ge=1, le=100_000)]
     bank: Mapping[str, str]
+    layout: Mapping[str, list[float] | Text]
     adapter: Text | None
     style: Several | None
     style_prompt: Several | None

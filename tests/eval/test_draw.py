@@ -118,6 +118,17 @@ def test_settings_of_a_style_do_not_change_what_is_drawn_without_one(tmp_path: P
     assert weak[0] == strong[0] and weak[1] != strong[1]
 
 
+def test_a_layout_is_part_of_the_key_and_of_the_manifest(tmp_path: Path) -> None:
+    free, boxed = Request("a <rex>", 0), Request("a <rex>", 0, layout=(("rex", (0.0, 0.0, 0.5, 1.0)),))
+    other = Request("a <rex>", 0, layout=(("rex", (0.0, 0.0, 0.6, 1.0)),))
+    paths = request_paths(Counting(), [free, boxed, other], tmp_path)
+    assert len(set(paths)) == 3
+    drawn = draw_missing(Counting(), [free, boxed], tmp_path)
+    assert drawn == paths[:2]
+    told = [json.loads(line) for line in manifest_lines([free, boxed], drawn).splitlines()]
+    assert "layout" not in told[0] and told[1]["layout"] == "rex=[0.0, 0.0, 0.5, 1.0]"
+
+
 def test_a_reference_that_is_not_there_is_said_before_drawing(tmp_path: Path) -> None:
     generator = Counting()
     with pytest.raises(ValueError, match="there is no image file"):

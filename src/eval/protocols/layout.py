@@ -2,8 +2,7 @@
 
 from PIL import Image, ImageOps
 
-Box = tuple[float, ...]
-"""Left, top, right, bottom as shares of the image."""
+from src.data.layout import Box
 
 LEFT, RIGHT, TOP, BOTTOM = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)
 LAYOUTS = {"left of": (LEFT, RIGHT), "right of": (RIGHT, LEFT), "above": (TOP, BOTTOM), "below": (BOTTOM, TOP)}

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from src.data.images import load_image
+from src.data.layout import Layout
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.eval.concepts import Concept, check_references
@@ -40,6 +41,7 @@ class PairProtocol(Protocol[Pair]):
         profile: Its CLIP gives CLIP-T on the whole image, its DINO identity on the crops.
         images_dir: Where the images go; what it holds is not drawn again.
         seed: Seeds the first image of each prompt, and the bootstrap.
+        with_layout: Whether the method is told the halves that the relation assigns.
 
     Raises:
         ValueError: If a template lacks a slot or a relation, or the profile asks for another text or other pairs.
@@ -50,20 +52,26 @@ class PairProtocol(Protocol[Pair]):
     scores = ("identity_margin", "both_own", "clip_t")
 
     def __init__(
-        self, prompts: Sequence[str], num_seeds: Count, profile: Profile, images_dir: str, seed: Seed = 0
+        self,
+        prompts: Sequence[str],
+        num_seeds: Count,
+        profile: Profile,
+        images_dir: str,
+        seed: Seed = 0,
+        with_layout: bool = False,
     ) -> None:
         super().__init__(profile, images_dir, seed)
         profile.require(["class_noun"], ["all"])
         if not prompts or num_seeds < 1:
             raise ValueError(f"need at least one prompt and one seed, got {len(prompts)} and {num_seeds}")
         self.layouts = {prompt: layout(prompt) for prompt in prompts}
-        self.prompts, self.num_seeds = list(self.layouts), num_seeds
+        self.prompts, self.num_seeds, self.with_layout = list(self.layouts), num_seeds, with_layout
 
     def items(self, concepts: Sequence[Concept]) -> list[Item[Pair]]:
         """Pair by pair, both arms, prompt by prompt, seed by seed."""
         return [
             Item(
-                Request(_filled(prompt, pair, arm), seed),
+                Request(_filled(prompt, pair, arm), seed, layout=self._told(prompt, pair, arm)),
                 {"pair": f"{pair[0].name}_{pair[1].name}", "arm": arm, "prompt": prompt, "seed": seed},
                 pair,
             )
@@ -72,6 +80,11 @@ class PairProtocol(Protocol[Pair]):
             for prompt in self.prompts
             for seed in range(self.seed, self.seed + self.num_seeds)
         ]
+
+    def _told(self, prompt: str, pair: Pair, arm: str) -> Layout:
+        if arm == "control" or not self.with_layout:
+            return ()
+        return tuple(sorted(zip((one.name for one in pair), self.layouts[prompt], strict=True)))
 
     def check(self, concepts: Sequence[Concept]) -> None:
         """Refuse a single concept, concepts with one reference, and encoders without weights."""

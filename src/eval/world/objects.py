@@ -9,11 +9,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from src.data.layout import Box
 from src.data.world.caption_tests import CaptionTest
 from src.data.world.render import render
 from src.data.world.scenes import Scene
 from src.data.world.vocabulary import BACKGROUNDS
-from src.eval.protocols.layout import BOTTOM, TOP, Box
+from src.eval.protocols.layout import BOTTOM, TOP
 
 DIFFERENT = 25
 """Of 255, in one channel at least: more than an autoencoder's rounding, less than any object."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from src.data.banks import BankFile
 from src.data.identity import warn_of_another
 from src.data.known_words import KnownWords
+from src.data.layout import Region, regions_of
 from src.data.mentions import check_name, parse_prompt
 from src.data.prompts import FIXED_TEMPLATE, TEMPLATES, concept_positions, concept_span, tokenize
 from src.data.ranges import BatchSize, BelowOne, Sampling, Share1
@@ -21,16 +22,18 @@ from src.modules.backbones.denoising import denoising_errors
 from src.modules.generator import BatchedGenerator, usable_device
 from src.modules.latexblend.bank import ConceptBank, ProjectionCache, cached_projections, replace_rows
 from src.modules.latexblend.guidance import BlendingGuidance
+from src.modules.latexblend.rectification import Rectification
 
 Placement = tuple[ConceptBank, list[int]]
 """A bank and the S token positions of one mention of its concept."""
 
 
 class Placed(NamedTuple):
-    """A request that is ready to be drawn: its prompt with class nouns for concepts, their positions, and the seed."""
+    """A request that is ready to be drawn: its prompt with class nouns for concepts, their places, and the seed."""
 
     plain: str
     concepts: list[Placement]
+    regions: list[Region | None]
     seed: int
 
 
@@ -126,7 +129,7 @@ def concept_offsets(backbone: Backbone, bank: ConceptBank) -> ConceptBank:
 
 
 class ConceptGenerator(BatchedGenerator[Placed]):
-    """Draws prompts that may mention concepts: ``a <rex> next to a <mittens>``.
+    """Draws prompts that may mention concepts, ``a <rex> next to a <mittens>``, each in its region if it has one.
 
     Args:
         backbone: The stock model.
@@ -137,7 +140,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
             extension; None for what suits the backbone.
         blending_start: Share of the noise schedule, however long it is, below which concepts act; 1 for all of it.
         blending_end: Share of the noise schedule below which concepts act no longer; 0 for never.
-        bind: Whether V* gets the key of the noun, see ``BlendedText``.
+        rectification: How attention to concepts is rectified, or its settings; None for a layout's alone.
         blending_guidance: Guidance for many or similar concepts in one image, or its settings; None for no guidance.
         batch_size: Number of images drawn at a time; it does not change an image beyond rounding.
         device: Torch device to draw on, or ``auto``; None leaves the backbone where it is.
@@ -148,6 +151,8 @@ class ConceptGenerator(BatchedGenerator[Placed]):
             device.
     """
 
+    takes_layouts = True
+
     def __init__(
         self,
         backbone: Backbone,
@@ -155,7 +160,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         sampling: Sampling | None = None,
         keep_context: bool | None = None,
         blending_start: Share1 = 1.0,
-        bind: bool = False,
+        rectification: Rectification | Mapping[str, Any] | None = None,
         blending_guidance: BlendingGuidance | Mapping[str, Any] | None = None,
         batch_size: BatchSize = 8,
         device: str | None = None,
@@ -184,7 +189,9 @@ class ConceptGenerator(BatchedGenerator[Placed]):
             warn_of_another(loaded.metadata, backbone.content_hash, backbone.name, f"the bank of {name}")
             loaded = loaded.to(backbone.device, backbone.dtype)
             self.banks[name] = concept_offsets(backbone, loaded) if self.keep_context else loaded
-        self.blending_start, self.blending_end, self.bind = blending_start, blending_end, bind
+        self.blending_start, self.blending_end = blending_start, blending_end
+        given = rectification or {}
+        self.rectification = Rectification(**given) if isinstance(given, Mapping) else given
         if isinstance(blending_guidance, Mapping):
             blending_guidance = BlendingGuidance(**blending_guidance)
         if blending_guidance:
@@ -230,7 +237,8 @@ class ConceptGenerator(BatchedGenerator[Placed]):
     def identity(self, prompt: str | None = None) -> Identity:
         """Return what an image depends on beside text and seed; with ``prompt``, only the banks that it mentions."""
         of_call, guidance = self.sampling, self.blending_guidance
-        drawn_with = (of_call["num_inference_steps"], of_call["guidance_scale"], self.blending_start, self.bind)
+        bind, usual = self.rectification.bind, Rectification(bind=self.rectification.bind)
+        drawn_with = (of_call["num_inference_steps"], of_call["guidance_scale"], self.blending_start, bind)
         banks = {f"bank.{name}": bank.metadata.get("sha256", "") for name, bank in self.banks.items()}
         if prompt is not None:
             banks = {key: value for key, value in banks.items() if f"<{key.removeprefix('bank.')}>" in prompt}
@@ -240,6 +248,7 @@ class ConceptGenerator(BatchedGenerator[Placed]):
             "negative_prompt": of_call["negative_prompt"],
             **({"keep_context": "true"} if self.keep_context else {}),
             **({"blending_end": str(self.blending_end)} if self.blending_end else {}),
+            **({"rectification": str(self.rectification)} if self.rectification != usual else {}),
             **({"blending_guidance": str(guidance)} if guidance and guidance.num_steps else {}),
             **banks,
         }
@@ -263,23 +272,25 @@ class ConceptGenerator(BatchedGenerator[Placed]):
         if request.style is not None:
             raise ValueError("a style was given, but this method draws concepts, not styles: add method=style_svd")
         prompt = self.readable(request.prompt) if request.truncate else request.prompt
-        return Placed(*self.place(prompt), request.seed)
+        plain, concepts = self.place(prompt)
+        names = [mention.name for mention in parse_prompt(prompt, self._nouns).mentions]
+        return Placed(plain, concepts, regions_of(request.layout, names), request.seed)
 
     def draw(self, batch: Sequence[Placed]) -> list[Image.Image]:
         """Draw one batch with a stock call of the pipeline while concepts are blended in."""
-        guidance: dict[str, Any] = {}
-        if self.blending_guidance and self.blending_guidance.num_steps:
-            phrases = [[positions for _, positions in one.concepts] for one in batch]
-            guidance = self.blending_guidance.arguments(self.backbone.pipeline, phrases)
-        with self._blended([one.concepts for one in batch]):
+        phrases = [[positions for _, positions in one.concepts] for one in batch]
+        regions = [one.regions for one in batch]
+        rectifying = self.rectification.acting(self.backbone, phrases, regions)
+        guiding = (self.blending_guidance or BlendingGuidance()).acting(self.backbone, phrases, regions)
+        with self._blended([one.concepts for one in batch]), rectifying, guiding as guidance:
             plain, seeds = [one.plain for one in batch], [one.seed for one in batch]
             return self.backbone.draw(plain, seeds, self.sampling, **guidance)
 
     def _blended(self, placements: Sequence[Sequence[Placement]]) -> contextlib.AbstractContextManager[None]:
         length, start = self.backbone.noise_scheduler.config.num_train_timesteps, self.blending_start
         acts_below = start * length if start < 1 else None
-        acts_from = self.blending_end * length
-        return blended(self.backbone.denoiser, placements, acts_below, self.bind, self.keep_context, acts_from)
+        acts_from, bind = self.blending_end * length, self.rectification.bind
+        return blended(self.backbone.denoiser, placements, acts_below, bind, self.keep_context, acts_from)
 
     def denoising_errors(
         self, images: Sequence[Image.Image], captions: Sequence[str], seeds: Sequence[int]

@@ -1,45 +1,57 @@
 """Blending guidance (LaTexBlend Eq. 15): a loss on attention maps that holds concepts together and keeps them apart.
 
-In early denoising steps the latents move so that V* and its noun attend to the same place (g1) and different concepts
-attend to different places (g2).
+In early denoising steps the latents, or the predicted noise, move so that V* and its noun attend to the same place (g1)
+and different concepts attend to different places (g2).
 
 Shapes: B prompts, H heads, N cells of a feature map, L tokens, T tokens of one prompt's concepts.
 """
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from src.data.ranges import Number, Share1
+from src.data.layout import Region, covered
+from src.data.ranges import Number, Positive, Share1
+from src.modules.backbones.base import Backbone
 from src.modules.backbones.unet import guidance_condition
+from src.modules.latexblend.attention import attention_grid, recorded_attention
 
 Phrases = Sequence[Sequence[int]]
 """Token positions of each concept of one prompt: that of V*, then those of the noun."""
-MAX_CELLS = 32 * 32
-"""Most cells N of a feature map that counts: larger ones add little and cost the most memory."""
+Regions = Sequence[Region | None]
+"""Region of each concept of one prompt; None where a concept may stand anywhere."""
+LAYOUT_SCALE = 30.0
+"""Factor of the loss of a layout, which is in [0, 1]: it makes it as long as the distances of ``separation_loss``."""
 MAX_SIDE = 8
 """Side that maps are averaged down to, as the reference code does with its 32 x 32 maps."""
+WEIGHT = 0.2
+"""Default of lambda in Eq. 15: on the world it moves latents about as far as a step of the other form."""
+PURE_NOISE = 1e-6
+"""Share of signal below which no noise is guided: there the clean image would move without bound."""
 SHARPNESS = 100.0
 """Factor before the softmax over cells, needed because attention to any one token is small everywhere."""
 
 
 @dataclass(frozen=True)
 class BlendingGuidance:
-    """Moves the latents down the gradient of ``separation_loss`` after each early step of a stock pipeline.
+    """Leads each early step of a stock pipeline down the gradient of ``separation_loss``, in one of two forms.
 
-    The reference code steps by the raw gradient of a sum over all layers. This takes their mean and a step of fixed
-    length, so that one setting suits any number of layers and concepts, any scheduler and any noise level.
+    ``latent`` moves the latents, as the reference code does. That steps by the raw gradient of a sum over all layers;
+    this takes their mean and a step of fixed length, so that one setting suits any number of layers and concepts, any
+    scheduler and any noise level. ``noise`` is Eq. 15: it adds the weighted gradient to the noise that is predicted.
 
     Args:
-        num_steps: Number of guided steps, from the second denoising step on; 0 for none.
-        step_size: Length of a step, as a share of the root mean square of the latents.
+        num_steps: Number of guided steps; of ``latent`` from the second denoising step on; 0 for none.
+        step_size: Length of a step of ``latent``, as a share of the root mean square of the latents.
+        form: ``latent`` or ``noise``.
+        weight: The paper's lambda, of ``noise``; the paper's value is not known.
 
     Raises:
         ValueError: If either is out of range.
@@ -47,6 +59,12 @@ class BlendingGuidance:
 
     num_steps: Number = 0
     step_size: Share1 = 0.1
+    form: Literal["latent", "noise"] = field(default="latent", repr=False)
+    weight: Positive = field(default=WEIGHT, repr=False)
+
+    def __str__(self) -> str:
+        """Return what an image depends on."""
+        return repr(self) if self.form == "latent" else f"noise({self.num_steps}, {self.weight})"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -55,6 +73,11 @@ class BlendingGuidance:
                 f"blending_guidance has num_steps {self.num_steps} and step_size {self.step_size}; "
                 "give 0 or more steps, and a step size in (0, 1]"
             )
+        if self.form not in ("latent", "noise") or not 0 < self.weight < math.inf:
+            raise ValueError(
+                f"blending_guidance has form {self.form!r} and weight {self.weight}; give latent or noise, and a "
+                "weight above zero"
+            )
 
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Refuse a pipeline that cannot be guided.
@@ -62,18 +85,42 @@ class BlendingGuidance:
         Raises:
             ValueError: If its calls take no callback at the end of a step.
         """
-        if self.num_steps and not hasattr(pipeline, "_callback_tensor_inputs"):
+        if self.num_steps and self.form == "latent" and not hasattr(pipeline, "_callback_tensor_inputs"):
             raise ValueError(
                 f"a {type(pipeline).__name__} cannot be guided: its calls take no callback at the end of a step; leave "
-                "method.blending_guidance out, or take a Stable Diffusion or SDXL backbone"
+                "method.blending_guidance out, or give method.blending_guidance.form=noise"
             )
 
-    def arguments(self, pipeline: DiffusionPipeline, phrases: Sequence[Phrases]) -> dict[str, Any]:
+    @contextlib.contextmanager
+    def acting(
+        self, backbone: Backbone, phrases: Sequence[Phrases], regions: Sequence[Regions] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """While active, calls of the backbone's pipeline are guided if they take the keyword arguments that it yields.
+
+        Args:
+            backbone: The model, with the concepts already installed by ``blended``.
+            phrases: Token positions of the concepts of every prompt in the batch.
+            regions: Their regions; None where there is no layout.
+        """
+        if self.form == "latent" or not self.num_steps or not any(phrases):
+            yield self.arguments(backbone.pipeline, phrases, regions)
+            return
+        hook = _NoiseGuidance(self, backbone, phrases, regions)
+        handle = backbone.denoiser.register_forward_hook(hook, with_kwargs=True)
+        try:
+            yield {}
+        finally:
+            handle.remove()
+
+    def arguments(
+        self, pipeline: DiffusionPipeline, phrases: Sequence[Phrases], regions: Sequence[Regions] | None = None
+    ) -> dict[str, Any]:
         """Return the keyword arguments that make a pipeline's call guided; empty if there is nothing to guide.
 
         Args:
             pipeline: Stable Diffusion or SDXL, with the concepts already installed by ``blended``.
             phrases: Token positions of the concepts of every prompt in the batch.
+            regions: Their regions; None where there is no layout.
         """
         if not self.num_steps or not any(phrases):
             return {}
@@ -82,7 +129,7 @@ class BlendingGuidance:
             timesteps = pipeline.scheduler.timesteps
             if index >= self.num_steps or index + 1 == len(timesteps):
                 return {}
-            gradient = _gradient(pipeline, timesteps[index + 1], state, phrases)
+            gradient = _latent_gradient(pipeline, timesteps[index + 1], state, phrases, regions)
             return {"latents": _moved(state["latents"], gradient, self.step_size)}
 
         wanted = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
@@ -91,7 +138,7 @@ class BlendingGuidance:
 
 
 def separation_loss(attention: Tensor, size: tuple[int, int], phrases: Phrases) -> Tensor:
-    """Compute g1 + g2 in one layer: distances inside each concept, minus distances between concepts.
+    """Compute g1 + g2 in a layer: distances inside each concept, minus distances between concepts.
 
     The distance of two tokens is the symmetric KL divergence ``(KL(p||q) + KL(q||p)) / 2`` of their attention maps,
     each a distribution over cells. g1 adds for each concept the largest distance between V* and a token of its noun. g2
@@ -99,82 +146,185 @@ def separation_loss(attention: Tensor, size: tuple[int, int], phrases: Phrases) 
     second, averaged over the tokens of the second.
 
     Args:
-        attention: Attention of each cell to each token, shape ``(N, L)``; rows sum to 1.
+        attention: Attention of each cell to each token, shape ``(N, L)``, or ``(M, N, L)`` of M layers; rows sum to 1.
         size: Rows and columns of the map, N cells in all.
         phrases: Token positions of at least one concept.
+
+    Returns:
+        The loss, a scalar, or one of each layer, ``(M,)``.
     """
-    columns = attention[:, [at for phrase in phrases for at in phrase]].float()  # (N, T)
-    maps = F.adaptive_avg_pool2d(columns.T.unflatten(1, size), (min(size[0], MAX_SIDE), min(size[1], MAX_SIDE)))
-    log_share = torch.log_softmax(SHARPNESS * maps.flatten(1), dim=1)  # (T, cells)
+    columns = attention[..., [at for phrase in phrases for at in phrase]].float().transpose(-1, -2)  # (..., T, N)
+    maps = F.adaptive_avg_pool2d(columns.unflatten(-1, size), (min(size[0], MAX_SIDE), min(size[1], MAX_SIDE)))
+    log_share = torch.log_softmax(SHARPNESS * maps.flatten(-2), dim=-1)  # (..., T, cells)
     share = log_share.exp()
-    distance = ((share[:, None] - share) * (log_share[:, None] - log_share)).sum(-1) / 2  # (T, T)
+    share_gap, log_gap = (each[..., :, None, :] - each[..., None, :, :] for each in (share, log_share))
+    distance = (share_gap * log_gap).sum(-1) / 2  # (..., T, T)
+    groups = distance.split([len(phrase) for phrase in phrases], dim=-2)
     stops = torch.tensor([len(phrase) for phrase in phrases]).cumsum(0).tolist()
-    groups = [range(stop - len(phrase), stop) for stop, phrase in zip(stops, phrases, strict=True)]
-    gathered = [distance[group[0], group[1:]].max() for group in groups]  # g1 of each concept
-    parted = [distance[a][:, b].amax(0).mean() for a in groups for b in groups if a != b]  # g2 of each ordered pair
-    return torch.stack(gathered).sum() - (torch.stack(parted).sum() if parted else 0.0)
+    nouns = [slice(stop - len(phrase) + 1, stop) for stop, phrase in zip(stops, phrases, strict=True)]
+    gathered = [group[..., 0, noun].amax(-1) for group, noun in zip(groups, nouns, strict=True)]  # g1 of each concept
+    farthest = torch.stack([group.amax(-2) for group in groups], dim=-2)  # (..., concepts, T)
+    means = [farthest[..., noun.start - 1 : noun.stop].mean(-1) for noun in nouns]
+    parted = torch.stack(means, dim=-1)  # (..., concepts, concepts), g2 of each ordered pair, and each with itself
+    apart = parted.sum((-1, -2)) - parted.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return torch.stack(gathered).sum(0) - apart
 
 
-@contextlib.contextmanager
-def recorded_attention(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """While active, record the attention map ``(B, N, L)`` of each cross-attention layer in every forward pass.
+def layout_loss(attention: Tensor, size: tuple[int, int], phrases: Phrases, regions: Sequence[Region]) -> Tensor:
+    """Compute how much of the attention to concepts is outside of their regions.
 
-    Maps are averaged over heads and carry a gradient; they are computed in addition to the layer's own attention.
+    It is the square of the share that is outside, mean over a concept's tokens, summed over concepts.
+
+    Args:
+        attention: Attention of each cell to each token, shape ``(N, L)``, or ``(M, N, L)`` of M layers.
+        size: Rows and columns of the map, N cells in all.
+        phrases: Token positions of concepts.
+        regions: Region of each.
+
+    Returns:
+        The loss, a scalar, or one of each layer, ``(M,)``.
     """
-    queries: dict[str, Tensor] = {}
-    maps: dict[str, Tensor] = {}
-
-    def keep_query(name: str):
-        return lambda module, inputs, query: queries.update({name: query})
-
-    def keep_map(name: str, heads: int):
-        def hook(module: nn.Module, inputs: tuple, key: Tensor) -> None:
-            query = queries.pop(name)
-            if query.shape[1] <= MAX_CELLS:
-                split_query, split_key = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key))
-                scores = split_query @ split_key.transpose(-1, -2) / math.sqrt(split_query.shape[-1])  # (B, H, N, L)
-                maps[name] = scores.softmax(-1).mean(1)
-
-        return hook
-
-    layers = {name: module for name, module in unet.named_modules() if name.endswith("attn2")}
-    # Stock attention computes queries before keys.
-    handles = [layer.to_q.register_forward_hook(keep_query(name)) for name, layer in layers.items()]
-    handles += [layer.to_k.register_forward_hook(keep_map(name, layer.heads)) for name, layer in layers.items()]
-    try:
-        yield maps
-    finally:
-        for handle in handles:
-            handle.remove()
+    losses = []
+    for phrase, region in zip(phrases, regions, strict=True):
+        columns = attention[..., list(phrase)].float()  # (..., N, S)
+        inside = covered(region, *size).to(columns).flatten() @ columns  # (..., S)
+        losses.append((1 - inside / columns.sum(-2)).square().mean(-1))
+    return torch.stack(losses).sum(0)
 
 
-def _gradient(
-    pipeline: DiffusionPipeline, timestep: Tensor, state: Mapping[str, Tensor], phrases: Sequence[Phrases]
+def _loss(attention: Tensor, size: tuple[int, int], phrases: Phrases, regions: Regions | None) -> Tensor:
+    """Lead concepts that have a region there, and the others together and apart."""
+    given = list(regions or [None] * len(phrases))
+    free = [phrase for phrase, region in zip(phrases, given, strict=True) if region is None]
+    placed = [(phrase, region) for phrase, region in zip(phrases, given, strict=True) if region is not None]
+    loss = separation_loss(attention, size, free) if free else attention.new_zeros(())
+    if placed:
+        loss = loss + LAYOUT_SCALE * layout_loss(attention, size, *map(list, zip(*placed, strict=True)))
+    return loss
+
+
+class _NoiseGuidance:
+    """A hook on the denoiser that adds ``weight`` times the gradient to the noise that it predicts, Eq. 15.
+
+    The gradient is with respect to the denoiser's own input, ``x_t`` of unit variance, which is the same for every
+    scheduler, and it takes one pass more of the conditional rows. It is added to conditional and unconditional rows, so
+    that it stands in their combination as it is, whatever the guidance scale. As every stock pipeline does, the call
+    gives its latents by position.
+    """
+
+    def __init__(
+        self,
+        guidance: BlendingGuidance,
+        backbone: Backbone,
+        phrases: Sequence[Phrases],
+        regions: Sequence[Regions] | None,
+    ) -> None:
+        self.guidance, self.backbone, self.phrases, self.regions = guidance, backbone, phrases, regions
+        self.begun: list[float] = []
+
+    def __call__(self, denoiser: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        now = float(torch.as_tensor(timestep).flatten()[0])
+        # Some schedulers call the denoiser twice at a timestep.
+        if now not in self.begun:
+            self.begun.append(now)
+        factor = self._factor(now)
+        if len(self.begun) > self.guidance.num_steps or factor == 0:
+            return output
+        gradient = self._gradient(denoiser, args, kwargs)
+        predicted = output[0].clone()  # (rows, C or 2 C, h, w); a second half is a variance
+        change = self.guidance.weight * factor * gradient
+        predicted[:, : change.shape[1]] += change.repeat(len(predicted) // len(change), 1, 1, 1).to(predicted)
+        return (predicted, *output[1:]) if isinstance(output, tuple) else type(output)(predicted)
+
+    def _gradient(self, denoiser: nn.Module, args: tuple, kwargs: dict) -> Tensor:
+        rows, number = len(args[0]), len(self.phrases)
+        _, *others = _last(args, rows, number)
+        named = _last(kwargs, rows, number)
+        # The hooks of a call, this one among them, do not run: the blended text is that of the call that they are in.
+        return _gradient(
+            denoiser,
+            args[0][-number:],
+            lambda latents: denoiser.forward(latents, *others, **named),
+            self.phrases,
+            self.regions,
+        )
+
+    def _factor(self, timestep: float) -> float:
+        """What a change of the noise by 1 changes in what the denoiser predicts, at the same ``x_t``; 0 at pure noise.
+
+        ``x_t = sqrt(a) x_0 + sqrt(1 - a) noise`` and ``v = sqrt(a) noise - sqrt(1 - a) x_0``.
+        """
+        shares = self.backbone.noise_scheduler.alphas_cumprod
+        below = shares[math.floor(timestep)]
+        signal = float(below + (shares[math.ceil(timestep)] - below) * (timestep % 1))
+        if signal < PURE_NOISE:
+            return 0.0
+        kind = self.backbone.noise_scheduler.config.prediction_type
+        return {"epsilon": 1.0, "v_prediction": signal**-0.5, "sample": -((1 / signal - 1) ** 0.5)}[kind]
+
+
+def _last(value: Any, rows: int, number: int) -> Any:
+    """Cut the last ``number`` rows out of every tensor of ``rows``."""
+    if isinstance(value, Mapping):
+        return {name: _last(one, rows, number) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_last(one, rows, number) for one in value)
+    return value[-number:] if torch.is_tensor(value) and value.ndim and len(value) == rows else value
+
+
+def _latent_gradient(
+    pipeline: DiffusionPipeline,
+    timestep: Tensor,
+    state: Mapping[str, Tensor],
+    phrases: Sequence[Phrases],
+    regions: Sequence[Regions] | None,
 ) -> Tensor:
-    """Return the gradient of the mean loss over layers with respect to the latents, ``(B, C, h, w)``."""
+    """Return the gradient at the latents, which a scheduler may scale before the denoiser sees them."""
     number = len(phrases)
     # The conditional rows of a guided batch are its last ones.
     added = None
     if "add_text_embeds" in state:
         added = {"text_embeds": state["add_text_embeds"][-number:], "time_ids": state["add_time_ids"][-number:]}
-    with torch.enable_grad(), recorded_attention(pipeline.unet) as maps:
-        latents = state["latents"].detach().requires_grad_()
+    scale = guidance_condition(pipeline, number)
+
+    def call(latents: Tensor) -> None:
         scaled = pipeline.scheduler.scale_model_input(latents, timestep).to(pipeline.unet.dtype)
-        scale = guidance_condition(pipeline, number)
         pipeline.unet(scaled, timestep, state["prompt_embeds"][-number:], timestep_cond=scale, added_cond_kwargs=added)
+
+    return _gradient(pipeline.unet, state["latents"], call, phrases, regions)
+
+
+def _gradient(
+    denoiser: nn.Module,
+    latents: Tensor,
+    call: Callable[[Tensor], Any],
+    phrases: Sequence[Phrases],
+    regions: Sequence[Regions] | None = None,
+) -> Tensor:
+    """Return the gradient of the mean loss over layers with respect to the latents, ``(B, C, h, w)``.
+
+    Args:
+        denoiser: The network whose attention counts.
+        latents: Latents of B prompts, ``(B, C, h, w)``.
+        call: Passes latents through the denoiser.
+        phrases: Token positions of the concepts of every prompt.
+        regions: Their regions; None where there is no layout.
+    """
+    given: Sequence[Regions | None] = regions or [None] * len(phrases)
+    with torch.enable_grad(), recorded_attention(denoiser) as maps:
+        latents = latents.detach().requires_grad_()
+        call(latents)
+        # Layers of one size together: a UNet has many, and each alone takes many small operations.
+        sizes = {each.shape[1] for each in maps.values()}
+        stacked = {cells: torch.stack([each for each in maps.values() if each.shape[1] == cells], 1) for cells in sizes}
         losses = [
-            separation_loss(attention[row], attention_grid(attention.shape[1], latents.shape[-2:]), phrases[row])
-            for attention in maps.values()
-            for row in range(number)
+            _loss(layers[row], attention_grid(cells, latents.shape[-2:]), phrases[row], given[row]).sum()
+            for cells, layers in stacked.items()  # (B, M, N, L) each
+            for row in range(len(phrases))
             if phrases[row]
         ]
         return torch.autograd.grad(torch.stack(losses).sum() / len(maps), latents)[0]
-
-
-def attention_grid(cells: int, size: Sequence[int]) -> tuple[int, int]:
-    """Return rows and columns of a map of so many cells, from the size of the latents."""
-    factor = round(math.sqrt(size[0] * size[1] / cells))
-    return math.ceil(size[0] / factor), math.ceil(size[1] / factor)
 
 
 def _moved(latents: Tensor, gradient: Tensor, step_size: float) -> Tensor:

@@ -30,7 +30,7 @@ from src.modules.training.learner import Learner, TrainingRecord
 
 BLACK = "set backbone.safety_checker=false if it is on, or give images of your own in data.class_dir"
 """Advice where a class image is black, which would be learnt as what the class looks like."""
-BLENDING = ("keep_context", "blending_start", "blending_end", "bind")
+BLENDING = ("keep_context", "blending_start", "blending_end", "rectification")
 """Settings of sample grids that say how concepts are blended; all others are arguments of the pipeline's call."""
 
 

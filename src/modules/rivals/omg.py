@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from src.data.banks import ConceptFile
 from src.data.ranges import BatchSize, Sampling, Share1
 from src.modules.backbones.base import Backbone, Text
-from src.modules.latexblend.guidance import attention_grid, recorded_attention
+from src.modules.latexblend.attention import attention_grid, recorded_attention
 from src.modules.rivals.concept import RivalConcept, changed_weights, weighted
 from src.modules.rivals.generator import Mentioned, RivalGenerator
 

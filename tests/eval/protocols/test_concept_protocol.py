@@ -203,6 +203,18 @@ def test_layouts_come_from_the_relation():
     assert crop(Image.new("RGB", (64, 64)), LEFT).size == (64, 64)
 
 
+def test_a_method_may_be_told_the_halves(concepts, profile, tmp_path):
+    prompts = ["a {first} left of a {second}", "a {first} below a {second}"]
+    free = PairProtocol(prompts, 1, profile, str(tmp_path)).requests(concepts)
+    told = PairProtocol(prompts, 1, profile, str(tmp_path), with_layout=True).requests(concepts)
+    assert [(one.prompt, one.seed) for one in told] == [(one.prompt, one.seed) for one in free]
+    assert not any(one.layout for one in free)
+    halves = {one.prompt: dict(one.layout) for one in told}
+    assert halves["a <tom> left of a <rex>"] == {"tom": LEFT, "rex": RIGHT}
+    assert halves["a <rex> below a <tom>"] == {"rex": (0.0, 0.5, 1.0, 1.0), "tom": (0.0, 0.0, 1.0, 0.5)}
+    assert all(not layout for prompt, layout in halves.items() if "<" not in prompt)
+
+
 def test_what_cannot_be_scored_is_refused(protocol, generator, concepts, profile, tmp_path):
     with pytest.raises(ValueError, match="needs one {}, where"):
         ConceptProtocol(["a dog"], 1, profile, "images")

@@ -15,7 +15,7 @@ from diffusers import (
 from PIL import Image
 
 from src.data.request import Request
-from src.modules.backbones.base import cross_attention_projections
+from src.modules.backbones.base import Backbone, cross_attention_projections
 from src.modules.backbones.denoising import LEVELS
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank, replace_rows, transformed_projections
@@ -30,16 +30,16 @@ def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> UNetBackbone:
     return UNetBackbone(PIPELINES[request.param](tmp_path), request.param)
 
 
-def bank(backbone: UNetBackbone, seed: int, noun: str = "dog", tokens: int = 2) -> ConceptBank:
+def bank(backbone: Backbone, seed: int, noun: str = "dog", tokens: int = 2) -> ConceptBank:
     generator = torch.Generator().manual_seed(seed)
     rows = {
         name: torch.randn(tokens, linear.out_features, generator=generator)
-        for name, linear in cross_attention_projections(backbone.unet).items()
+        for name, linear in cross_attention_projections(backbone.denoiser).items()
     }
     return ConceptBank(rows, {"class_noun": noun, "backbone_hash": backbone.fingerprint, "sha256": str(seed)})
 
 
-def generator(backbone: UNetBackbone, banks: dict, **options) -> ConceptGenerator:
+def generator(backbone: Backbone, banks: dict, **options) -> ConceptGenerator:
     sampling = {"num_inference_steps": 2, **options.pop("sampling", {})}
     return ConceptGenerator(backbone, banks, **{"sampling": sampling, "batch_size": 4, **options})
 

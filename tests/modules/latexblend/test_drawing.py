@@ -8,9 +8,10 @@ from torch import Tensor
 
 from src.data.request import Request
 from src.modules.backbones.unet import UNetBackbone
+from src.modules.latexblend.attention import attention_grid
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.generator import ConceptGenerator
-from src.modules.latexblend.guidance import BlendingGuidance, _grid
+from src.modules.latexblend.guidance import BlendingGuidance
 from tests.modules.latexblend.drawing import ByHand
 from tests.modules.latexblend.test_blending import bank
 from tests.tiny import tiny_sd, tiny_sdxl
@@ -48,7 +49,7 @@ def drawn(backbone: UNetBackbone, banks: dict[str, ConceptBank], options: dict, 
 CASES = {
     "replaced": ({}, {}, {}),
     "context kept": ({"keep_context": True}, {}, {"context": True}),
-    "bound": ({"bind": True}, {}, {"bind": True}),
+    "bound": ({"rectification": {"bind": True}}, {}, {"bind": True}),
     "begun late": ({"blending_start": 0.3}, {"num_inference_steps": 5}, {"start": 0.3, "steps": 5}),
     "unguided": ({}, {"guidance_scale": 1.0}, {"scale": 1.0}),
     "another scale": ({}, {"guidance_scale": 3.0, "num_inference_steps": 4}, {"scale": 3.0, "steps": 4}),
@@ -93,4 +94,4 @@ def test_the_context_of_a_concept_is_that_of_its_own_noun(tmp_path: Path) -> Non
     [(64, (8, 8), (8, 8)), (16, (8, 8), (4, 4)), (24, (8, 12), (4, 6)), (12, (5, 7), (3, 4)), (6, (12, 8), (3, 2))],
 )
 def test_a_map_has_the_shape_of_the_latents(cells: int, latents: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert _grid(cells, latents) == expected
+    assert attention_grid(cells, latents) == expected
