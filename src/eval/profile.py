@@ -8,6 +8,7 @@ from torch import Tensor
 from src.data.ranges import Positive
 from src.eval.encoders.cache import CachedEncoder, CachedTextEncoder
 from src.eval.encoders.models import ImageEncoder, TextImageEncoder
+from src.eval.judge import Judge
 from src.eval.scores.similarity import clip_t, own_reference, pair_mean, within_set
 
 TEXTS = {
@@ -37,6 +38,7 @@ class Profile:
         text_scale: Factor of CLIP-T: 1 for raw cosines, 2.5 for CLIPScore (arXiv 2104.08718).
         text_clamp: Whether a negative CLIP-T counts as 0, image by image.
         cache_dir: Where embeddings of images are kept between runs; None keeps none.
+        judge: Reads the looks of concepts off pictures, for protocols that compare them where looks are known.
 
     Raises:
         ValueError: If a rule does not exist.
@@ -52,6 +54,7 @@ class Profile:
         text_scale: Positive = 1.0,
         text_clamp: bool = False,
         cache_dir: str | None = None,
+        judge: Judge | None = None,
     ) -> None:
         for key, value, known in (("text", text, TEXTS), ("pairing", pairing, PAIRINGS)):
             if value not in known:
@@ -60,6 +63,7 @@ class Profile:
         self.clip = clip if cache_dir is None else CachedTextEncoder(clip, cache_dir)
         self.dino = dino if cache_dir is None else CachedEncoder(dino, cache_dir)
         self.text, self.pairing, self.text_scale, self.text_clamp = text, pairing, text_scale, text_clamp
+        self.judge = judge
 
     def text_score(self, images: Tensor, texts: Tensor) -> Tensor:
         """CLIP-T of each image with its own text, scaled and clamped, ``(N,)``; arguments as of ``clip_t``."""
@@ -122,9 +126,10 @@ class Profile:
 
     def identity(self) -> dict[str, Any]:
         """Name, encoders (weights and preprocessing among them) and rules; as ``metrics.json`` holds them."""
+        judge = {} if self.judge is None else {"judge": self.judge.identity}
         return {
             "profile": self.name,
-            "encoders": {"clip": self.clip.identity, "dino": self.dino.identity},
+            "encoders": {"clip": self.clip.identity, "dino": self.dino.identity, **judge},
             "rules": self.rules(),
         }
 

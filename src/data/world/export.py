@@ -2,15 +2,16 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from PIL import Image
 
 from src.data.files import save_png, write_text
+from src.data.schema import read_json
 from src.data.world.render import render
 from src.data.world.scenes import Scene, subject_scene
-from src.data.world.vocabulary import BACKGROUNDS, HELD_OUT_STYLES
+from src.data.world.vocabulary import BACKGROUNDS, HELD_OUT_STYLES, Look, subject
 
 SUBJECTS: dict[str, tuple[str, int]] = {
     "rex": ("dog", 0),
@@ -28,6 +29,7 @@ SUBJECTS: dict[str, tuple[str, int]] = {
 }
 """Name to class noun and subject number; tables score the first five and herbie, settings are chosen on the others."""
 NUM_PHOTOS = 5
+LOOKS = "looks.json"
 
 
 def write_subjects(folder: str | Path) -> list[Path]:
@@ -39,6 +41,34 @@ def write_subjects(folder: str | Path) -> list[Path]:
             save_png(render(subject_scene(index, view, noun)), path)
             paths.append(path)
     return paths
+
+
+def write_looks(folder: str | Path) -> Path:
+    """Write what every named subject looks like into ``looks.json``, which ``known_look`` reads; return its path."""
+    path = Path(folder) / LOOKS
+    looks = {name: asdict(subject(index, noun)) for name, (noun, index) in SUBJECTS.items()}
+    write_text(path, json.dumps(looks, indent=1) + "\n")
+    return path
+
+
+def known_look(source: str, class_noun: str) -> Look | None:
+    """Return what a subject looks like, None where nothing says it.
+
+    Args:
+        source: Where its photos come from: ``world:INDEX``, or a folder beside which ``looks.json`` has its name.
+        class_noun: What it is.
+
+    Raises:
+        ValueError: If ``looks.json`` is damaged.
+    """
+    kind, colon, index = source.partition(":")
+    if kind == "world" and colon and index.isdecimal():
+        return subject(int(index), class_noun)
+    path = Path(source).parent / LOOKS
+    if not source or not path.is_file():
+        return None
+    known = read_json(path, "what subjects look like").get(Path(source).name)
+    return None if known is None else Look(**known)
 
 
 def subject_photos(index: str, class_noun: str) -> list[Image.Image]:
@@ -97,4 +127,5 @@ if __name__ == "__main__":
     # Writing them again gives the same bytes.
     world = sys.argv[1] if len(sys.argv) > 1 else "world"
     print(f"{len(write_subjects(f'{world}/subjects'))} photos in {world}/subjects")
+    print(f"their looks in {write_looks(f'{world}/subjects')}")
     print(f"{len(write_style_images(f'{world}/styles'))} style images in {world}/styles")

@@ -1,5 +1,6 @@
 """Draw scenes with Pillow: flat colours at twice the size, then a rendering style, then one reduction."""
 
+from collections.abc import Sequence
 from functools import cache, reduce
 
 import numpy as np
@@ -10,6 +11,8 @@ from src.data.world.shapes import SHAPES, Part
 from src.data.world.vocabulary import ALL_STYLES, COLORS, Look
 
 SUPERSAMPLING = 2
+PAINT_SAMPLES = 4
+"""By side, samples of a pixel from which ``paint_shares`` counts."""
 DARK, LIGHT = (28, 26, 32), (252, 250, 244)
 
 
@@ -55,8 +58,35 @@ def _draw(placed: Placed, canvas: Image.Image, coverage: Image.Image, side: int)
 
 def _sprite(look: Look, extent: int) -> tuple[Image.Image, Image.Image]:
     """Draw the individual alone: RGB and coverage, with a side of ``extent`` pixels."""
+    paints = (COLORS[look.color], COLORS[look.accent], COLORS[look.marking_color], DARK, LIGHT)
+    sprite, mask = _painted(look, extent, paints)
+    return _shade(sprite), mask
+
+
+def paint_shares(look: Look, size: int) -> np.ndarray:
+    """Return what share of each pixel of the individual alone has which paint, float32 ``(5, size, size)``.
+
+    The paints are main colour, second colour, colour of the marking, dark and light. Their sum is the coverage.
+    """
+    keys = ((1, 0, 0), (2, 0, 0), (3, 0, 0), (4, 0, 0), (5, 0, 0))
+    sprite, mask = _painted(look, size * PAINT_SAMPLES, keys)
+    known, covered = np.asarray(sprite)[..., 0], np.asarray(mask) > 0
+    shares = np.stack([(known == key[0]) & covered for key in keys]).astype(np.float32)
+    return shares.reshape(len(keys), size, PAINT_SAMPLES, size, PAINT_SAMPLES).mean((2, 4))
+
+
+def shading(size: int) -> np.ndarray:
+    """Return the factor of all paints in each row of an individual alone, ``(size,)``: the light comes from above."""
+    return np.linspace(255, 205, size) / 255
+
+
+Paint = tuple[int, int, int]
+
+
+def _painted(look: Look, extent: int, paints: Sequence[Paint]) -> tuple[Image.Image, Image.Image]:
+    """Draw the individual without shading in given paints: main, second, of the marking, dark and light."""
     shape = SHAPES[look.noun]
-    main, accent, marking = COLORS[look.color], COLORS[look.accent], COLORS[look.marking_color]
+    main, accent, marking, dark, light = paints
     sprite = Image.new("RGB", (extent, extent), main)
     mask = Image.new("L", (extent, extent), 0)
     body = Image.new("L", (extent, extent), 0)
@@ -64,7 +94,7 @@ def _sprite(look: Look, extent: int) -> tuple[Image.Image, Image.Image]:
         _fill(mask, part, 255)
         _fill(body, part, 255 if part.role == "body" else 0)
     sprite.paste(accent, (0, 0), ImageChops.multiply(body, _pattern(look.pattern, extent)))
-    fills = {"accent": accent, "dark": DARK, "light": LIGHT}
+    fills = {"accent": accent, "dark": dark, "light": light}
     for index, part in enumerate(shape.parts):
         if part.role != "body":
             # A later body part hides what was drawn before it.
@@ -74,8 +104,8 @@ def _sprite(look: Look, extent: int) -> tuple[Image.Image, Image.Image]:
                 if later.role == "body":
                     _fill(visible, later, 0)
             sprite.paste(fills[part.role], (0, 0), visible)
-    _mark(sprite, look, marking, body)
-    return _shade(sprite), mask
+    _mark(sprite, look, marking, light, body)
+    return sprite, mask
 
 
 def _fill(image: Image.Image, part: Part, value: int | tuple[int, int, int]) -> None:
@@ -85,7 +115,7 @@ def _fill(image: Image.Image, part: Part, value: int | tuple[int, int, int]) -> 
     {"ellipse": draw.ellipse, "box": draw.rectangle, "polygon": draw.polygon}[part.kind](points, fill=value)
 
 
-def _mark(sprite: Image.Image, look: Look, color: tuple[int, int, int], body: Image.Image) -> None:
+def _mark(sprite: Image.Image, look: Look, color: Paint, light: Paint, body: Image.Image) -> None:
     shape = SHAPES[look.noun]
     if look.marking == "collar":
         _fill(sprite, Part("box", "accent", shape.collar), color)
@@ -96,7 +126,7 @@ def _mark(sprite: Image.Image, look: Look, color: tuple[int, int, int], body: Im
         sprite.paste(color, (0, 0), ImageChops.multiply(spot, body))
     elif look.marking == "badge":
         x, y = shape.chest
-        _fill(sprite, Part("polygon", "accent", ((x, y - 0.3), (x + 0.3, y), (x, y + 0.3), (x - 0.3, y))), LIGHT)
+        _fill(sprite, Part("polygon", "accent", ((x, y - 0.3), (x + 0.3, y), (x, y + 0.3), (x - 0.3, y))), light)
         _fill(sprite, Part("polygon", "accent", ((x, y - 0.2), (x + 0.2, y), (x, y + 0.2), (x - 0.2, y))), color)
 
 

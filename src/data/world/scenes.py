@@ -1,5 +1,6 @@
 """Scenes of the world and the grammar that captions them: everything is drawn from one integer seed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -147,6 +148,20 @@ def subject_scene(index: int, view: int, noun: str | None = None, background: st
     names = list(BACKGROUNDS)
     background = background or names[(view + index) % len(names)]
     return Scene(_place([look], None, False, rng), background, "photo", f"a photo of a {look.noun}", None, view)
+
+
+def looks_scene(looks: Sequence[Look], relation: str | None, background: str, view: int) -> Scene:
+    """Return a photo of given individuals, whose places and directions change with ``view``.
+
+    Args:
+        looks: One to four individuals, in the order in which a caption names them.
+        relation: One of ``RELATIONS``, of two individuals; None of another number.
+        background: A key of ``BACKGROUNDS``.
+        view: Any number from 0.
+    """
+    rng = np.random.default_rng([view, 9])
+    phrase = _join([f"a {look.noun}" for look in looks], relation)
+    return Scene(_place(list(looks), relation, False, rng), background, "photo", f"a photo of {phrase}", relation, view)
 
 
 def family_scene(index: int, photo: int) -> Scene:

@@ -12,7 +12,9 @@ from src.data.images import Picture
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.eval.concepts import Concept, check_references
+from src.eval.judge import Judge
 from src.eval.profile import Profile
+from src.eval.protocols import layout
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
 from src.eval.results.results import Row, Table
 from src.eval.scores.similarity import copies, diversity, within_set
@@ -65,7 +67,11 @@ GUARDS: dict[str, Score] = {
 """What a high DINO may be bought with: samples of a prompt that are all alike, pictures that repeat a reference."""
 
 ARMS = ("control", "concept", "ceiling")
+RENDERS = "renders"
+RIGHT, ALL = "right_", "right_all"
+"""Before the names of what a judge reads; all of it."""
 SHOWN_SEEDS = 2
+FRONTIERS = [["clip_t", "dino"]]
 
 
 def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
@@ -74,13 +80,16 @@ def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     Images are clustered by prompt and, where there are several, by concept, both crossed; references by concept. In the
     gap the ceiling is taken as known.
     """
-    by_arm = {arm: [row for row in rows if row["arm"] == arm] for arm in ARMS}
+    by_arm = {arm: [row for row in rows if row["arm"] == arm] for arm in (*ARMS, RENDERS)}
     result: dict[str, Any] = {}
+    scores = [name for name in rows[0] if name in {**SCORES, **GUARDS} or name.startswith(RIGHT)]
     for arm, members in by_arm.items():
         factors = ("concept",) if arm == "ceiling" else ("prompt", "concept")
-        groups = [[row[factor] for row in members] for factor in factors]
-        scores = [score for score in (*SCORES, *GUARDS) if members[0][score] != ""]
-        result[arm] = {score: bootstrap_mean([row[score] for row in members], groups, seed) for score in scores}
+        for score in scores:
+            scored = [row for row in members if row[score] != ""]
+            groups = [[row[factor] for row in scored] for factor in factors]
+            if scored:
+                result.setdefault(arm, {})[score] = bootstrap_mean([row[score] for row in scored], groups, seed)
     control, concept = by_arm["control"], by_arm["concept"]
     groups = [[row[factor] for row in concept] for factor in ("prompt", "concept")]
     ceilings = {name: _mean(row["dino"] for row in by_arm["ceiling"] if row["concept"] == name) for name in groups[1]}
@@ -95,12 +104,22 @@ def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
 def overall_table(summary: dict[str, Any], profile: str, number: int) -> Table:
     """Control, concept and ceiling over all concepts."""
     columns = (*SCORES, *GUARDS)
-    rows = [[arm, *(str(summary[arm].get(score, "")) for score in columns)] for arm in ARMS]
+    arms = [arm for arm in (*ARMS, RENDERS) if arm in summary]
+    rows = [[arm, *(str(summary[arm].get(score, "")) for score in columns)] for arm in arms]
     shares = {"DINO gap closed": ("dino", "dino_gap_closed"), "CLIP-T change": ("clip_t", "clip_t_change")}
     for label, (at, key) in shares.items():
         rows.append([label, *(str(summary[key]) if score == at else "" for score in columns)])
     title = f"{number} concept{'s' if number > 1 else ''}, mean [95% interval], profile {profile}"
     return Table(title, ["", *columns], rows)
+
+
+def look_table(summary: dict[str, Any], profile: str) -> Table:
+    """Attributes that the judge reads as those of the subject: control, concept, references and renders."""
+    columns = [score for score in summary["concept"] if score.startswith(RIGHT)]
+    arms = [arm for arm in (*ARMS, RENDERS) if arm in summary]
+    rows = [[arm, *(str(summary[arm].get(score, "")) for score in columns)] for arm in arms]
+    title = f"Share of images whose attributes are read as the subject's, [95% interval], profile {profile}"
+    return Table(title, ["", *(score.removeprefix(RIGHT).replace("_", " ") for score in columns)], rows)
 
 
 def concept_table(each: dict[str, dict[str, Any]], profile: str) -> Table:
@@ -132,6 +151,10 @@ class ConceptProtocol(Protocol[Concept]):
     CLIP-T is taken with the plain prompt, class noun in place of the concept. The control shares prompts and seeds
     with the concept, so that differences are paired.
 
+    If the profile has a judge that knows a subject's look, ``right_...`` say which attributes it reads as the
+    subject's, and whether all of them. Ceilings of these are the references, and true pictures of the prompts
+    (renders).
+
     Args:
         prompts: Templates with one ``{}``, such as ``a {} on the grass``.
         num_seeds: Images per prompt and concept.
@@ -146,7 +169,7 @@ class ConceptProtocol(Protocol[Concept]):
 
     name, title = "concept", "Concepts on a prompt list"
     cell, scored_by, grouped_by = 160, "concept", ("prompt", "concept")
-    settings, scores = ("prompts", "num_seeds"), SCORES
+    settings = ("prompts", "num_seeds")
 
     def __init__(
         self, prompts: Sequence[str], num_seeds: Count, profile: Profile, images_dir: str, seed: Seed = 0
@@ -159,6 +182,16 @@ class ConceptProtocol(Protocol[Concept]):
         if not prompts or num_seeds < 1:
             raise ValueError(f"need at least one prompt and one seed, got {len(prompts)} and {num_seeds}")
         self.prompts, self.num_seeds = list(prompts), num_seeds
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """What the judge reads only if there is one."""
+        return (*SCORES, *self._read)
+
+    @property
+    def _read(self) -> tuple[str, ...]:
+        judge = self.profile.judge
+        return () if judge is None else (*(f"{RIGHT}{name}" for name in judge.attributes), ALL)
 
     def items(self, concepts: Sequence[Concept]) -> list[Item[Concept]]:
         """Concept by concept, both arms, prompt by prompt, seed by seed."""
@@ -182,31 +215,60 @@ class ConceptProtocol(Protocol[Concept]):
         super().check(concepts)
 
     def score(self, frame: Frame[Concept], generator: Generator) -> list[Row]:
-        """Both arms of one concept, then its references against each other, which answer no prompt."""
+        """Both arms of one concept, its renders if its look is known, then its references, which answer no prompt."""
         concept = frame.targets[0]
         references = [encoder.encode_images(concept.references) for encoder in (self.profile.clip, self.profile.dino)]
-        rows = [row for arm in ARMS[:2] for row in self._score(frame.part(arm=arm), *references)]
+        parts = [frame.part(arm=arm) for arm in ARMS[:2]]
+        rows = [row for part in parts for row in self._score(part.places, part.paths, concept, *references)]
+        if judge := self._judge(concept):
+            of = [image for prompt in self.prompts for image in judge.renders(prompt, [concept], self.num_seeds)]
+            renders = [{**place, "arm": RENDERS, "file": ""} for place in parts[0].places]
+            rows += self._score(renders, of, concept, *references)
         places = [
             {"concept": concept.name, "arm": "ceiling", "prompt": "", "seed": index, "file": ""}
             for index in range(len(concept.references))
         ]
         ceiling = dict(zip(("clip_i", "dino"), map(within_set, references), strict=True))
-        return rows + scored_rows(places, ceiling, (*SCORES, *GUARDS))
+        ceiling |= self._right(concept.references, [""] * len(places), concept)
+        return rows + scored_rows(places, ceiling, (*SCORES, *GUARDS, *self._read))
 
-    def _score(self, frame: Frame[Concept], clip_references: Tensor, dino_references: Tensor) -> list[Row]:
-        clip = self.profile.clip
-        plain = [item.row["prompt"].replace("{}", item.target.class_noun) for item in frame.items]
+    def _score(
+        self,
+        places: Sequence[Row],
+        pictures: Sequence[Picture],
+        concept: Concept,
+        clip_references: Tensor,
+        dino_references: Tensor,
+    ) -> list[Row]:
+        clip, prompts = self.profile.clip, [row["prompt"] for row in places]
         embedded = ConceptImages(
             self.profile,
-            clip.encode_images(frame.paths),
-            self.profile.dino.encode_images(frame.paths),
-            clip.encode_texts(plain),
+            clip.encode_images(pictures),
+            self.profile.dino.encode_images(pictures),
+            clip.encode_texts([prompt.replace("{}", concept.class_noun) for prompt in prompts]),
             clip_references,
             dino_references,
             self.num_seeds,
         )
         found = {name: score(embedded) for name, score in {**SCORES, **GUARDS}.items()}
-        return scored_rows(frame.places, found, found)
+        found |= self._right(pictures, prompts, concept)
+        return scored_rows(places, found, (*SCORES, *GUARDS, *self._read))
+
+    def _right(self, pictures: Sequence[Picture], prompts: Sequence[str], concept: Concept) -> dict[str, Tensor]:
+        """What is read as the concept's, by column, ``(N,)``; of several places, where most is."""
+        if (judge := self._judge(concept)) is None:
+            return {}
+        asked = [(at, box) for at, prompt in enumerate(prompts) for box in layout.places(prompt)]
+        read = judge.right([pictures[at] for at, _ in asked], [box for _, box in asked], [concept])[:, 0].double()
+        best = torch.full((len(pictures), read.shape[1]), -1.0, dtype=torch.float64)
+        for (at, _), right in zip(asked, read, strict=True):
+            if right.sum() > best[at].sum():
+                best[at] = right
+        return dict(zip(self._read, [*best.unbind(1), best.prod(1)], strict=True))
+
+    def _judge(self, concept: Concept) -> Judge | None:
+        judge = self.profile.judge
+        return judge if judge is not None and judge.knows([concept]) else None
 
     def summarise(self, frame: Frame[Concept]) -> dict[str, Any]:
         """Over all concepts, and for each."""
@@ -229,12 +291,14 @@ class ConceptProtocol(Protocol[Concept]):
     def compared(self, frame: Frame[Concept]) -> dict[str, Any]:
         """The images of the concept, over prompts and concepts."""
         factors = {"rows": {"arm": "concept"}, "factors": ["prompt", "concept"]}
-        return {**factors, "scores": list(SCORES), "harmonic": ["clip_t", "dino"]}
+        judged = [name for name in self._read if all(row[name] != "" for row in frame.rows)]
+        return {**factors, "scores": [*SCORES, *judged], "harmonic": ["clip_t", "dino"], "frontiers": FRONTIERS}
 
     def tables(self, frame: Frame[Concept]) -> list[Table]:
         """All concepts together, then one line for each."""
         overall, each, profile = frame.summary["overall"], frame.summary["concepts"], self.profile.name
-        return [overall_table(overall, profile, len(each)), concept_table(each, profile)]
+        tables = [overall_table(overall, profile, len(each)), concept_table(each, profile)]
+        return [*tables, look_table(overall, profile)] if ALL in overall["concept"] else tables
 
     def grids(self, frame: Frame[Concept]) -> dict[str, Image.Image]:
         """One picture per concept."""

@@ -7,6 +7,7 @@ from src.data.layout import Box
 LEFT, RIGHT, TOP, BOTTOM = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)
 LAYOUTS = {"left of": (LEFT, RIGHT), "right of": (RIGHT, LEFT), "above": (TOP, BOTTOM), "below": (BOTTOM, TOP)}
 """Where a relation puts the first and the second."""
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 GREY = (127, 127, 127)
 
 
@@ -23,6 +24,17 @@ def layout(prompt: str) -> tuple[Box, Box]:
         if relation in " ".join(between):
             return boxes
     raise ValueError(f"the prompt {prompt!r} has no layout; put one of {', '.join(LAYOUTS)} between the two")
+
+
+def places(prompt: str) -> list[Box]:
+    """Boxes in one of which the subject of a prompt stands, from what follows its ``{}``: by default the whole image.
+
+    Of "next to" nobody knows the side, so there are two.
+    """
+    after = " ".join(prompt.partition("{}")[2].split())
+    known: dict[str, list[Box]] = {relation: [boxes[0]] for relation, boxes in LAYOUTS.items()}
+    known["next to"] = [LEFT, RIGHT]
+    return next((boxes for relation, boxes in known.items() if after.startswith(relation)), [WHOLE])
 
 
 def crop(image: Image.Image, box: Box) -> Image.Image:

@@ -3,27 +3,32 @@
 from collections.abc import Sequence
 from functools import partial
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from src.data.images import load_image
+from src.data.images import Picture, as_image
 from src.data.layout import Layout
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.eval.concepts import Concept, check_references
+from src.eval.judge import Judge
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
-from src.eval.protocols.layout import crop, layout
+from src.eval.protocols.layout import Box, crop, layout
 from src.eval.results.results import Row, Table
+from src.eval.scores.outcomes import OUTCOMES, as_scores, found_by_look, halfway, outcomes
 from src.eval.scores.similarity import pair_mean, within_set
 from src.eval.statistics.bootstrap import bootstrap_mean
 
 MARGINS = ("first_margin", "second_margin")
 ARMS = ("control", "concept")
+RENDERS = "renders"
+LOOK = "look_"
+"""Of the judge's outcomes, before those of DINO's names."""
+BY_LOOK = tuple(f"{LOOK}{name}" for name in OUTCOMES)
 SHOWN_PROMPTS, SHOWN_SEEDS = 10, 4
 
 Pair = tuple[Concept, Concept]
@@ -34,6 +39,11 @@ class PairProtocol(Protocol[Pair]):
 
     The margin of a crop is its DINO to its own references minus that to the other's; an image's margin is the mean of
     its two. Control: the same prompts and seeds with plain class nouns. Ceiling: the references themselves.
+
+    Beside it stand the shares of images as asked, swapped, mixed and omitted, see ``outcomes``. A crop shows a subject
+    where it closes more than half of its DINO gap, see ``halfway``. If the profile has a judge that knows both looks,
+    ``look_...`` are the same outcomes by ground truth, see ``found_by_look``, and true pictures of the prompts
+    (renders) are the ceiling of all: what a crop hides counts as missing there, too.
 
     Args:
         prompts: Templates with ``{first}`` and ``{second}`` and one of ``LAYOUTS``.
@@ -49,7 +59,6 @@ class PairProtocol(Protocol[Pair]):
 
     name, title = "pairs", "Two concepts in one image"
     cell, scored_by, settings = 160, "pair", ("prompts", "num_seeds")
-    scores = ("identity_margin", "both_own", "clip_t")
 
     def __init__(
         self,
@@ -66,6 +75,12 @@ class PairProtocol(Protocol[Pair]):
             raise ValueError(f"need at least one prompt and one seed, got {len(prompts)} and {num_seeds}")
         self.layouts = {prompt: layout(prompt) for prompt in prompts}
         self.prompts, self.num_seeds, self.with_layout = list(self.layouts), num_seeds, with_layout
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The judge's outcomes only if there is one."""
+        judged = () if self.profile.judge is None else BY_LOOK
+        return ("identity_margin", "both_own", *OUTCOMES, *judged, "clip_t")
 
     def items(self, concepts: Sequence[Concept]) -> list[Item[Pair]]:
         """Pair by pair, both arms, prompt by prompt, seed by seed."""
@@ -94,55 +109,85 @@ class PairProtocol(Protocol[Pair]):
         super().check(concepts)
 
     def score(self, frame: Frame[Pair], generator: Generator) -> list[Row]:
-        """Both arms of one pair."""
-        first, second = (self._embedded(concept) for concept in frame.targets[0])
-        return [row for arm in ARMS for row in self._score(frame.part(arm=arm), first, second)]
+        """Both arms of one pair, then renders of its prompts if its looks are known."""
+        pair, places, pictures = frame.targets[0], list[Row](), list[Picture]()
+        for arm in ARMS:
+            part = frame.part(arm=arm)
+            places, pictures = [*places, *part.places], [*pictures, *part.paths]
+        if judge := self._judge(pair):
+            renders = {prompt: judge.renders(prompt, pair, self.num_seeds) for prompt in self.prompts}
+            asked = places[: len(self.prompts) * self.num_seeds]
+            places += [{**row, "arm": RENDERS, "file": ""} for row in asked]
+            pictures += [image for of in renders.values() for image in of]
+        return self._score(places, pictures, pair)
 
-    def _score(self, frame: Frame[Pair], first: Tensor, second: Tensor) -> list[Row]:
-        clip = self.profile.clip
-        layouts = [self.layouts[item.row["prompt"]] for item in frame.items]
-        # The crops of the first concepts, then those of the second, (N, E) each.
-        ours, theirs = (
-            self.profile.dino.encode_images(
-                [partial(_read_crop, path, boxes[at]) for path, boxes in zip(frame.paths, layouts, strict=True)]
-            )
-            for at in (0, 1)
-        )
-        margins = torch.stack(
-            [pair_mean(ours, first) - pair_mean(ours, second), pair_mean(theirs, second) - pair_mean(theirs, first)]
-        )
-        plain = [_filled(item.row["prompt"], item.target, "control") for item in frame.items]
+    def _score(self, places: list[Row], pictures: list[Picture], pair: Pair) -> list[Row]:
+        clip, boxes = self.profile.clip, [self.layouts[row["prompt"]] for row in places]
+        references = [self._embedded(concept) for concept in pair]
+        # Images, regions, subjects: (N, 2, 2).
+        likeness = torch.stack([self._likeness(pictures, [each[at] for each in boxes], references) for at in (0, 1)], 1)
+        own = likeness.diagonal(dim1=1, dim2=2)
+        margins = (own - likeness.flip(2).diagonal(dim1=1, dim2=2)).unbind(1)
+        plain = torch.tensor([row["arm"] == "control" for row in places])
+        ceiling = torch.stack([within_set(each).mean() for each in references])
+        found = halfway(likeness, own[plain].mean(0), ceiling)
+        texts = clip.encode_texts([_filled(row["prompt"], pair, "control") for row in places])
         scores = {
             **dict(zip(MARGINS, margins, strict=True)),
-            "identity_margin": margins.mean(0),
-            "both_own": (margins > 0).all(0),
-            "clip_t": self.profile.text_score(clip.encode_images(frame.paths), clip.encode_texts(plain)),
+            "identity_margin": torch.stack(margins).mean(0),
+            "both_own": (torch.stack(margins) > 0).all(0),
+            **as_scores(outcomes(found)),
+            **self._by_look(pictures, boxes, pair),
+            "clip_t": self.profile.text_score(clip.encode_images(pictures), texts),
         }
-        rows = scored_rows([item.row for item in frame.items], scores, scores)
-        return [row | {"file": path.name} for row, path in zip(rows, frame.paths, strict=True)]
+        return scored_rows(places, scores, dict.fromkeys([*MARGINS, *self.scores]))
+
+    def _likeness(self, pictures: Sequence[Picture], boxes: Sequence[Box], references: Sequence[Tensor]) -> Tensor:
+        """Mean cosine of each picture's crop to the references of each subject, ``(N, 2)``."""
+        crops = [partial(_read_crop, picture, box) for picture, box in zip(pictures, boxes, strict=True)]
+        embedded = self.profile.dino.encode_images(crops)
+        return torch.stack([pair_mean(embedded, each) for each in references], 1)
+
+    def _by_look(self, pictures: Sequence[Picture], boxes: Sequence[tuple[Box, Box]], pair: Pair) -> dict[str, Tensor]:
+        if (judge := self._judge(pair)) is None:
+            return {}
+        right = torch.stack([judge.right(pictures, [each[at] for each in boxes], pair) for at in (0, 1)], 1)
+        return as_scores(outcomes(*found_by_look(right, judge.telling(pair))), LOOK)
+
+    def _judge(self, pair: Pair) -> Judge | None:
+        judge = self.profile.judge
+        return judge if judge is not None and judge.knows(pair) else None
 
     def summarise(self, frame: Frame[Pair]) -> dict[str, Any]:
         """The intervals of each arm, clustered by prompt and pair, and the margin of the references."""
         references = {concept.name: self._embedded(concept) for pair in frame.targets for concept in pair}
-        arms = {arm: [row for row in frame.rows if row["arm"] == arm] for arm in ARMS}
-        return {arm: self._intervals(rows) for arm, rows in arms.items()} | {
+        arms = {arm: [row for row in frame.rows if row["arm"] == arm] for arm in (*ARMS, RENDERS)}
+        return {arm: self._intervals(rows) for arm, rows in arms.items() if rows} | {
             "ceiling": {"identity_margin": _ceiling(references)}
         }
 
     def _intervals(self, rows: Sequence[Row]) -> dict[str, Any]:
-        groups = [[row[factor] for row in rows] for factor in ("prompt", "pair")]
-        return {score: bootstrap_mean([row[score] for row in rows], groups, self.seed) for score in self.scores}
+        found = {}
+        for score in self.scores:
+            scored = [row for row in rows if row[score] != ""]
+            groups = [[row[factor] for row in scored] for factor in ("prompt", "pair")]
+            if scored:
+                found[score] = bootstrap_mean([row[score] for row in scored], groups, self.seed)
+        return found
 
     def compared(self, frame: Frame[Pair]) -> dict[str, Any]:
         """The images of the concepts, over prompts and pairs."""
-        return {"rows": {"arm": "concept"}, "factors": ["prompt", "pair"], "scores": list(self.scores)}
+        scores = [score for score in self.scores if all(row[score] != "" for row in frame.rows)]
+        factors = {"rows": {"arm": "concept"}, "factors": ["prompt", "pair"], "scores": scores}
+        return {**factors, "frontiers": [["identity_margin", "clip_t"], ["as_asked", "clip_t"]]}
 
     def tables(self, frame: Frame[Pair]) -> list[Table]:
         """One line per arm."""
-        lines = [[arm, *(str(frame.summary[arm][score]) for score in self.scores)] for arm in ARMS]
+        arms = [arm for arm in (*ARMS, RENDERS) if arm in frame.summary]
+        lines = [[arm, *(str(frame.summary[arm].get(score, "")) for score in self.scores)] for arm in arms]
         ceiling = f"{frame.summary['ceiling']['identity_margin']:.3f}"
         title = f"Two concepts in one image, mean [95% interval], profile {self.profile.name}"
-        return [Table(title, ["", *self.scores], [*lines, ["ceiling", ceiling, "", ""]])]
+        return [Table(title, ["", *self.scores], [*lines, ["ceiling", ceiling, *[""] * (len(self.scores) - 1)]])]
 
     def grids(self, frame: Frame[Pair]) -> dict[str, Image.Image]:
         """One picture per pair and arm: a line for each of the first prompts, with its first seeds."""
@@ -166,8 +211,8 @@ def _filled(prompt: str, pair: Pair, arm: str) -> str:
     return prompt.replace("{first}", first).replace("{second}", second)
 
 
-def _read_crop(path: Path, box: tuple[float, ...]) -> Image.Image:
-    return crop(load_image(path), box)
+def _read_crop(picture: Picture, box: Box) -> Image.Image:
+    return crop(as_image(picture), box)
 
 
 def _ceiling(references: dict[str, Tensor]) -> float:

@@ -51,11 +51,11 @@ def count_objects(images: Sequence[Image.Image]) -> list[int]:
         images: Images of the world, 64 x 64 pixels.
     """
     found = np.stack([differs(image, scene) for image, scene in zip(images, behind(images), strict=True)])
-    return [_number(one) for one in _patches(_opened(torch.from_numpy(found)[:, None].float()))]
+    return [_number(one) for one in _patches(opened(torch.from_numpy(found)[:, None].float()))]
 
 
-def _opened(mask: Tensor) -> Tensor:
-    """Without what is thinner than three pixels."""
+def opened(mask: Tensor) -> Tensor:
+    """A mask ``(N, 1, H, W)`` without what is thinner than three pixels."""
     return max_pool2d(-max_pool2d(-mask, 3, 1, 1), 3, 1, 1)
 
 
@@ -112,10 +112,21 @@ def _alone(image: Image.Image, scene: Image.Image, region: Box, test: CaptionTes
     left, top, right, bottom = (round(share * SIDE) for share in region)
     shown = scene.copy()
     shown.paste(image.crop((left, top, right, bottom)), (left, top))
+    y = (region[1] + region[3]) / 2 if test.stacked else ROW
+    return enlarged(shown, (region[0] + region[2]) / 2, y, WINDOWS[len(test.looks)])
+
+
+def enlarged(image: Image.Image, x: float, y: float, window: float) -> Image.Image:
+    """Enlarge a part of an image, and put a place where the probe has seen its one object.
+
+    Args:
+        image: An image of the world, 64 x 64 pixels.
+        x: The place as a share of the image.
+        y: The same, from the top.
+        window: Share of the image's side that is enlarged to a whole image, at most 1.
+    """
     # A window may reach beyond the image, whose borders go on there.
-    pixels = np.pad(np.asarray(shown), ((SIDE, SIDE), (SIDE, SIDE), (0, 0)), mode="edge")
-    window = WINDOWS[len(test.looks)]
-    x = 1 + (region[0] + region[2]) / 2 - window / 2
-    y = 1 + ((region[1] + region[3]) / 2 if test.stacked else ROW) - window * SEEN
-    box = (x * SIDE, y * SIDE, (x + window) * SIDE, (y + window) * SIDE)
+    pixels = np.pad(np.asarray(image), ((SIDE, SIDE), (SIDE, SIDE), (0, 0)), mode="edge")
+    left, top = 1 + x - window / 2, 1 + y - window * SEEN
+    box = (left * SIDE, top * SIDE, (left + window) * SIDE, (top + window) * SIDE)
     return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 
+from src.data.identity import weights_fingerprint
 from src.data.images import Picture
 from src.data.world.datamodules import ATTRIBUTES
 from src.eval.encoders.models import LOCAL, read_ahead
@@ -43,6 +44,11 @@ class Probe:
         if model.num_classes != sum(self.sizes):
             raise ValueError(f"the probe {self.source} has {model.num_classes} outputs, not {sum(self.sizes)}")
         return model.to(self.device)
+
+    @cached_property
+    def identity(self) -> str:
+        """Its folder, hash of the weights, preprocessing."""
+        return f"{self.source}, weights {weights_fingerprint(self.model.state_dict())}, {self.preprocessing}"
 
     @cached_property
     def preprocessing(self) -> Preprocessing:

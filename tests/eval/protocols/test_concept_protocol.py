@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from src.data.banks import CONCEPT_BANK
+from src.data.images import as_image
 from src.data.request import Request
 from src.data.world.export import subject_photos
 from src.eval.concepts import Concept, ConceptSource, bank_source, read_concepts
@@ -16,6 +17,7 @@ from src.eval.profile import Profile
 from src.eval.protocols.concept import ConceptProtocol
 from src.eval.protocols.layout import LEFT, RIGHT, crop, layout
 from src.eval.protocols.pairs import PairProtocol
+from src.eval.scores.outcomes import OUTCOMES
 
 PROMPTS = ["a {} on the grass", "a photo of a {} at night", "a {} in the snow"]
 PAIR_PROMPTS = ["a {first} left of a {second} on the grass", "a {first} right of a {second} in a room"]
@@ -193,6 +195,68 @@ def test_a_pair_is_right_only_if_both_are(generator, concepts, profile, tmp_path
     within = [cosines(one, one)[np.triu_indices(3, 1)].mean() for one in (ours, theirs)]
     ceiling = np.mean(within) - cosines(ours, theirs).mean()
     assert metrics["overall"]["ceiling"]["identity_margin"] == pytest.approx(ceiling, abs=1e-5)
+
+
+class MeanColor:
+    """An encoder that sees the mean colour of what is no padding: red, green and blue are -1/3 alike."""
+
+    identity = "mean colour"
+
+    def encode_images(self, pictures):
+        found = []
+        for picture in pictures:
+            pixels = np.asarray(as_image(picture), np.float32).reshape(-1, 3)
+            found.append(torch.tensor(pixels[(pixels != 127).any(1)].mean(0) - 127.5))
+        return torch.nn.functional.normalize(torch.stack(found), dim=-1)
+
+
+PAINTS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}
+DRAWN = {
+    # By seed the left and the right half; a subject is found from a likeness of 1/3 on, halfway from green to itself.
+    0: ("red", "blue", "as_asked"),
+    1: ("blue", "red", "swapped"),
+    2: ("red", "red", "mixed"),
+    3: ("red", "green", "omitted"),
+    4: ("green", "green", "omitted"),
+}
+
+
+class Painter:
+    """Paints halves by seed where concepts are asked for, and green where nouns are."""
+
+    batch_size = 4
+
+    def identity(self, prompt=None):
+        return {"draws": "paint"}
+
+    def check(self, requests):
+        """Anything can be drawn."""
+
+    def sample(self, requests):
+        return [self._draw(*DRAWN[request.seed][:2]) if "<" in request.prompt else self._draw() for request in requests]
+
+    def _draw(self, left="green", right="green"):
+        canvas = Image.new("RGB", (128, 64), PAINTS[left])
+        canvas.paste(PAINTS[right], (64, 0, 128, 64))
+        return canvas
+
+
+def test_pairs_are_sorted_by_what_each_half_shows(clip, tmp_path):
+    concepts = [
+        Concept(name, noun, [Image.new("RGB", (64, 64), PAINTS[paint])] * 2)
+        for name, noun, paint in (("rex", "dog", "red"), ("tom", "cat", "blue"))
+    ]
+    profile = Profile("paint", clip, MeanColor(), "class_noun", "all")
+    protocol = PairProtocol(["a {first} left of a {second}"], len(DRAWN), profile, str(tmp_path / "images"))
+    metrics = protocol.run(Painter(), concepts, str(tmp_path))
+    told = [row for row in rows(tmp_path) if row["arm"] == "concept"]
+    for pair, others in (("rex_tom", {}), ("tom_rex", {"as_asked": "swapped", "swapped": "as_asked"})):
+        found = [[name for name in OUTCOMES if float(row[name])] for row in told if row["pair"] == pair]
+        assert found == [[others.get(outcome, outcome)] for *_, outcome in DRAWN.values()]
+    shares = {name: metrics["overall"]["concept"][name]["mean"] for name in OUTCOMES}
+    assert shares == pytest.approx({"as_asked": 0.2, "swapped": 0.2, "mixed": 0.2, "omitted": 0.4})
+    assert metrics["overall"]["control"]["omitted"]["mean"] == 1
+    assert metrics["compared"]["scores"] == ["identity_margin", "both_own", *OUTCOMES, "clip_t"]
 
 
 def test_layouts_come_from_the_relation():
