@@ -43,7 +43,7 @@ def halfway(likeness: Tensor, control: Tensor, ceiling: Tensor) -> Tensor:
     an image is as near to the mean of the one kind as to that of the other, so nothing is left to choose.
 
     Args:
-        likeness: Of each region to the references of each subject, ``(N, R, C)``.
+        likeness: How near each region is to the references of each subject, ``(N, R, C)``.
         control: Mean likeness of images of the plain noun to the references of each subject, ``(C,)``.
         ceiling: Mean likeness of the references of each subject to each other, ``(C,)``.
 

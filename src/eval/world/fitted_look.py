@@ -20,8 +20,8 @@ from src.data.world.vocabulary import COLORS, MARKINGS, PATTERNS, Look
 
 FIT = 1
 """Counts changes of this file that change answers."""
-GRID = 40
-"""Points across the window in which an individual is compared."""
+GRID, COARSE_GRID = 40, 20
+"""Points across the window in which an individual is compared, and those that find a first place for it."""
 COARSE = ((0.84, 0.92, 1.0, 1.09, 1.19), (-0.16, -0.08, 0.0, 0.08, 0.16))
 FINE = ((0.96, 1.0, 1.04), (-0.04, 0.0, 0.04))
 """Sizes, as factors, and shifts, in half sizes, that are tried around a first guess and then around the best."""
@@ -60,7 +60,7 @@ def fitted_look(image: Image.Image, background: Image.Image, noun: str, box: tup
     seen, empty = (_tensor(one) for one in (image, background))
     plain = _layouts(noun, marked=False)
     first = [window for guess in _guesses(noun, box, image.width) for window in guess.around(*COARSE)]
-    costs = _cost(seen, empty, first, plain)[0].amin(1)
+    costs = _cost(seen, empty, first, plain, COARSE_GRID)[0].amin(1)
     best = [first[at] for at in costs.topk(KEPT, largest=False).indices.tolist()]
     finer = [window for guess in best for window in guess.around(*FINE)]
     costs = _cost(seen, empty, finer, plain)[0].amin(1)
@@ -75,7 +75,7 @@ def fitted_look(image: Image.Image, background: Image.Image, noun: str, box: tup
 
 
 def _cost(
-    seen: Tensor, empty: Tensor, windows: list[Window], layouts: list[Look], sharpness: int = 1
+    seen: Tensor, empty: Tensor, windows: list[Window], layouts: list[Look], points: int = GRID, sharpness: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Compare windows with layouts in their best colours.
 
@@ -84,19 +84,20 @@ def _cost(
         empty: The empty scene behind it.
         windows: Where the individual may stand.
         layouts: Patterns and markings.
+        points: Points across a window.
         sharpness: Power of a paint's share of a pixel by which the pixel counts.
 
     Returns:
         Squared error beyond that of the empty scene, ``(windows, layouts)``, and the indices of main, second and
         marking colour, ``(windows, layouts, 3)``.
     """
-    shown, behind = (_cut(one, windows) for one in (seen, empty))
-    shade = torch.from_numpy(shading(GRID)).float()[:, None].expand(GRID, GRID).reshape(-1)
+    shown, behind = (_cut(one, windows, points) for one in (seen, empty))
+    shade = torch.from_numpy(shading(points)).float()[:, None].expand(points, points).reshape(-1)
     paints = torch.tensor([*COLORS.values(), DARK, LIGHT], dtype=torch.float32) / 255
     # |seen - paint|^2 - |seen - empty|^2, without the term that both have.
     away = paints.square().sum(1)[:, None] * shade.square() - 2 * (paints @ shown) * shade
     gain = away - (behind * (behind - 2 * shown)).sum(1)[:, None]
-    shares = torch.stack([_shares(each) for each in layouts]) ** sharpness
+    shares = torch.stack([_shares(each, points) for each in layouts]) ** sharpness
     # Windows, layouts, areas (main, second, marking, dark, light), paints.
     sums = torch.einsum("wkp,lap->wlak", gain, shares)
     number = len(COLORS)
@@ -105,7 +106,8 @@ def _cost(
     total = main[..., :, None, None] + accent[..., None, :, None] + marking[..., None, None, :] + _different(number)
     least, index = total.flatten(2).min(-1)
     colors = torch.stack([index // number**2, index // number % number, index % number], -1)
-    size = torch.tensor([2 * window.half for window in windows], dtype=torch.float32).square()[:, None]
+    # Of a point, in shares of the image.
+    size = torch.tensor([2 * window.half / points for window in windows], dtype=torch.float32).square()[:, None]
     return (least + fixed) * size, colors
 
 
@@ -116,9 +118,9 @@ def _different(number: int) -> Tensor:
     return torch.zeros(number, number, number).masked_fill((a == b) | (a == c) | (b == c), torch.inf)
 
 
-def _cut(image: Tensor, windows: list[Window]) -> Tensor:
+def _cut(image: Tensor, windows: list[Window], points: int) -> Tensor:
     """Pixels of windows, mirrored where they face the other way, ``(windows, 3, points)``."""
-    steps = (torch.arange(GRID) + 0.5) / GRID * 2 - 1
+    steps = (torch.arange(points) + 0.5) / points * 2 - 1
     rows, columns = torch.meshgrid(steps, steps, indexing="ij")
     told = [(one.x, one.y, -one.half if one.flip else one.half, one.half) for one in windows]
     x, y, wide, high = torch.tensor(told, dtype=torch.float32)[:, :, None, None].unbind(1)
@@ -136,9 +138,9 @@ def _layouts(noun: str, marked: bool) -> list[Look]:
 
 
 @lru_cache(maxsize=512)
-def _shares(look: Look) -> Tensor:
-    """Shares of paints at the points of a window, ``(areas, points)``."""
-    return torch.from_numpy(paint_shares(look, GRID)).flatten(1)
+def _shares(look: Look, points: int) -> Tensor:
+    """Shares of paints at the points of a window, ``(areas, points^2)``."""
+    return torch.from_numpy(paint_shares(look, points)).flatten(1)
 
 
 @lru_cache
