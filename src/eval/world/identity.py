@@ -66,14 +66,14 @@ class LookJudge:
 
     def right(self, pictures: Sequence[Picture], boxes: Sequence[Box], concepts: Sequence[Concept]) -> Tensor:
         """Tell whether the object inside each picture's box has each concept's attributes, bool ``(N, C, A)``."""
-        seen = [None if one is None else _words(one) for one in self.looks(pictures, boxes)]
-        known = [_words(_look(concept)) for concept in concepts]
+        seen = [None if one is None else words(one) for one in self.looks(pictures, boxes)]
+        known = [words(_look(concept)) for concept in concepts]
         right = [[[one is not None and one[name] == of[name] for name in of] for of in known] for one in seen]
         return torch.tensor(right, dtype=torch.bool).reshape(len(seen), len(known), len(self.attributes))
 
     def telling(self, concepts: Sequence[Concept]) -> Tensor:
         """Tell in which attributes concepts differ, bool ``(A,)``."""
-        known = [_words(_look(concept)) for concept in concepts]
+        known = [words(_look(concept)) for concept in concepts]
         return torch.tensor([len({of[name] for of in known}) > 1 for name in self.attributes])
 
     def renders(self, prompt: str, concepts: Sequence[Concept], number: int) -> list[Image.Image]:
@@ -129,6 +129,6 @@ def _look(concept: Concept) -> Look:
     return look
 
 
-def _words(look: Look) -> dict[str, str | None]:
+def words(look: Look) -> dict[str, str | None]:
     """Attributes by name; where no marking is, its colour is not there either."""
     return asdict(look) | ({} if look.marking else {"marking_color": None})
