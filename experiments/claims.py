@@ -91,7 +91,7 @@ class Declared:
         self.scores: dict[str, str] = told.get("scores", {})
         self.claims = {name: _built(Claim, one, folder, name) for name, one in told.get("claims", {}).items()}
         self.tables = {name: _built(PageTable, one or {}, folder, name) for name, one in told.get("tables", {}).items()}
-        self._studies: dict[Path, Study] = {}
+        self._studies: dict[tuple[Path, str | None], Study] = {}
 
     @cached_property
     def first(self) -> str:
@@ -159,10 +159,10 @@ class Declared:
 
     def _study(self, arm: str) -> tuple[Study, str]:
         """The file of an arm, and what that file calls it."""
-        path = self._path(arm)
-        if path not in self._studies:
-            self._studies[path] = Study(path)
-        return self._studies[path], str(self._told(arm)["arm"])
+        path, told = self._path(arm), self._told(arm)
+        if (path, told.get("of")) not in self._studies:
+            self._studies[path, told.get("of")] = Study(path, told.get("of"))
+        return self._studies[path, told.get("of")], str(told["arm"])
 
     def _path(self, arm: str) -> Path:
         return self.folder / "results" / f"{self._told(arm).get('file', self.file)}.json"

@@ -22,15 +22,16 @@ class Study:
 
     Args:
         path: The JSON file.
+        kind: Of a comparison whose images are of several kinds (``compared.by``), the one that counts; None for all.
 
     Raises:
         ValueError: If there is no such file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: str | None = None) -> None:
         if not path.exists():
             raise ValueError(f"{path} is missing; a sweep leaves it as comparison.json, an evaluation as metrics.json")
-        self.path = path
+        self.path, self.kind = path, kind
         self.record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         self.means = _means(self.record)
 
@@ -52,7 +53,7 @@ class Study:
         """
         if arm not in self.means:
             raise ValueError(f"{self.path} has no arm {arm!r}; it has {', '.join(self.means)}")
-        return self.means[arm].get(score)
+        return self.means[arm].get(score) if self.kind is None else self.from_rows(arm, score)
 
     def difference(self, arm: str, against: str, score: str) -> Interval:
         """Of two arms on the same places: as the file has it, or from its rows.
@@ -60,7 +61,7 @@ class Study:
         Raises:
             ValueError: If neither has it.
         """
-        if against == self.baseline:
+        if against == self.baseline and self.kind is None:
             if (found := self.record.get("differences", {}).get(f"{arm} {score}")) is not None:
                 return _interval(found["interval"])
             if score == HARMONIC and arm in self.record.get("harmonic_differences", {}):
@@ -80,7 +81,8 @@ class Study:
         if not path.exists():
             raise ValueError(f"{path} is missing, and {self.path.name} alone does not hold this difference")
         with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+            found = list(csv.DictReader(file))
+        return [row for row in found if self.kind in (None, row.get(self.record["compared"].get("by", "")))]
 
     def from_rows(self, arm: str, score: str, against: str | None = None) -> Interval:
         """A mean, or a difference from another arm, computed anew."""

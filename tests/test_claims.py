@@ -213,3 +213,33 @@ def test_a_published_sign_is_of_the_two_arms_that_are_compared(experiments: Path
     study = Study(path)
     assert study.published("c", "text", "b") == 0.01 and study.published("c", "text", "a") == -0.01
     assert study.published("c", "image", "b") is None and study.published("d", "text", "a") is None
+
+
+def test_claims_may_be_of_one_kind_of_image(tmp_path: Path) -> None:
+    """Means and differences come from the rows of that kind alone."""
+    (tmp_path / "results").mkdir()
+    rows = [
+        {"arm": arm, "prompt": prompt, "seed": 0, "number": kind, "dino": value + 0.1 * at}
+        for arm, by_kind in {"a": {2: 0.1, 3: 0.5}, "b": {2: 0.4, 3: 0.2}}.items()
+        for kind, value in by_kind.items()
+        for at, prompt in enumerate(("grass", "snow", "room"))
+    ]
+    write_rows(rows, tmp_path / "results" / "comparison")
+    compared = {"factors": ["prompt"], "scores": ["dino"], "by": "number"}
+    means = {arm: {"dino": INTERVAL} for arm in "ab"}
+    record = {"baseline": "a", "means": means, "differences": {}, "compared": compared, "seed": 0}
+    (tmp_path / "results" / "comparison.json").write_text(json.dumps(record), encoding="utf-8")
+    told = {
+        "arms": {
+            "a two": {"arm": "a", "of": "2"},
+            "b two": {"arm": "b", "of": "2"},
+            "b three": {"arm": "b", "of": "3"},
+        },
+        "claims": {"up": {"says": "b has more", "arm": "b two", "score": "dino", "asked": "up"}},
+        "tables": {"means": {"scores": ["dino"]}},
+    }
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    declared = Declared(tmp_path)
+    assert declared.line("up").startswith("- **Shown:** b has more: 0.300")
+    means_of = re.findall(r"\| (\w three|\w two) \| (\d\.\d{3})", declared.table("means"))
+    assert sorted(means_of) == [("a two", "0.200"), ("b three", "0.300"), ("b two", "0.500")]

@@ -5,12 +5,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.data.commands import override
 from src.eval.concepts import ConceptSource
 from src.run.record import record_digest, training_record
-from src.run.targets import CONF
+from src.run.targets import CONF, located
 from src.run.trained_once import Training, as_overrides, composed, train_missing
 
 
@@ -25,6 +25,25 @@ def trained(suite: "Suite | AdapterSuite") -> dict[str, str]:
     return {key: str(training.path) for key, training in trainings.items()}
 
 
+def learns(method: str) -> str:
+    """Name of the folder of ``conf/method`` that learns what a method draws: its own, or that which its class names.
+
+    Args:
+        method: The choice of ``method=``, such as ``omg/draw``.
+
+    Raises:
+        ValueError: If neither learns anything.
+    """
+    name = method.partition("/")[0]
+    if (CONF / "method" / name / "train.yaml").is_file():
+        return name
+    drawing = CONF / "method" / name / "draw.yaml"
+    other = getattr(located(OmegaConf.load(drawing)._target_), "method", None) if drawing.is_file() else None
+    if other is None:
+        raise ValueError(f"{name} learns no subject; choose a method that does by suite.method=NAME")
+    return str(other)
+
+
 class Suite:
     """Several subjects and the experiment that learns each of them.
 
@@ -33,7 +52,7 @@ class Suite:
         subjects: Concept name to what its training sets, such as ``class_noun`` and ``data.instance_dir``.
         training: What every training sets beside, nested as in the configuration: the arm of an ablation.
         cache_dir: Where banks are kept.
-        method: Name of a folder in ``conf/method`` that learns the subjects.
+        method: What learns the subjects, see ``learns``.
 
     Raises:
         ValueError: If there is no subject, or the method learns nothing.
@@ -49,11 +68,7 @@ class Suite:
     ) -> None:
         if not subjects:
             raise ValueError("the suite has no subject; give suite.subjects.NAME.class_noun=NOUN and its folder")
-        self.method = method.partition("/")[0]
-        if not (CONF / "method" / self.method / "train.yaml").is_file():
-            raise ValueError(
-                f"{self.method} learns no subject; name what does by suite.method=NAME, such as dreambooth_lora for omg"
-            )
+        self.method = learns(method)
         self.experiment, self.subjects, self.cache_dir = experiment, subjects, Path(cache_dir)
         self.training = as_overrides(training or {})
 

@@ -15,7 +15,7 @@ from eval import use
 from src.run import targets
 from src.run.record import record_digest, training_record
 from src.run.rehearsal import rehearsed
-from src.run.suites import AdapterSuite, trained
+from src.run.suites import AdapterSuite, learns, trained
 from src.run.trained_once import as_overrides, composed
 from tests.llms import tiny_llm_folder
 from tests.tiny import tiny_sd
@@ -191,3 +191,10 @@ def test_a_training_whose_checkpoints_are_damaged_still_ends(
     whole = trained(AdapterSuite("llmdiff", str(tmp_path / "whole"), training))["adapter"]
     first, second = load_file(whole), load_file(path)
     assert all(first[name].equal(second[name]) for name in first)
+
+
+def test_what_draws_is_learnt_by_its_own_method_or_by_that_which_its_class_names():
+    assert learns("latexblend/draw") == "latexblend" and learns("mix_of_show") == "mix_of_show"
+    assert learns("omg/draw") == "dreambooth_lora"
+    with pytest.raises(ValueError, match=r"renders learns no subject; choose a method that does by suite\.method=NAME"):
+        learns("renders/draw")

@@ -45,3 +45,8 @@ def crop(image: Image.Image, box: Box) -> Image.Image:
     )
     part = image.crop((left, top, right, bottom))
     return ImageOps.pad(part, (max(part.size),) * 2, color=GREY)
+
+
+def columns(number: int) -> list[Box]:
+    """Equal columns of an image, from left to right."""
+    return [(at / number, 0.0, (at + 1) / number, 1.0) for at in range(number)]

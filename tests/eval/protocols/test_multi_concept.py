@@ -1,0 +1,113 @@
+"""Several concepts in one image: what is drawn, and every number against a few lines of NumPy."""
+
+import csv
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.data.request import Request
+from src.data.world.render import render
+from src.data.world.scenes import subject_scene
+from src.eval.concepts import Concept
+from src.eval.protocols.layout import GREY, columns
+from src.eval.protocols.multi_concept import MultiConceptProtocol, combinations
+
+PROMPTS = ["a {} left of a {} on the grass", "a {}, a {} and a {} in a room"]
+NOUNS = {"rex": "dog", "tom": "cat", "pip": "bird"}
+
+
+@pytest.fixture
+def three():
+    return [
+        Concept(name, noun, [render(subject_scene(index, view, noun)) for view in range(3)])
+        for index, (name, noun) in enumerate(NOUNS.items())
+    ]
+
+
+class Strips:
+    """Draws each mention as a photo of it in its own column; plain nouns are other individuals."""
+
+    batch_size = 4
+
+    def identity(self, prompt=None):
+        return {"drawn": "strips"}
+
+    def check(self, requests):
+        pass
+
+    def sample(self, requests):
+        return [self._drawn(request) for request in requests]
+
+    def _drawn(self, request):
+        words = request.prompt.replace(",", " ").split()
+        words = [word for word in words if word[1:-1] in NOUNS or word in NOUNS.values()]
+        whole, width = Image.new("RGB", (96, 96), GREY), 96 // len(words)
+        for at, word in enumerate(words):
+            name = word[1:-1] if word.startswith("<") else None
+            index = list(NOUNS).index(name) if name else 7
+            photo = render(subject_scene(index, 4 + request.seed, NOUNS.get(name, word)))
+            whole.paste(photo.resize((width, width)), (at * width, 30))
+        return whole
+
+
+def rows(folder):
+    with (folder / "per_image.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_concept_stands_equally_often_in_every_slot(three, profile, tmp_path):
+    asked = MultiConceptProtocol(PROMPTS, 2, profile, str(tmp_path)).items(three)
+    found = Counter((item.row["number"], item.row["arm"]) for item in asked)
+    assert found == {(number, arm): 6 for number in (2, 3) for arm in ("control", "concept")}
+    prompts = {item.request.prompt for item in asked if item.row["arm"] == "concept"}
+    assert prompts == {
+        *("a <rex> left of a <tom> on the grass", "a <tom> left of a <pip> on the grass"),
+        *("a <pip> left of a <rex> on the grass", "a <rex>, a <tom> and a <pip> in a room"),
+        *("a <tom>, a <pip> and a <rex> in a room", "a <pip>, a <rex> and a <tom> in a room"),
+    }
+    for number in (2, 3):
+        for slot in range(number):
+            assert Counter(chosen[slot].name for chosen in combinations(three, number)) == dict.fromkeys(NOUNS, 1)
+
+
+def test_numbers_are_those_of_a_few_lines_of_numpy(three, profile, clip, dino, tmp_path):
+    protocol = MultiConceptProtocol(PROMPTS, 2, profile, str(tmp_path / "images"))
+    metrics = protocol.run(Strips(), three, str(tmp_path))
+    assert metrics["protocol"] == "multi_concept" and set(metrics["numbers"]) == {"2", "3"}
+    [row] = [
+        row
+        for row in rows(tmp_path)
+        if (row["combination"], row["arm"], row["seed"]) == ("tom_pip_rex", "concept", "1")
+    ]
+    image = Strips().sample([Request("a <tom>, a <pip> and a <rex> in a room", 1)])[0]
+    crops = []
+    for at in range(3):
+        crops.append(Image.new("RGB", (96, 96), GREY))
+        crops[-1].paste(image.crop((32 * at, 0, 32 * at + 32, 96)), (32, 0))
+    embedded = dino.encode_images(crops)
+    references = [dino.encode_images(three[at].references) for at in (1, 2, 0)]
+    likeness = np.array([[float((one @ each.T).mean()) for each in references] for one in embedded])
+    assert float(row["dino"]) == pytest.approx(np.diag(likeness).mean(), abs=1e-5)
+    text = clip.encode_texts(["a cat, a bird and a dog in a room"])
+    assert float(row["clip_t"]) == pytest.approx(float(clip.encode_images([image]) @ text.T), abs=1e-5)
+    means = metrics["numbers"]["3"]["concept"]
+    assert means["dino"]["mean"] == pytest.approx(
+        np.mean([float(one["dino"]) for one in rows(tmp_path) if (one["number"], one["arm"]) == ("3", "concept")])
+    )
+    shares = [means[name]["mean"] for name in ("as_asked", "swapped", "mixed", "omitted")]
+    assert sum(shares) == pytest.approx(1)
+    assert (tmp_path / "per_number.csv").exists() and (tmp_path / "grid_3_concept.png").exists()
+
+
+def test_columns_are_equal_and_whole():
+    assert columns(2) == [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
+    assert columns(5)[4] == (0.8, 0.0, 1.0, 1.0)
+
+
+def test_what_cannot_be_drawn_is_one_sentence(three, profile, tmp_path):
+    with pytest.raises(ValueError, match=r"has 1 slots \{\}; give two or more"):
+        MultiConceptProtocol(["a {}"], 1, profile, str(tmp_path))
+    with pytest.raises(ValueError, match="asks for 3 concepts, but there are 2; add bank.NAME=PATH"):
+        MultiConceptProtocol(PROMPTS, 1, profile, str(tmp_path)).check(three[:2])
