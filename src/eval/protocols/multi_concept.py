@@ -82,7 +82,7 @@ class MultiConceptProtocol(Protocol[Combination]):
             Item(
                 Request(_filled(prompt, chosen, arm), seed),
                 {
-                    "number": number,
+                    "number": str(number),
                     "combination": "_".join(one.name for one in chosen),
                     "arm": arm,
                     "prompt": prompt,
@@ -143,11 +143,11 @@ class MultiConceptProtocol(Protocol[Combination]):
     def summarise(self, frame: Frame[Combination]) -> dict[str, Any]:
         """By number of concepts, the intervals of each arm, clustered by prompt and combination."""
         return {
-            str(number): {
+            number: {
                 arm: self._intervals([row for row in frame.rows if (row["number"], row["arm"]) == (number, arm)])
                 for arm in ARMS
             }
-            for number in self.numbers
+            for number in map(str, self.numbers)
         }
 
     def _intervals(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -181,7 +181,8 @@ class MultiConceptProtocol(Protocol[Combination]):
 
     def grids(self, frame: Frame[Combination]) -> dict[str, Image.Image]:
         """One picture per number and arm: a line for each combination, with its first prompt and seeds."""
-        parts = {(number, arm): frame.part(number=number, arm=arm) for number in self.numbers for arm in ARMS}
+        numbers = list(map(str, self.numbers))
+        parts = {(number, arm): frame.part(number=number, arm=arm) for number in numbers for arm in ARMS}
         return {f"grid_{number}_{arm}": self._grid(part) for (number, arm), part in parts.items()}
 
     def _grid(self, frame: Frame[Combination]) -> Image.Image:

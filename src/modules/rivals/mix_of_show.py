@@ -72,6 +72,7 @@ class MixOfShowGenerator(RivalGenerator):
         device: str | None = None,
     ) -> None:
         self.ridge = ridge
+        self._seen: dict[str, dict[str, Tensor]] = {}
         super().__init__(backbone, banks, sampling, batch_size, device)
 
     def options(self) -> dict[str, Any]:
@@ -95,8 +96,10 @@ class MixOfShowGenerator(RivalGenerator):
         }
 
     def _grams(self, name: str) -> dict[str, Tensor]:
-        """``X X^T`` of every layer's inputs while the templates with this concept are read and drawn once."""
-        found: dict[str, Tensor] = {}
+        """``X X^T`` of every layer's inputs while the templates with this concept are read and drawn, once for all."""
+        if name in self._seen:
+            return self._seen[name]
+        found = self._seen[name] = {}
 
         def keep(layer: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             rows = inputs[0].flatten(0, -2).float()

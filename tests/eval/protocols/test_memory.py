@@ -13,6 +13,7 @@ from src.eval.encoders.preprocessing import of_timm
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame
 from src.eval.protocols.concept import ConceptProtocol
+from src.eval.protocols.multi_concept import MultiConceptProtocol
 from src.eval.protocols.pairs import PairProtocol
 from src.eval.protocols.style import StyleProtocol
 from src.eval.scores.sets import PerceptualDiversity, SetMetrics, SetScores
@@ -65,6 +66,10 @@ def pairs(profile, probe, root):
     return PairProtocol(["a {first} left of a {second}"], NUMBER, profile, "images")
 
 
+def multi_concept(profile, probe, root):
+    return MultiConceptProtocol(["a {} left of a {}"], NUMBER, profile, "images")
+
+
 def style(profile, probe, root):
     rules = Profile("tiny", profile.clip, profile.dino, text="full", pairing="one_each")
     prompts, styles = [StylePrompt("a dog"), StylePrompt("a cat")], style_references(root / "world" / "styles")[:1]
@@ -85,7 +90,7 @@ def world_quality(profile, probe, root):
     return WorldQuality(str(root / "world"), profile, probe, "images", **sizes, num_attribute_samples=100)
 
 
-PROTOCOLS = [concept, pairs, style, captions, injection, world_quality]
+PROTOCOLS = [concept, pairs, multi_concept, style, captions, injection, world_quality]
 
 
 @pytest.mark.parametrize("make", PROTOCOLS, ids=lambda make: make.__name__)

@@ -60,7 +60,7 @@ def rows(folder):
 def test_every_concept_stands_equally_often_in_every_slot(three, profile, tmp_path):
     asked = MultiConceptProtocol(PROMPTS, 2, profile, str(tmp_path)).items(three)
     found = Counter((item.row["number"], item.row["arm"]) for item in asked)
-    assert found == {(number, arm): 6 for number in (2, 3) for arm in ("control", "concept")}
+    assert found == {(number, arm): 6 for number in "23" for arm in ("control", "concept")}
     prompts = {item.request.prompt for item in asked if item.row["arm"] == "concept"}
     assert prompts == {
         *("a <rex> left of a <tom> on the grass", "a <tom> left of a <pip> on the grass"),
