@@ -58,7 +58,7 @@ def test_the_trace_is_one_variable_away(root, tmp_path):
         ("+experiment=world/sdx", "there is no experiment 'world/sdx'; did you mean experiment=world/sd?"),
         ("trainer=nothing_like_it", "choose one of: "),
         ("method=latexblnd/train", "there is no method 'latexblnd'; did you mean method=latexblend?"),
-        ("method=style_svd/train", "there is no method 'style_svd'; choose one of: latexblend, llmdiff"),
+        ("method=style_svd/train", "there is no method 'style_svd'; choose one of: cones2, custom_diffusion, "),
     ],
 )
 def test_typos_are_answered_with_what_to_type(root, override, sentence):
