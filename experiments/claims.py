@@ -178,9 +178,10 @@ class Declared:
 
     def _difference(self, arm: str, against: str, score: str) -> Interval:
         (study, ours), (other, theirs) = self._study(arm), self._study(against)
-        if study is not other:
+        if study.path != other.path:
             raise ValueError(f"{arm} and {against} of {self.folder} are of two files and cannot be paired")
-        return study.difference(ours, theirs, self.scores.get(score, score))
+        name = self.scores.get(score, score)
+        return study.difference(ours, theirs, name) if study is other else study.from_rows(ours, name, theirs, other)
 
     def _published(self, arm: str, against: str, score: str) -> float | None:
         study, label = self._study(arm)

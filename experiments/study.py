@@ -84,8 +84,19 @@ class Study:
             found = list(csv.DictReader(file))
         return [row for row in found if self.kind in (None, row.get(self.record["compared"].get("by", "")))]
 
-    def from_rows(self, arm: str, score: str, against: str | None = None) -> Interval:
-        """A mean, or a difference from another arm, computed anew."""
+    def from_rows(self, arm: str, score: str, against: str | None = None, other: "Study | None" = None) -> Interval:
+        """A mean, or a difference from another arm, computed anew.
+
+        Args:
+            arm: Whose score it is.
+            score: The score.
+            against: The arm from which it differs; None for the mean.
+            other: The same file with the kind of image of ``against``, where that is another; both kinds have the same
+                places then, such as one concept and five in the same prompts.
+
+        Raises:
+            ValueError: If there are no such rows, or they have other places.
+        """
         compared, seed = self.record["compared"], self.record.get("seed", 0)
         factors = compared["factors"]
         scores = compared["harmonic"] if score == HARMONIC else [score]
@@ -96,7 +107,7 @@ class Study:
             if score == HARMONIC:
                 return bootstrap_statistic(ours, harmonic_of_means, groups, seed)
             return bootstrap_mean(ours[score], groups, seed)
-        others = self._places(against)
+        others = (other or self)._places(against)
         if set(others) != set(places):
             raise ValueError(f"{arm} and {against} of {self.path} have other places and cannot be paired")
         theirs = {name: [float(others[place][name]) for place in places] for name in scores}
@@ -105,7 +116,9 @@ class Study:
         return paired_difference(ours[score], theirs[score], groups, seed)
 
     def _places(self, arm: str) -> dict[tuple[str, ...], dict[str, str]]:
-        keys = (*self.record["compared"]["factors"], "seed")
+        compared = self.record["compared"]
+        kind = [compared["by"]] if self.kind is None and "by" in compared else []
+        keys = (*kind, *compared["factors"], "seed")
         found = {tuple(row[key] for key in keys): row for row in self.rows if row["arm"] == arm}
         if not found:
             raise ValueError(f"no row of {self.path.with_suffix('.csv')} is of the arm {arm!r}")

@@ -243,3 +243,10 @@ def test_claims_may_be_of_one_kind_of_image(tmp_path: Path) -> None:
     assert declared.line("up").startswith("- **Shown:** b has more: 0.300")
     means_of = re.findall(r"\| (\w three|\w two) \| (\d\.\d{3})", declared.table("means"))
     assert sorted(means_of) == [("a two", "0.200"), ("b three", "0.300"), ("b two", "0.500")]
+    # Two of a against three of a, prompt by prompt; without a kind, each kind is a place of its own.
+    claim = {"says": "more of them, more", "arm": "a three", "against": "a two", "score": "dino", "asked": "up"}
+    told["arms"]["a three"], told["claims"] = {"arm": "a", "of": "3"}, {"more": claim}
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    assert Declared(tmp_path).line("more") == "- **Shown:** more of them, more: 0.400 [0.400, 0.400]."
+    whole = Study(tmp_path / "results" / "comparison.json")
+    assert whole.from_rows("b", "dino", "a").mean == pytest.approx(0.0)

@@ -80,7 +80,7 @@ class MultiConceptProtocol(Protocol[Combination]):
         """Number by number, combination by combination, both arms, prompt by prompt, seed by seed."""
         return [
             Item(
-                Request(_filled(prompt, chosen, arm), seed),
+                Request(filled(prompt, chosen, number if arm == "concept" else 0), seed),
                 {
                     "number": str(number),
                     "combination": "_".join(one.name for one in chosen),
@@ -119,7 +119,7 @@ class MultiConceptProtocol(Protocol[Combination]):
         own = likeness.diagonal(dim1=1, dim2=2)  # (N, C)
         plain = torch.tensor([item.row["arm"] == "control" for item in frame.items])
         ceiling = torch.stack([within_set(each).mean() for each in references])
-        texts = clip.encode_texts([_filled(item.row["prompt"], chosen, "control") for item in frame.items])
+        texts = clip.encode_texts([filled(item.row["prompt"], chosen, 0) for item in frame.items])
         scores = {
             "clip_t": self.profile.text_score(clip.encode_images(frame.paths), texts),
             "dino": own.mean(1),
@@ -196,9 +196,10 @@ def combinations(concepts: Sequence[Concept], number: int) -> list[Combination]:
     return [tuple((*concepts, *concepts)[start : start + number]) for start in range(len(concepts))]
 
 
-def _filled(prompt: str, chosen: Combination, arm: str) -> str:
-    for concept in chosen:
-        prompt = prompt.replace("{}", concept.class_noun if arm == "control" else f"<{concept.name}>", 1)
+def filled(prompt: str, chosen: Combination, number: int) -> str:
+    """Fill the slots of a prompt: the first ``number`` of them with mentions, the others with plain class nouns."""
+    for at, concept in enumerate(chosen):
+        prompt = prompt.replace("{}", f"<{concept.name}>" if at < number else concept.class_noun, 1)
     return prompt
 
 

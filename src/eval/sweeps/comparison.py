@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from src.data.files import save_png, write_text
@@ -15,7 +16,7 @@ from src.eval.scores.harmonics import harmonic_of_means, harmonics_per_image, mi
 from src.eval.statistics.bootstrap import Interval, bootstrap_mean, bootstrap_statistic
 from src.eval.statistics.paired import Comparison, adjust, compare, paired_difference, paired_statistic
 from src.eval.statistics.verdict import verdict
-from src.eval.sweeps.page import comparison_figure, comparison_page
+from src.eval.sweeps.page import comparison_figure, comparison_page, curves_figure
 from src.eval.sweeps.points import Point, read_points
 
 HARMONIC = "harmonic"
@@ -73,6 +74,22 @@ def _difference(ours: Point, other: Point, score: str, theirs: float | None, see
     else:
         found = paired_difference(ours.values(score), other.values(score), ours.groups, seed)
     return "; ".join([str(found), *([] if theirs is None else [", ".join(_published_sign(found, theirs))])])
+
+
+def curves(points: Sequence[Point], seed: int) -> Image.Image | None:
+    """Means of each point against the kind of image, where kinds are numbers, such as of concepts; else None."""
+    parts = {point.label: point.parts() for point in points}
+    kinds = list(parts[points[0].label])
+    if len(kinds) < 2 or not all(kind.isdecimal() for kind in kinds):
+        return None
+    means = {
+        label: {
+            score: [bootstrap_mean(of[kind].values(score), of[kind].groups, seed) for kind in kinds]
+            for score in points[0].scores
+        }
+        for label, of in parts.items()
+    }
+    return curves_figure(points[0].metrics["compared"]["by"], [int(kind) for kind in kinds], means)
 
 
 def parts_tables(points: Sequence[Point], seed: int) -> list[Table]:
@@ -144,10 +161,12 @@ def published_differences(points: Sequence[Point], published: Published) -> dict
 
 def per_image(points: Sequence[Point]) -> list[Row]:
     """A row per point and image, enough to compute every interval again: the point, its place and its scores."""
-    kind = points[0].metrics["compared"].get("by")
-    kept = [*points[0].keys, *([kind] if kind else [])]
     return [
-        {"arm": point.label, **{key: row[key] for key in kept}, **{score: _short(row[score]) for score in point.scores}}
+        {
+            "arm": point.label,
+            **{key: row[key] for key in point.keys},
+            **{score: _short(row[score]) for score in point.scores},
+        }
         for point in points
         for row in point.rows
     ]
@@ -169,8 +188,8 @@ def compare_points(
 
     Points that differ in their training seed alone are one arm, paired with the others seed by seed.
 
-    Writes ``table.md``, ``figure.png``, ``report.html``, and ``comparison.json`` with ``comparison.csv``, a row per
-    image, into ``sweep_dir``.
+    Writes ``table.md``, ``figure.png``, ``curves.png`` where images are of numbered kinds, ``report.html``, and
+    ``comparison.json`` with ``comparison.csv``, a row per image, into ``sweep_dir``.
 
     Args:
         sweep_dir: Holds one folder per point, named by its number, with ``metrics.json`` and ``per_image.csv``.
@@ -197,6 +216,8 @@ def compare_points(
         tables.append(harmonics_table(points, means, seed))
     figure = comparison_figure(list(means), list(means.values()), points[0].frontiers)
     save_png(figure, folder / "figure.png")
+    if (drawn := curves(points, seed)) is not None:
+        save_png(drawn, folder / "curves.png")
     comparison_page(folder, title, points, tables, figure, failures).write(folder / "report.html")
     failed = "".join(f"\nFailed: {label}: {sentence}\n" for label, sentence in failures.items())
     write_text(folder / "table.md", f"## {title}\n\n" + "\n".join(table.markdown() for table in tables) + failed)

@@ -42,6 +42,36 @@ def comparison_figure(
         panel.set_yticks(range(len(labels)), labels if index == 0 else [""] * len(labels))
     for panel, frontier in zip(axes[len(scores) :], frontiers, strict=True):
         _frontier(panel, labels, means, *frontier)
+    return _picture(figure)
+
+
+@rc_context({"text.parse_math": False})
+def curves_figure(
+    by: str, numbers: Sequence[int], means: Mapping[str, Mapping[str, Sequence[Interval]]]
+) -> Image.Image:
+    """One panel per score: a line per point, over the numbers that tell kinds of images apart.
+
+    Args:
+        by: What the numbers are of.
+        numbers: Across, K of them.
+        means: By point and score, the interval at each number, K of them; the baseline first.
+    """
+    scores = list(next(iter(means.values())))
+    figure = Figure(figsize=(1 + 3 * len(scores), 3.4 + 0.16 * len(means)), layout="constrained")
+    axes = figure.subplots(1, len(scores), squeeze=False)[0]
+    for panel, score in zip(axes, scores, strict=True):
+        for at, (label, of) in enumerate(means.items()):
+            # Side by side, so that intervals can be told apart.
+            across = [number + 0.05 * (at - (len(means) - 1) / 2) for number in numbers]
+            ends = [[one.mean - one.low for one in of[score]], [one.high - one.mean for one in of[score]]]
+            panel.errorbar(across, [one.mean for one in of[score]], ends, marker="o", linewidth=1, label=label)
+        panel.set(title=score, xlabel=by, xticks=numbers)
+        _plain(panel)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
+    return _picture(figure)
+
+
+def _picture(figure: Figure) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return decode_image(buffer, "figure")

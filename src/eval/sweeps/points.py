@@ -126,8 +126,9 @@ class Point:
 
     @property
     def keys(self) -> list[str]:
-        """Columns that say which place an image has: factors, then seed."""
-        return [*self.metrics["compared"]["factors"], "seed"]
+        """Columns that say which place an image has: its kind, where there are kinds, then factors, then seed."""
+        compared = self.metrics["compared"]
+        return [*([compared["by"]] if "by" in compared else []), *compared["factors"], "seed"]
 
     @property
     def groups(self) -> list[list[Any]]:

@@ -19,7 +19,8 @@ from src.data.ranges import BatchSize, BelowOne, Sampling, Share1
 from src.data.request import Identity, Request
 from src.modules.backbones.base import Backbone
 from src.modules.backbones.denoising import denoising_errors
-from src.modules.generator import BatchedGenerator, usable_device
+from src.modules.backbones.trajectory import TracedGenerator
+from src.modules.generator import usable_device
 from src.modules.latexblend.bank import ConceptBank, ProjectionCache, cached_projections, replace_rows
 from src.modules.latexblend.guidance import BlendingGuidance
 from src.modules.latexblend.rectification import Rectification
@@ -128,7 +129,7 @@ def concept_offsets(backbone: Backbone, bank: ConceptBank) -> ConceptBank:
     return ConceptBank(rows, bank.metadata)
 
 
-class ConceptGenerator(BatchedGenerator[Placed]):
+class ConceptGenerator(TracedGenerator[Placed]):
     """Draws prompts that may mention concepts, ``a <rex> next to a <mittens>``, each in its region if it has one.
 
     Args:

@@ -15,7 +15,8 @@ from src.data.prompts import concept_positions, tokenize
 from src.data.ranges import BatchSize, Sampling
 from src.data.request import Identity, Request
 from src.modules.backbones.base import Backbone, Text
-from src.modules.generator import BatchedGenerator, usable_device
+from src.modules.backbones.trajectory import TracedGenerator
+from src.modules.generator import usable_device
 from src.modules.rivals.concept import Changes, RivalConcept, changed_weights, read, weighted
 
 Names = tuple[str, ...]
@@ -31,7 +32,7 @@ class Mentioned(NamedTuple):
     seed: int
 
 
-class RivalGenerator(BatchedGenerator[Mentioned]):
+class RivalGenerator(TracedGenerator[Mentioned]):
     """Draws prompts that may mention concepts which one rival method learnt.
 
     Concepts of one image act together by ``combined``: here the changes of their weights are added.

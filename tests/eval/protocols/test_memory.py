@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from src.data.styles import StylePrompt, style_references
+from src.data.trajectory import Trajectory
 from src.data.world import render
 from src.data.world.datamodules import ATTRIBUTES
 from src.eval.encoders.models import read_ahead
@@ -13,6 +14,7 @@ from src.eval.encoders.preprocessing import of_timm
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame
 from src.eval.protocols.concept import ConceptProtocol
+from src.eval.protocols.denoising_deviation import DenoisingDeviationProtocol
 from src.eval.protocols.multi_concept import MultiConceptProtocol
 from src.eval.protocols.pairs import PairProtocol
 from src.eval.protocols.style import StyleProtocol
@@ -70,6 +72,10 @@ def multi_concept(profile, probe, root):
     return MultiConceptProtocol(["a {} left of a {}"], NUMBER, profile, "images")
 
 
+def denoising_deviation(profile, probe, root):
+    return DenoisingDeviationProtocol(["a {} and a {}"], NUMBER, profile, "images")
+
+
 def style(profile, probe, root):
     rules = Profile("tiny", profile.clip, profile.dino, text="full", pairing="one_each")
     prompts, styles = [StylePrompt("a dog"), StylePrompt("a cat")], style_references(root / "world" / "styles")[:1]
@@ -90,12 +96,14 @@ def world_quality(profile, probe, root):
     return WorldQuality(str(root / "world"), profile, probe, "images", **sizes, num_attribute_samples=100)
 
 
-PROTOCOLS = [concept, pairs, multi_concept, style, captions, injection, world_quality]
+PROTOCOLS = [concept, pairs, multi_concept, denoising_deviation, style, captions, injection, world_quality]
 
 
 @pytest.mark.parametrize("make", PROTOCOLS, ids=lambda make: make.__name__)
 def test_few_images_are_open_at_a_time(make, profile, concepts, generator, pictures, probe, watch, root, tmp_path):
     generator.denoising_errors = lambda images, captions, seeds: [0.0] * len(images)
+    path = torch.ones(2, NUMBER, 1, 1, 1)
+    generator.trajectory = lambda requests, along=None: Trajectory(path, path[1:]).part(range(len(requests)))
     files = [tmp_path / f"{index}.png" for index in range(len(pictures))]
     for picture, file in zip(pictures, files, strict=True):
         picture.save(file)

@@ -290,3 +290,36 @@ def test_kinds_of_images_are_compared_one_by_one(sweep: Path) -> None:
     )
     dino = {line.split("|")[1].strip(): line.split("|")[4] for line in lines if "base_flow=false" in line[:40]}
     assert dino["easy"].split()[0] == "0.000" and dino["hard"].split()[0] == "0.300"
+    assert not (sweep / "curves.png").exists()
+
+
+def test_kinds_that_are_numbers_make_curves_and_may_share_their_places(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one concept and two in the same prompt and seed; the intervals of each are those of its rows."""
+    for number, gain in enumerate((0.2, 0.3)):
+        write_point(sweep, number, f"merge={number}", gain) if number else None
+        rows, metrics = read_rows(sweep / str(number) / "per_image"), sweep / str(number) / "metrics.json"
+        again = [row | {"number": kind, "dino": row["dino"] + int(kind)} for kind in "12" for row in rows[1:]]
+        write_rows(again, sweep / str(number) / "per_image")
+        record = json.loads(metrics.read_text(encoding="utf-8"))
+        record["compared"] |= {"by": "number"}
+        metrics.write_text(json.dumps(record), encoding="utf-8")
+    seen: list = []
+    monkeypatch.setattr(
+        "src.eval.sweeps.comparison.curves_figure", lambda *told: seen.append(told) or Image.new("RGB", (8, 8))
+    )
+    compare_points(sweep)
+    assert (sweep / "curves.png").exists()
+    by, numbers, means = seen[0]
+    assert (by, numbers) == ("number", [1, 2])
+    ours = means["method.merge=1"]["dino"]
+    assert ours[1].mean - ours[0].mean == pytest.approx(1.0)
+    rows = read_rows(sweep / "comparison")
+    assert len(rows) == 2 * 2 * len(PROMPTS) * len(CONCEPTS) * len(SEEDS)
+    of_two = [row for row in rows if (row["arm"], str(row["number"])) == ("method.merge=1", "2")]
+    assert ours[1] == bootstrap_mean(
+        [row["dino"] for row in read_rows(sweep / "1" / "per_image") if str(row["number"]) == "2"],
+        [[row[factor] for row in of_two] for factor in ("prompt", "concept")],
+        0,
+    )
