@@ -80,11 +80,13 @@ def test_concepts_predict_on_the_plain_models_latents(backbone: UNetBackbone, ge
     held = generator.trajectory([WITH], plain)
     assert torch.equal(held.latents, plain.latents) and not torch.equal(own.latents[-1], plain.latents[-1])
     assert torch.equal(own.latents[0], plain.latents[0]) and torch.equal(own.noise[0], held.noise[0])
-    # What the concept predicts at the plain latents, step by step, in a pipeline that takes a single step.
-    for index, timestep in enumerate(backbone.pipeline.scheduler.timesteps):
+    # What the concept predicts at the plain latents, step by step.
+    scheduler = backbone.pipeline.scheduler
+    for index, timestep in enumerate(scheduler.timesteps):
+        scheduler.set_timesteps(STEPS)
         with generator._blended([generator.place(WITH.prompt)[1]]), torch.no_grad():
             text = backbone.encode_text([PLAIN.prompt])
-            given = backbone.pipeline.scheduler.scale_model_input(plain.latents[index], timestep)
+            given = scheduler.scale_model_input(plain.latents[index], timestep)
             added = backbone.added_conditions(text, tuple(given.shape[-2:]))
             conditional = backbone.unet(
                 given, timestep, encoder_hidden_states=text.prompt_embeds, added_cond_kwargs=added
