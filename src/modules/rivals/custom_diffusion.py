@@ -13,11 +13,10 @@ from torch import Tensor
 from src.data.banks import ConceptFile
 from src.data.prompts import TEMPLATES
 from src.data.ranges import BatchSize, Sampling
-from src.data.request import Request
 from src.modules.backbones.base import Backbone, cross_attention_projections
 from src.modules.latexblend.bank import transformed_projections
 from src.modules.latexblend.flows import ConceptDelta
-from src.modules.rivals.concept import Changes, RivalConcept, layer_named, read
+from src.modules.rivals.concept import Changes, RivalConcept, layer_named
 from src.modules.rivals.generator import Names, RivalGenerator
 from src.modules.rivals.learner import RivalLearner
 
@@ -93,7 +92,7 @@ class CustomDiffusionGenerator(RivalGenerator):
         """Return the changes of one concept; of several, those of the merge."""
         if len(names) == 1 or self.merge == "sum":
             return super().combined(names)
-        texts = {name: self._states(name) for name in names}  # (T_i, C)
+        texts = {name: self.phrase_states(name) for name in names}  # (T_i, C)
         nouns = [self.concepts[name].class_noun for name in names]
         plain = ["", *(template.replace("{}", f"a {noun}") for noun in nouns for template in TEMPLATES)]
         regular = self.backbone.read_text(self.backbone.encode_text(plain).prompt_embeds).flatten(0, 1)
@@ -106,15 +105,6 @@ class CustomDiffusionGenerator(RivalGenerator):
                 weight, regular.float(), torch.cat(list(texts.values())).float(), torch.cat(values, dim=1)
             )
         return merged
-
-    def _states(self, name: str) -> Tensor:
-        """The states of "V* noun" in every template, ``(T, C)``."""
-        mentioned = [self.prepare(Request(template.replace("{}", f"a <{name}>"), 0)) for template in TEMPLATES]
-        ids = self.backbone.token_ids([one.plain for one in mentioned])
-        positions = torch.tensor([one.positions[0] for one in mentioned])
-        states = read(self.backbone, ids, [self.concepts[name]], [positions]).prompt_embeds
-        rows = torch.arange(len(positions))[:, None].expand_as(positions)
-        return self.backbone.read_text(states[rows, positions]).flatten(0, 1)
 
 
 class CustomDiffusion(RivalLearner):

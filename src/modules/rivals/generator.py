@@ -6,12 +6,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from src.data.banks import ConceptFile
 from src.data.identity import warn_of_another
 from src.data.known_words import KnownWords
 from src.data.mentions import check_name, parse_prompt
-from src.data.prompts import concept_positions, tokenize
+from src.data.prompts import TEMPLATES, concept_positions, tokenize
 from src.data.ranges import BatchSize, Sampling
 from src.data.request import Identity, Request
 from src.modules.backbones.base import Backbone, Text
@@ -66,19 +67,29 @@ class RivalGenerator(TracedGenerator[Mentioned]):
             backbone.to(usable_device(device, "method.device"))
         self.backbone, self.sampling = backbone, backbone.settled(sampling)
         backbone.token_ids([self.sampling["negative_prompt"]])
-        self.concepts: dict[str, RivalConcept] = {}
-        for name, bank in (banks or {}).items():
-            concept = bank if isinstance(bank, RivalConcept) else RivalConcept.load(bank)
-            concept.check(backbone, self.method)
-            warn_of_another(concept.metadata, backbone.content_hash, backbone.name, f"the concept {name}")
-            self.concepts[name] = concept
+        self.concepts = {name: self.loaded(name, bank) for name, bank in (banks or {}).items()}
         self._combined: dict[Names, Changes] = {}
+
+    def loaded(self, name: str, bank: RivalConcept | ConceptFile) -> RivalConcept:
+        """Read a concept, and make sure that it fits method and backbone.
+
+        Raises:
+            RefusedFileError: If it does not, or the file cannot be read.
+        """
+        concept = bank if isinstance(bank, RivalConcept) else RivalConcept.load(bank)
+        concept.check(self.backbone, self.method)
+        warn_of_another(concept.metadata, self.backbone.content_hash, self.backbone.name, f"the concept {name}")
+        return concept
+
+    def chosen(self, names: Sequence[str]) -> dict[str, RivalConcept]:
+        """Return the concepts of these names, as they act where all of them are mentioned."""
+        return {name: self.concepts[name] for name in names}
 
     def combined(self, names: Names) -> Changes:
         """Compute what is added to the weights while these concepts are drawn together, in sorted order."""
-        total: dict[str, torch.Tensor] = {}
-        for name in names:
-            for layer, change in self.concepts[name].changes.items():
+        total: dict[str, Tensor] = {}
+        for concept in self.chosen(names).values():
+            for layer, change in concept.changes.items():
                 total[layer] = total[layer] + change if layer in total else change
         return total
 
@@ -91,12 +102,12 @@ class RivalGenerator(TracedGenerator[Mentioned]):
 
     def identity(self, prompt: str | None = None) -> Identity:
         """Return what an image depends on beside text and seed; with ``prompt``, only the concepts that it mentions."""
-        names = self.concepts if prompt is None else [name for name in self.concepts if f"<{name}>" in prompt]
+        names = [name for name in self.concepts if prompt is None or f"<{name}>" in prompt]
         return {
             "method": type(self).__name__,
             "backbone": self.backbone.identity,
             "settings": repr(sorted({**self.sampling, **self.options()}.items())),
-            **{f"bank.{name}": self.concepts[name].metadata.get("sha256", "") for name in names},
+            **{f"bank.{name}": one.metadata.get("sha256", "") for name, one in self.chosen(names).items()},
         }
 
     def options(self) -> dict[str, Any]:
@@ -160,5 +171,15 @@ class RivalGenerator(TracedGenerator[Mentioned]):
         ids = self.backbone.token_ids([one.plain for one in batch])
         mentions = zip(*(one.positions for one in batch), strict=True)
         placed = zip(batch[0].names, (torch.tensor(each) for each in mentions), strict=True)
-        acting = [(self.concepts[name], at) for name, at in placed if names is None or name in names]
+        concepts = self.chosen(batch[0].names)
+        acting = [(concepts[name], at) for name, at in placed if names is None or name in names]
         return read(self.backbone, ids, [concept for concept, _ in acting], [at for _, at in acting])
+
+    def phrase_states(self, name: str) -> Tensor:
+        """Compute the states of a concept's own tokens in every template, ``(T, C)``, as cross-attention reads them."""
+        mentioned = [self.prepare(Request(template.replace("{}", f"a <{name}>"), 0)) for template in TEMPLATES]
+        ids = self.backbone.token_ids([one.plain for one in mentioned])
+        positions = torch.tensor([one.positions[0] for one in mentioned])
+        states = read(self.backbone, ids, [self.concepts[name]], [positions]).prompt_embeds
+        rows = torch.arange(len(positions))[:, None].expand_as(positions)
+        return self.backbone.read_text(states[rows, positions]).flatten(0, 1)

@@ -3,7 +3,7 @@
 import contextlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from PIL import Image
@@ -24,6 +24,19 @@ from src.modules.rivals.concept import RivalConcept, embedded
 from src.modules.rivals.generator import RivalGenerator
 from src.modules.training.diffusion import per_sample_mse, step_generator
 from src.modules.training.learner import Learner, TrainingRecord
+
+
+class Examples(NamedTuple):
+    """Images and the prompts that they are learnt with: latents ``(B, C, h, w)``, cells that count ``(B, 1, h, w)``."""
+
+    latents: Tensor
+    mask: Tensor
+    text: Text
+
+    def joined(self, other: "Examples") -> "Examples":
+        """Concatenate these and the others."""
+        latents, mask = torch.cat([self.latents, other.latents]), torch.cat([self.mask, other.mask])
+        return Examples(latents, mask, self.text.joined(other.text))
 
 
 class RivalLearner(Learner):
@@ -151,18 +164,27 @@ class RivalLearner(Learner):
 
     def _losses(self, index: Tensor, generators: list[Generator]) -> dict[str, Tensor]:
         number, index = len(generators), index.cpu()
-        templates = [int(torch.randint(len(self.prompts), (1,), generator=one)) for one in generators]
-        latents, mask = (part[index % len(part)].to(self.device) for part in self.instance)
         with self.acting():
-            text = self.subject_text(templates)
+            examples = self.photos(index, generators)
             if self.prior is not None:
-                others, uncut = (part[index % len(part)].to(self.device) for part in self.prior)
-                latents, mask = torch.cat([latents, others]), torch.cat([mask, uncut])
-                text, generators = text.joined(self.class_text.rows([0] * number)), [*generators, *generators]
-            noised = self.backbone.corrupt(latents, generators)
-            errors = per_sample_mse(self.backbone.denoise(noised, text), noised.target, mask)
+                examples = examples.joined(self.class_photos(index))
+                generators = [*generators, *generators]
+            noised = self.backbone.corrupt(examples.latents, generators)
+            errors = per_sample_mse(self.backbone.denoise(noised, examples.text), noised.target, examples.mask)
         prior = {"prior_loss": errors[number:]} if self.prior is not None else {}
         return {"instance_loss": errors[:number], **prior}
+
+    def photos(self, index: Tensor, generators: list[Generator]) -> Examples:
+        """Return views of the subject, each with a template that its generator draws; ``index`` is ``(B,)``."""
+        templates = [int(torch.randint(len(self.prompts), (1,), generator=one)) for one in generators]
+        latents, mask = (part[index % len(part)].to(self.device) for part in self.instance)
+        return Examples(latents, mask, self.subject_text(templates))
+
+    def class_photos(self, index: Tensor) -> Examples:
+        """Return images of other members of the class."""
+        assert self.prior is not None
+        latents, mask = (part[index % len(part)].to(self.device) for part in self.prior)
+        return Examples(latents, mask, self.class_text.rows([0] * len(index)))
 
     def subject_text(self, templates: Sequence[int]) -> Text:
         """Encode prompts with the subject, one row for each index of a template; each template is encoded once."""
@@ -205,19 +227,23 @@ class RivalLearner(Learner):
         trained = {"learning_rate": record.learning_rate, **record.rates, "prior_loss_weight": self.prior_loss_weight}
         return " ".join(f"{key}={value}" for key, value in trained.items())
 
+    @property
+    def members(self) -> Sequence["RivalLearner"]:
+        """What learns the words of each subject: here this learner, of its only one."""
+        return [self]
+
     def sample(self, requests: Sequence[Request], steps: int) -> list[Image.Image]:
-        """Draw prompts with the concept in its present state; before the first step, with the plain class noun."""
-        name = self.subject.concept
+        """Draw prompts with what was learnt so far; before the first step, with the plain class nouns."""
+        nouns = {one.subject.concept: one.subject.class_noun for one in self.members}
         if steps == 0:
-            nouns = {name: self.subject.class_noun}
             requests = [Request(parse_prompt(request.prompt, nouns).plain, request.seed) for request in requests]
         sampling = {"resolution": self.resolution, **(self.sampling or {})}
         with self.stock():
-            return self.draws(self.backbone, {name: self.concept()}, sampling).sample(requests)
+            return self.draws(self.backbone, dict.fromkeys(nouns, self.concept()), sampling).sample(requests)
 
     def groups(self) -> list[dict[str, Any]]:
         """Group the parameters: weights, and embeddings of tokens without weight decay, which would shrink them."""
-        tokens = [one for one in self.tokens if one.requires_grad]
+        tokens = [one for member in self.members for one in member.tokens if one.requires_grad]
         others = [one for one in self.averaged_parameters() if all(one is not token for token in tokens)]
         named: list[dict[str, Any]] = [
             {"name": "changes", "params": others},
@@ -227,7 +253,9 @@ class RivalLearner(Learner):
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
         """Write the concept, which is all that drawing needs of a training."""
-        path, name = self.concept(record).save(self.export_path), self.subject.concept
-        drawing = {"prompt": f"a <{name}> on the beach", f"bank.{name}": path, "num_images": 4, "seed": 0}
-        following = command("generate.py", {**drawing, "method": self.method, **self.backbone.overrides})
+        path, names = self.concept(record).save(self.export_path), [one.subject.concept for one in self.members]
+        mentions = " and ".join(f"a <{name}>" for name in names)
+        drawing = {"prompt": f"{mentions} on the beach", **{f"bank.{name}": path for name in names}}
+        settings = {"num_images": 4, "seed": 0, "method": self.method, **self.backbone.overrides}
+        following = command("generate.py", {**drawing, **settings})
         return {"concept bank": path, "next": following}

@@ -1,7 +1,7 @@
 """Mix-of-Show (Gu et al., NeurIPS 2023, arXiv 2305.18292): ED-LoRA for one concept, gradient fusion for several.
 
 Ours: one embedding of V_rand and V_class for all layers, where the paper has one for each; fusion in closed form, where
-the paper runs L-BFGS on the same loss; no regionally controllable sampling.
+the paper runs some iterations of L-BFGS from the stock weights on the same loss; no regionally controllable sampling.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from src.data.ranges import BatchSize, Rank, Sampling, Seed, Weight
 from src.data.request import Request
 from src.modules.backbones.base import Backbone
 from src.modules.latexblend.flows import Subject
-from src.modules.rivals.concept import Changes, RivalConcept, layer_named
+from src.modules.rivals.concept import Changes, RivalConcept, changed_weights, layer_named, weighted
 from src.modules.rivals.dreambooth_lora import (
     ATTENTION,
     TEXT_ATTENTION,
@@ -34,18 +34,26 @@ from src.modules.rivals.learner import RivalLearner
 def fused(changes: list[Tensor], grams: list[Tensor], ridge: float) -> Tensor:
     """Fuse one layer: ``min sum_i ||(W_0 + dW_i) X_i - W X_i||^2 + r ||W - W_0||^2`` (the paper's Eq. 5, and a ridge).
 
+    What no input spans acts as in the stock model. Without the ridge, what inputs hardly span would be free, too: there
+    the solution is many times larger than any dW_i, and the prompt is lost.
+
     Args:
         changes: dW_i of each concept, ``(out, in)``.
-        grams: ``X_i X_i^T`` of its inputs while that concept is drawn, ``(in, in)``.
+        grams: ``X_i X_i^T`` of its inputs while that concept is drawn, ``(in, in)``, in float64.
         ridge: r as a share of the mean of the diagonal.
 
     Returns:
         W - W_0, ``(out, in)``.
     """
-    total = torch.stack(grams).double().sum(0)
+    total = torch.stack(grams).sum(0)
     total = total + ridge * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype, device=total.device)
-    aimed = sum(change.double() @ gram.double() for change, gram in zip(changes, grams, strict=True))
+    aimed = sum(change.to(gram) @ gram for change, gram in zip(changes, grams, strict=True))
     return torch.linalg.solve(total, aimed.T).T.float()  # type: ignore[union-attr]
+
+
+def reads_text(layer: str) -> bool:
+    """Whether a layer projects text to keys or values of cross-attention."""
+    return layer.endswith(("attn2.to_k", "attn2.to_v"))
 
 
 class MixOfShowGenerator(RivalGenerator):
@@ -67,7 +75,7 @@ class MixOfShowGenerator(RivalGenerator):
         backbone: Backbone,
         banks: Mapping[str, RivalConcept | ConceptFile] | None = None,
         sampling: Sampling | None = None,
-        ridge: Weight = 1e-6,
+        ridge: Weight = 1e-2,
         batch_size: BatchSize = 8,
         device: str | None = None,
     ) -> None:
@@ -81,37 +89,51 @@ class MixOfShowGenerator(RivalGenerator):
 
     @torch.no_grad()
     def combined(self, names: Names) -> Changes:
-        """Return the changes of one concept; of several, those of the fusion."""
+        """Return the changes of one concept; of several, those of the fusion: text encoders first, as in the paper."""
         if len(names) == 1:
             return super().combined(names)
         changes = {name: self.concepts[name].changes for name in names}
-        grams = {name: self._grams(name) for name in names}
-        return {
-            layer: fused(
-                [changes[name][layer].to(grams[name][layer].device) for name in names],
-                [grams[name][layer] for name in names],
-                self.ridge,
-            )
-            for layer in changes[names[0]]
+        grams = [self._grams(name) for name in names]
+        found = {
+            layer: self._fused([changes[name][layer] for name in names], [one[layer] for one in grams])
+            for layer in grams[0]
         }
+        text = {layer: change for layer, change in found.items() if layer.startswith("text_encoder.")}
+        with weighted(self.backbone, changed_weights(self.backbone, text)):
+            states = [self.phrase_states(name).double() for name in names]  # (T, C) each
+        for layer in filter(reads_text, changes[names[0]]):
+            found[layer] = self._fused([changes[name][layer] for name in names], [one.T @ one for one in states])
+        return found
+
+    def _fused(self, changes: list[Tensor], grams: list[Tensor]) -> Tensor:
+        return fused(changes, grams, self.ridge)
 
     def _grams(self, name: str) -> dict[str, Tensor]:
-        """``X X^T`` of every layer's inputs while the templates with this concept are read and drawn, once for all."""
+        """``X X^T`` of the layers that do not read text, while templates with this concept are drawn; once for all.
+
+        Inputs of text encoders are the tokens of a prompt without padding; of the denoiser, those of unguided drawing.
+        """
         if name in self._seen:
             return self._seen[name]
         found = self._seen[name] = {}
+        batch = [self.prepare(Request(one.replace("{}", f"a <{name}>"), seed)) for seed, one in enumerate(TEMPLATES)]
+        lengths = [len(self.backbone.tokenizers[0](self.backbone.as_read(one.plain)).input_ids) for one in batch]
 
         def keep(layer: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows = inputs[0].flatten(0, -2).float()
-            found[layer] = found.get(layer, torch.zeros(())).to(rows.device) + rows.T @ rows
+            rows = inputs[0]
+            if layer.startswith("text_encoder."):
+                rows = torch.cat([prompt[:length] for prompt, length in zip(rows, lengths, strict=True)])
+            rows = rows.flatten(0, -2).double()
+            found[layer] = found.get(layer, torch.zeros(())).to(rows) + rows.T @ rows
 
-        batch = [self.prepare(Request(one.replace("{}", f"a <{name}>"), seed)) for seed, one in enumerate(TEMPLATES)]
         with contextlib.ExitStack() as stack, self.acting((name,)):
             for layer in self.concepts[name].changes:
-                hook = layer_named(self.backbone, layer).register_forward_pre_hook(partial(keep, layer))
-                stack.callback(hook.remove)
+                if not reads_text(layer):
+                    hook = layer_named(self.backbone, layer).register_forward_pre_hook(partial(keep, layer))
+                    stack.callback(hook.remove)
             text = self.read(batch)
-            self.backbone.draw([one.plain for one in batch], [one.seed for one in batch], self.sampling, text)
+            sampling = {**self.sampling, "guidance_scale": 1.0}
+            self.backbone.draw([one.plain for one in batch], [one.seed for one in batch], sampling, text)
         return found
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from src.data.banks import refuse_other_method
+from src.data.prompts import TEMPLATES, concept_span
 from src.data.request import Request
 from src.data.schema import RefusedFileError
 from src.data.subject import ConceptData
@@ -196,15 +197,72 @@ def test_merged_weights_make_of_each_concepts_text_what_its_own_weights_make(mak
 
 def test_gradient_fusion_is_the_least_squares_solution():
     generator = torch.Generator().manual_seed(0)
-    changes = [torch.randn(3, 5, generator=generator) for _ in range(2)]
-    inputs = [torch.randn(5, 9, generator=generator) for _ in range(2)]
+    changes = [torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(2)]
+    inputs = [torch.randn(5, 9, generator=generator, dtype=torch.float64) for _ in range(2)]
     whole, aims = torch.cat(inputs, 1), torch.cat([c @ x for c, x in zip(changes, inputs, strict=True)], 1)
-    solved = torch.linalg.lstsq(whole.T, aims.T).solution.T
-    found = fused(changes, [one @ one.T for one in inputs], 0.0)
-    torch.testing.assert_close(found, solved, rtol=1e-4, atol=1e-4)
+    # A ridge is five more inputs, on each of which nothing is asked to change.
+    ridge = (0.01 * whole.square().sum() / 5).sqrt() * torch.eye(5, dtype=torch.float64)
+    for r, more in ((0.0, torch.zeros(5, 0)), (0.01, ridge)):
+        asked = torch.cat([aims, torch.zeros(3, more.shape[1])], 1)
+        solved = torch.linalg.lstsq(torch.cat([whole, more], 1).T, asked.T).solution.T
+        found = fused(changes, [one @ one.T for one in inputs], r)
+        torch.testing.assert_close(found, solved.float(), rtol=1e-5, atol=1e-5)
     # With nothing seen of the second concept, the first keeps its own change.
-    alone = fused(changes, [inputs[0] @ inputs[0].T, torch.zeros(5, 5)], 0.0)
-    torch.testing.assert_close(alone, changes[0], rtol=1e-4, atol=1e-4)
+    nothing = torch.zeros(5, 5, dtype=torch.float64)
+    alone = fused(changes, [inputs[0] @ inputs[0].T, nothing], 0.0)
+    torch.testing.assert_close(alone, changes[0].float(), rtol=1e-5, atol=1e-5)
+
+
+def test_fused_weights_keep_a_concept_on_its_inputs_and_the_stock_model_on_all_others():
+    """Inputs of two concepts span four of eight directions, the fourth of them hardly: no change may explode there."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64)).Q
+    changes = [torch.randn(3, 8, generator=generator, dtype=torch.float64) for _ in range(2)]
+    inputs = [basis[:, :2] @ torch.randn(2, 6, generator=generator, dtype=torch.float64), basis[:, 2:4].clone()]
+    inputs[1][:, 1] *= 1e-4
+    grams = [one @ one.T for one in inputs]
+    found = fused(changes, grams, 1e-6).double()
+    for change, at in ((changes[0], slice(0, 2)), (changes[1], slice(2, 3))):
+        torch.testing.assert_close(found @ basis[:, at], change @ basis[:, at], rtol=1e-4, atol=1e-4)
+    assert (found @ basis[:, 4:]).abs().max() < 1e-6
+    assert (found @ basis[:, 3]).norm() < 0.1 * (changes[1] @ basis[:, 3]).norm()
+    assert found.norm() < sum(change.norm() for change in changes)
+
+
+def test_fusion_reads_the_tokens_of_concepts_with_the_fused_text_encoder(make, tmp_path):
+    generator = MixOfShow.draws(make(), learnt(MixOfShow, make, tmp_path), SAMPLING)
+    found, backbone = generator.combined(("mittens", "rex")), generator.backbone
+    changes = {name: concept.changes for name, concept in generator.concepts.items()}
+    assert set(found) == set(changes["rex"])
+    # One more solution of the same equations, from the states of each concept's own tokens.
+    text = {layer: change for layer, change in found.items() if layer.startswith("text_encoder.")}
+    for layer, change in text.items():
+        layer_named(backbone, layer).weight.data += change
+    states = {}
+    for name, noun in NOUNS.items():
+        batch = [generator.prepare(Request(one.replace("{}", f"a <{name}>"), 0)) for one in TEMPLATES]
+        embeds = generator.read(batch).prompt_embeds
+        spans = [concept_span(backbone.tokenizers[0], one, noun, backbone.as_read)[1] for one in TEMPLATES]
+        states[name] = torch.cat([embeds[row, span] for row, span in enumerate(spans)]).double()
+    for layer in (one for one in found if one.endswith(("attn2.to_k", "attn2.to_v"))):
+        total = sum(one.T @ one for one in states.values())
+        aimed = sum(changes[name][layer].double() @ one.T @ one for name, one in states.items())
+        ridged = total + generator.ridge * total.trace() / len(total) * torch.eye(len(total))
+        torch.testing.assert_close(found[layer], (aimed @ ridged.inverse()).float(), rtol=1e-3, atol=1e-5)
+
+
+def test_fusion_leaves_the_padding_of_prompts_out(make, tmp_path):
+    generator = MixOfShow.draws(make(), learnt(MixOfShow, make, tmp_path), SAMPLING)
+    layer = next(name for name in generator.concepts["rex"].changes if name.startswith("text_encoder.0."))
+    seen, tokenizer = [], generator.backbone.tokenizers[0]
+    batch = [generator.prepare(Request(one.replace("{}", "a <rex>"), 0)) for one in TEMPLATES]
+    with generator.acting(("rex",)):
+        hook = layer_named(generator.backbone, layer).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        generator.read(batch)
+        hook.remove()
+    rows = [states[: len(tokenizer(one.plain).input_ids)] for states, one in zip(seen[0], batch, strict=True)]
+    expected = sum(one.double().T @ one.double() for one in rows)
+    torch.testing.assert_close(generator._grams("rex")[layer], expected)
 
 
 def test_stacked_loras_are_added_with_their_scale(make, tmp_path):
