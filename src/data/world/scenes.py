@@ -11,6 +11,12 @@ from src.data.world.vocabulary import ALL_STYLES, BACKGROUNDS, STYLES, Look, sub
 PREFIXES = ("", "photo of ", "a photo of ", "a fancy photo of ", "a close-up, detailed photo of ")
 FRAMES = 4
 """Number of frames in one clip of ``frame_scene``."""
+COLUMNS = {
+    3: ((0.18, 0.5, 0.82), (0.13, 0.16)),
+    4: ((0.14, 0.38, 0.62, 0.86), (0.105, 0.125)),
+    5: ((0.1, 0.3, 0.5, 0.7, 0.9), (0.07, 0.08)),
+}
+"""By number of objects side by side, their centres, and the range of half sizes. No model has seen five."""
 RELATIONS = ("next to", "left of", "right of", "above", "below", "behind", "in front of")
 
 
@@ -154,7 +160,7 @@ def looks_scene(looks: Sequence[Look], relation: str | None, background: str, vi
     """Return a photo of given individuals, whose places and directions change with ``view``.
 
     Args:
-        looks: One to four individuals, in the order in which a caption names them.
+        looks: One to five individuals, in the order in which a caption names them.
         relation: One of ``RELATIONS``, of two individuals; None of another number.
         background: A key of ``BACKGROUNDS``.
         view: Any number from 0.
@@ -232,8 +238,8 @@ def _place(looks: list[Look], relation: str | None, close: bool, rng: np.random.
         half = float(rng.uniform(0.38, 0.46) if close else rng.uniform(0.2, 0.38))
         return (put(looks[0], 0.5 + jitter(max(0.0, 0.48 - half)), 0.58 + jitter(0.06), half),)
     if len(looks) > 2:
-        columns = [0.18, 0.5, 0.82] if len(looks) == 3 else [0.14, 0.38, 0.62, 0.86]
-        half = float(rng.uniform(0.13, 0.16)) if len(looks) == 3 else float(rng.uniform(0.105, 0.125))
+        columns, sizes = COLUMNS[len(looks)]
+        half = float(rng.uniform(*sizes))
         return tuple(put(k, x + jitter(0.02), 0.6 + jitter(0.08), half) for k, x in zip(looks, columns, strict=True))
     first, second = _pair(str(relation), jitter)
     half = float(rng.uniform(0.17, 0.23))

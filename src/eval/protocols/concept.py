@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from src.data.images import Picture
-from src.data.ranges import Count, Seed
+from src.data.ranges import Count, Number, Seed
 from src.data.request import Generator, Request
 from src.eval.concepts import Concept, check_references
 from src.eval.judge import Judge
@@ -71,6 +71,7 @@ RENDERS = "renders"
 RIGHT, ALL = "right_", "right_all"
 """Before the names of what a judge reads; all of it."""
 SHOWN_SEEDS = 2
+LEAD_IN = "a photo of "
 FRONTIERS = [["clip_t", "dino"]]
 
 
@@ -161,6 +162,8 @@ class ConceptProtocol(Protocol[Concept]):
         profile: Encoders and scale of the scores; its name stands with every number.
         images_dir: Where the images go; what it holds is not drawn again.
         seed: Seeds the first image of each prompt, and the bootstrap.
+        lead_in: How often ``a photo of`` is said before each prompt: it moves the concept back and asks for nothing
+            else, so CLIP-T is taken without it.
 
     Raises:
         ValueError: If a template has not exactly one slot, there is nothing to score, or the profile asks for another
@@ -169,10 +172,16 @@ class ConceptProtocol(Protocol[Concept]):
 
     name, title = "concept", "Concepts on a prompt list"
     cell, scored_by, grouped_by = 160, "concept", ("prompt", "concept")
-    settings = ("prompts", "num_seeds")
+    settings = ("prompts", "num_seeds", "lead_in")
 
     def __init__(
-        self, prompts: Sequence[str], num_seeds: Count, profile: Profile, images_dir: str, seed: Seed = 0
+        self,
+        prompts: Sequence[str],
+        num_seeds: Count,
+        profile: Profile,
+        images_dir: str,
+        seed: Seed = 0,
+        lead_in: Number = 0,
     ) -> None:
         super().__init__(profile, images_dir, seed)
         profile.require(["class_noun"], ["all"])
@@ -181,7 +190,7 @@ class ConceptProtocol(Protocol[Concept]):
                 raise ValueError(f"the prompt {prompt!r} needs one {{}}, where the concept stands: 'a {{}} at night'")
         if not prompts or num_seeds < 1:
             raise ValueError(f"need at least one prompt and one seed, got {len(prompts)} and {num_seeds}")
-        self.prompts, self.num_seeds = list(prompts), num_seeds
+        self.prompts, self.num_seeds, self.lead_in = list(prompts), num_seeds, lead_in
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -197,7 +206,7 @@ class ConceptProtocol(Protocol[Concept]):
         """Concept by concept, both arms, prompt by prompt, seed by seed."""
         return [
             Item(
-                Request(prompt.replace("{}", word), seed),
+                Request(LEAD_IN * self.lead_in + prompt.replace("{}", word), seed),
                 {"concept": concept.name, "arm": arm, "prompt": prompt, "seed": seed},
                 concept,
             )

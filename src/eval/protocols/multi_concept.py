@@ -1,4 +1,4 @@
-"""Two, three, five concepts in one image: is each itself, in its own place, and is the prompt kept?"""
+"""Several concepts in one image: is each itself, in its own place, and is the prompt kept?"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -35,35 +35,55 @@ class MultiConceptProtocol(Protocol[Combination]):
     neighbours in the given order, so that every concept stands equally often in every slot. The subject of slot i is
     looked for in the i-th of N equal columns, so prompts have to name their subjects from left to right.
 
+    With ``num_concepts`` each prompt has one slot, in which that many concepts stand side by side, see ``listed``. Then
+    images of other numbers can be held against each other: with the same first concept, in the same prompt and seed.
+
     ``dino`` is the mean, over concepts, of a column's DINO to its own subject's references. Outcomes are those of the
     pairs: as asked, swapped, mixed, omitted (``src.eval.scores.outcomes``), by DINO and, if the profile has a judge
     that knows the looks, by ground truth. Control: the same prompts and seeds with plain class nouns.
 
     Args:
-        prompts: Templates with two or more slots ``{}``.
+        prompts: Templates with two or more slots ``{}``; with ``num_concepts``, with one.
         num_seeds: Images of each prompt and combination.
         profile: Its CLIP gives CLIP-T on the whole image, its DINO identity on the columns.
         images_dir: Where the images go; what it holds is not drawn again.
         seed: Seeds the first image of each prompt, and the bootstrap.
+        num_concepts: How many concepts stand in the one slot of each prompt; None where a prompt's slots say it.
 
     Raises:
-        ValueError: If a template has fewer than two slots, or the profile asks for another text or other pairs.
+        ValueError: If a template has fewer than two slots, or with ``num_concepts`` not one, or the profile asks for
+            another text or other pairs.
     """
 
     name, title = "multi_concept", "Several concepts in one image"
-    cell, scored_by, grouped_by, settings = 160, "combination", ("number",), ("prompts", "num_seeds")
+    cell, scored_by, grouped_by, settings = 160, "combination", ("number",), ("prompts", "num_seeds", "num_concepts")
 
     def __init__(
-        self, prompts: Sequence[str], num_seeds: Count, profile: Profile, images_dir: str, seed: Seed = 0
+        self,
+        prompts: Sequence[str],
+        num_seeds: Count,
+        profile: Profile,
+        images_dir: str,
+        seed: Seed = 0,
+        num_concepts: Count | None = None,
     ) -> None:
         super().__init__(profile, images_dir, seed)
         profile.require(["class_noun"], ["all"])
         for prompt in prompts:
-            if prompt.count("{}") < 2:
-                raise ValueError(f"the prompt {prompt!r} has {prompt.count('{}')} slots {{}}; give two or more")
+            slots = prompt.count("{}")
+            if num_concepts is None and slots < 2:
+                raise ValueError(f"the prompt {prompt!r} has {slots} slots {{}}; give two or more")
+            if num_concepts is not None and slots != 1:
+                raise ValueError(
+                    f"the prompt {prompt!r} has {slots} slots {{}}; with protocol.num_concepts give one, in which all "
+                    "concepts will stand"
+                )
         if not prompts:
             raise ValueError("protocol.prompts is empty; give at least one prompt with two slots {}")
-        self.prompts, self.num_seeds = list(prompts), num_seeds
+        self.prompts, self.num_seeds, self.num_concepts = list(prompts), num_seeds, num_concepts
+        self.templates = {
+            prompt: prompt if num_concepts is None else listed(prompt, num_concepts) for prompt in prompts
+        }
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -74,16 +94,17 @@ class MultiConceptProtocol(Protocol[Combination]):
     @property
     def numbers(self) -> list[int]:
         """How many concepts prompts ask for, ascending."""
-        return sorted({prompt.count("{}") for prompt in self.prompts})
+        return sorted({template.count("{}") for template in self.templates.values()})
 
     def items(self, concepts: Sequence[Concept]) -> list[Item[Combination]]:
         """Number by number, combination by combination, both arms, prompt by prompt, seed by seed."""
         return [
             Item(
-                Request(filled(prompt, chosen, number if arm == "concept" else 0), seed),
+                Request(filled(template, chosen, number if arm == "concept" else 0), seed),
                 {
                     "number": str(number),
                     "combination": "_".join(one.name for one in chosen),
+                    "first": chosen[0].name,
                     "arm": arm,
                     "prompt": prompt,
                     "seed": seed,
@@ -93,15 +114,15 @@ class MultiConceptProtocol(Protocol[Combination]):
             for number in self.numbers
             for chosen in combinations(concepts, number)
             for arm in ARMS
-            for prompt in self.prompts
-            if prompt.count("{}") == number
+            for prompt, template in self.templates.items()
+            if template.count("{}") == number
             for seed in range(self.seed, self.seed + self.num_seeds)
         ]
 
     def check(self, concepts: Sequence[Concept]) -> None:
         """Refuse fewer concepts than a prompt has slots, and concepts with one reference."""
         if len(concepts) < self.numbers[-1]:
-            longest = next(prompt for prompt in self.prompts if prompt.count("{}") == self.numbers[-1])
+            longest = next(one for one in self.templates.values() if one.count("{}") == self.numbers[-1])
             raise ValueError(
                 f"the prompt {longest!r} asks for {self.numbers[-1]} concepts, but there are {len(concepts)}; add "
                 "bank.NAME=PATH for each, or give other protocol.prompts"
@@ -119,7 +140,7 @@ class MultiConceptProtocol(Protocol[Combination]):
         own = likeness.diagonal(dim1=1, dim2=2)  # (N, C)
         plain = torch.tensor([item.row["arm"] == "control" for item in frame.items])
         ceiling = torch.stack([within_set(each).mean() for each in references])
-        texts = clip.encode_texts([filled(item.row["prompt"], chosen, 0) for item in frame.items])
+        texts = clip.encode_texts([filled(self.templates[item.row["prompt"]], chosen, 0) for item in frame.items])
         scores = {
             "clip_t": self.profile.text_score(clip.encode_images(frame.paths), texts),
             "dino": own.mean(1),
@@ -166,7 +187,10 @@ class MultiConceptProtocol(Protocol[Combination]):
     def compared(self, frame: Frame[Combination]) -> dict[str, Any]:
         """The images of the concepts, over prompts and combinations of all numbers."""
         scores = [score for score in self.scores if all(row[score] != "" for row in frame.rows)]
-        factors = {"rows": {"arm": "concept"}, "factors": ["prompt", "combination"], "scores": scores, "by": "number"}
+        places = {"factors": ["prompt", "combination"], "by": "number"}
+        if self.num_concepts is not None:
+            places = {"factors": ["prompt", "first"]}
+        factors = {"rows": {"arm": "concept"}, "scores": scores, **places}
         return {**factors, "harmonic": ["clip_t", "dino"], "frontiers": [["dino", "clip_t"], ["as_asked", "clip_t"]]}
 
     def tables(self, frame: Frame[Combination]) -> list[Table]:
@@ -194,6 +218,13 @@ class MultiConceptProtocol(Protocol[Combination]):
 def combinations(concepts: Sequence[Concept], number: int) -> list[Combination]:
     """Runs of ``number`` neighbours of a circle of concepts, one from each start."""
     return [tuple((*concepts, *concepts)[start : start + number]) for start in range(len(concepts))]
+
+
+def listed(prompt: str, number: int) -> str:
+    """Give the slot of a prompt ``number`` slots, from left to right as the world's captions name several objects."""
+    if number < 3:
+        return prompt.replace("{}", ("{}", "{} left of a {}")[number - 1])
+    return prompt.replace("{}", "{}" + ", a {}" * (number - 2) + " and a {}")
 
 
 def filled(prompt: str, chosen: Combination, number: int) -> str:

@@ -76,6 +76,20 @@ def test_control_differs_from_the_concept_in_the_word_alone(protocol, generator,
         assert marked.prompt.replace("<rex>", "dog") == plain.prompt
 
 
+def test_words_before_a_prompt_move_the_concept_and_change_no_place(profile, generator, concepts, clip, tmp_path):
+    late = ConceptProtocol(PROMPTS, 1, profile, str(tmp_path / "images"), lead_in=2)
+    late.run(generator, concepts[:1], str(tmp_path))
+    asked = [request.prompt for request in generator.requests]
+    assert asked[:3] == [f"a photo of a photo of {prompt.replace('{}', 'dog')}" for prompt in PROMPTS]
+    assert asked[3:] == [f"a photo of a photo of {prompt.replace('{}', '<rex>')}" for prompt in PROMPTS]
+    found = [row for row in rows(tmp_path) if row["arm"] == "concept"]
+    assert [row["prompt"] for row in found] == PROMPTS
+    # CLIP-T asks for what every place asks for, with words before it or without.
+    text = clip.encode_texts([PROMPTS[0].replace("{}", "dog")])
+    image = clip.encode_images(generator.sample([Request(asked[3], 0)]))
+    assert float(found[0]["clip_t"]) == pytest.approx(float(image @ text.T), abs=1e-5)
+
+
 def test_run_folder_holds_everything(protocol, generator, concepts, clip, dino, tmp_path):
     metrics = protocol.run(generator=generator, concepts=concepts, run_dir=str(tmp_path))
     assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == metrics

@@ -12,7 +12,7 @@ from src.data.world.render import render
 from src.data.world.scenes import subject_scene
 from src.eval.concepts import Concept
 from src.eval.protocols.layout import GREY, columns
-from src.eval.protocols.multi_concept import MultiConceptProtocol, combinations
+from src.eval.protocols.multi_concept import MultiConceptProtocol, combinations, listed
 
 PROMPTS = ["a {} left of a {} on the grass", "a {}, a {} and a {} in a room"]
 NOUNS = {"rex": "dog", "tom": "cat", "pip": "bird"}
@@ -111,3 +111,33 @@ def test_what_cannot_be_drawn_is_one_sentence(three, profile, tmp_path):
         MultiConceptProtocol(["a {}"], 1, profile, str(tmp_path))
     with pytest.raises(ValueError, match="asks for 3 concepts, but there are 2; add bank.NAME=PATH"):
         MultiConceptProtocol(PROMPTS, 1, profile, str(tmp_path)).check(three[:2])
+    with pytest.raises(ValueError, match="has 2 slots .* with protocol.num_concepts give one"):
+        MultiConceptProtocol(PROMPTS[:1], 1, profile, str(tmp_path), num_concepts=3)
+    with pytest.raises(ValueError, match="asks for 4 concepts, but there are 3; add bank.NAME=PATH"):
+        MultiConceptProtocol(["a {}"], 1, profile, str(tmp_path), num_concepts=4).check(three)
+
+
+def test_a_slot_holds_as_many_concepts_as_are_asked_for():
+    assert [listed("a {} at night", number) for number in (1, 2, 3, 5)] == [
+        "a {} at night",
+        "a {} left of a {} at night",
+        "a {}, a {} and a {} at night",
+        "a {}, a {}, a {}, a {} and a {} at night",
+    ]
+
+
+def test_images_of_every_number_have_the_same_places(three, profile, tmp_path):
+    """So that a sweep over the number is paired."""
+    places = {}
+    for number in (1, 2, 3):
+        protocol = MultiConceptProtocol(["a {} at night", "a {} here"], 2, profile, str(tmp_path / "images"), 0, number)
+        metrics = protocol.run(Strips(), three, str(tmp_path))
+        compared = metrics["compared"]
+        assert compared["factors"] == ["prompt", "first"] and "by" not in compared
+        assert metrics["num_concepts"] == number and set(metrics["numbers"]) == {str(number)}
+        found = [row for row in rows(tmp_path) if row["arm"] == "concept"]
+        places[number] = [(row["prompt"], row["first"], row["seed"]) for row in found]
+        assert {row["combination"].count("_") for row in found} == {number - 1}
+        asked = {item.request.prompt for item in protocol.items(three) if item.row["arm"] == "concept"}
+        assert f"{listed('a {} at night', number)}".format(*[f"<{name}>" for name in NOUNS][:number]) in asked
+    assert places[1] == places[2] == places[3] and len(set(places[1])) == 2 * 3 * 2

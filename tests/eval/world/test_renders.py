@@ -4,8 +4,12 @@ from hydra.utils import instantiate
 from PIL import Image
 
 import src.run.cli  # noqa: F401  (registers the resolvers)
+from src.data.images import readable_images
 from src.data.request import ImageStyle, Request, TextStyle
-from src.data.world.vocabulary import ALL_STYLES, is_held_out
+from src.data.world.export import SUBJECTS
+from src.data.world.vocabulary import ALL_STYLES, is_held_out, subject
+from src.eval.concepts import Concept
+from src.eval.protocols.multi_concept import MultiConceptProtocol, listed
 from src.eval.world.renders import Renders, scene_of
 
 
@@ -30,10 +34,58 @@ def test_seeds_differ_in_place_and_prompts_in_the_individual():
     assert first.look != other.look
 
 
-@pytest.mark.parametrize("prompt", ["a vase at night", "a cup", "a cup and a hat at night"])
+SIX = ", ".join(["a cup"] * 6)
+
+
+@pytest.mark.parametrize("prompt", ["a vase at night", "a cup", f"{SIX} at night"])
 def test_what_the_world_cannot_draw_is_refused(prompt):
-    with pytest.raises(ValueError, match="one noun and one place"):
+    with pytest.raises(ValueError, match="one to 5 nouns or concepts and one place"):
         Renders().check([Request(prompt, 0)])
+
+
+def test_other_places_than_columns_and_unknown_subjects_are_refused(root):
+    with pytest.raises(ValueError, match="says 'above', but renders stand from left to right: say 'left of'"):
+        Renders().check([Request("a cup above a hat at night", 0)])
+    for renders, name in ((Renders(), "rex"), (Renders(str(root / "world" / "subjects")), "nobody")):
+        with pytest.raises(ValueError, match=f"nobody knows what <{name}> looks like; give method.subjects"):
+            renders.check([Request(f"a <{name}> at night", 0)])
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_concepts_are_the_shipped_subjects_each_in_its_column(root, number):
+    names = ["rex", "herbie", "pip", "clover", "bolt"][:number]
+    prompt = listed("a {} in the snow", number)
+    for name in names:
+        prompt = prompt.replace("{}", f"<{name}>", 1)
+    subjects = str(root / "world" / "subjects")
+    for seed in range(6):
+        scene = scene_of(Request(prompt, seed), subjects)
+        assert [one.look for one in scene.objects] == [subject(SUBJECTS[name][1], SUBJECTS[name][0]) for name in names]
+        assert (scene.background, scene.style) == ("snow", "photo")
+        for at, one in enumerate(scene.objects):
+            assert at / number <= one.x <= (at + 1) / number
+            assert number == 1 or one.box[0] >= at / number - 0.05 and one.box[2] <= (at + 1) / number + 0.05
+    places = {scene_of(Request(prompt, seed), subjects).objects[0].x for seed in range(6)}
+    assert len(places) == 6
+    plain = scene_of(Request(listed("a {} in the snow", 3).format("dog", "cat", "dog"), 0))
+    assert [one.look.noun for one in plain.objects] == ["dog", "cat", "dog"]
+    assert all(is_held_out(one.look) for one in plain.objects) and plain.objects[0].look != plain.objects[2].look
+
+
+def test_true_pictures_are_as_asked_and_pictures_of_others_are_not(root, tmp_path):
+    """By the shipped encoders, in columns of a half."""
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        cfg = compose("eval", ["suite=world", "metrics.judge=null", "paths.run_dir=.", f"paths.cache_dir={tmp_path}"])
+        profile = instantiate(cfg.metrics, _convert_="all")
+    subjects = root / "world" / "subjects"
+    concepts = [
+        Concept(name, SUBJECTS[name][0], readable_images(subjects / name), str(subjects / name))
+        for name in ("rex", "mittens")
+    ]
+    protocol = MultiConceptProtocol(["a {} left of a {} on the grass"], 2, profile, str(tmp_path / "images"))
+    found = protocol.run(Renders(str(subjects)), concepts, tmp_path)["numbers"]["2"]
+    assert found["concept"]["as_asked"]["mean"] == 1 and found["control"]["omitted"]["mean"] == 1
+    assert found["concept"]["dino"]["mean"] > 0.7 > 0.3 > found["control"]["dino"]["mean"]
 
 
 def test_a_style_that_the_world_lacks_is_refused():
