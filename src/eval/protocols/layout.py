@@ -50,3 +50,12 @@ def crop(image: Image.Image, box: Box) -> Image.Image:
 def columns(number: int) -> list[Box]:
     """Equal columns of an image, from left to right."""
     return [(at / number, 0.0, (at + 1) / number, 1.0) for at in range(number)]
+
+
+def squares(column: Box) -> list[Box]:
+    """Squares of a column's width, from its top to its bottom, each half a square below the last."""
+    left, _, right, _ = column
+    side = right - left
+    steps = round(2 * (1 - side) / side)
+    tops = [(1 - side) * at / max(steps, 1) for at in range(steps + 1)]
+    return [(left, top, right, top + side) for top in tops]

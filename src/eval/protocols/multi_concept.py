@@ -14,7 +14,7 @@ from src.data.request import Generator, Request
 from src.eval.concepts import Concept, check_references
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
-from src.eval.protocols.layout import Box, columns, crop
+from src.eval.protocols.layout import Box, columns, crop, squares
 from src.eval.results.results import Row, Table
 from src.eval.scores.outcomes import OUTCOMES, as_scores, found_by_look, halfway, outcomes
 from src.eval.scores.similarity import pair_mean, within_set
@@ -33,7 +33,8 @@ class MultiConceptProtocol(Protocol[Combination]):
 
     A prompt with N slots is drawn with combinations of N concepts: with M concepts there are M of them, each a run of N
     neighbours in the given order, so that every concept stands equally often in every slot. The subject of slot i is
-    looked for in the i-th of N equal columns, so prompts have to name their subjects from left to right.
+    looked for in the i-th of N equal columns, so prompts have to name their subjects from left to right. DINO sees
+    ``squares`` of a column's width and the nearest one counts: a whole column is mostly what is above and below.
 
     With ``num_concepts`` each prompt has one slot, in which that many concepts stand side by side, see ``listed``. Then
     images of other numbers can be held against each other: with the same first concept, in the same prompt and seed.
@@ -149,10 +150,12 @@ class MultiConceptProtocol(Protocol[Combination]):
         }
         return scored_rows(frame.places, scores, self.scores)
 
-    def _likeness(self, pictures: Sequence[Picture], box: Box, references: Sequence[Tensor]) -> Tensor:
-        """Mean cosine of each picture's part to the references of each subject, ``(N, C)``."""
-        embedded = self.profile.dino.encode_images([partial(_read_crop, picture, box) for picture in pictures])
-        return torch.stack([pair_mean(embedded, each) for each in references], 1)
+    def _likeness(self, pictures: Sequence[Picture], column: Box, references: Sequence[Tensor]) -> Tensor:
+        """Mean cosine of each picture's column to the references of each subject, in its nearest square, ``(N, C)``."""
+        boxes = squares(column)
+        embedded = self.profile.dino.encode_images([partial(_read_crop, one, box) for one in pictures for box in boxes])
+        each = torch.stack([pair_mean(embedded, of) for of in references], 1)  # (N * squares, C)
+        return each.unflatten(0, (len(pictures), len(boxes))).amax(1)
 
     def _by_look(self, pictures: Sequence[Picture], regions: Sequence[Box], chosen: Combination) -> dict[str, Tensor]:
         judge = self.profile.judge

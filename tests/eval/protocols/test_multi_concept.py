@@ -11,7 +11,7 @@ from src.data.request import Request
 from src.data.world.render import render
 from src.data.world.scenes import subject_scene
 from src.eval.concepts import Concept
-from src.eval.protocols.layout import GREY, columns
+from src.eval.protocols.layout import GREY, columns, squares
 from src.eval.protocols.multi_concept import MultiConceptProtocol, combinations, listed
 
 PROMPTS = ["a {} left of a {} on the grass", "a {}, a {} and a {} in a room"]
@@ -82,13 +82,12 @@ def test_numbers_are_those_of_a_few_lines_of_numpy(three, profile, clip, dino, t
         if (row["combination"], row["arm"], row["seed"]) == ("tom_pip_rex", "concept", "1")
     ]
     image = Strips().sample([Request("a <tom>, a <pip> and a <rex> in a room", 1)])[0]
-    crops = []
-    for at in range(3):
-        crops.append(Image.new("RGB", (96, 96), GREY))
-        crops[-1].paste(image.crop((32 * at, 0, 32 * at + 32, 96)), (32, 0))
-    embedded = dino.encode_images(crops)
     references = [dino.encode_images(three[at].references) for at in (1, 2, 0)]
-    likeness = np.array([[float((one @ each.T).mean()) for each in references] for one in embedded])
+    likeness = np.full((3, 3), -1.0)
+    for at in range(3):
+        # Five squares of 32 pixels, each half of that below the last.
+        for square in dino.encode_images([image.crop((32 * at, y, 32 * at + 32, y + 32)) for y in range(0, 65, 16)]):
+            likeness[at] = np.maximum(likeness[at], [float((square @ each.T).mean()) for each in references])
     assert float(row["dino"]) == pytest.approx(np.diag(likeness).mean(), abs=1e-5)
     text = clip.encode_texts(["a cat, a bird and a dog in a room"])
     assert float(row["clip_t"]) == pytest.approx(float(clip.encode_images([image]) @ text.T), abs=1e-5)
@@ -104,6 +103,14 @@ def test_numbers_are_those_of_a_few_lines_of_numpy(three, profile, clip, dino, t
 def test_columns_are_equal_and_whole():
     assert columns(2) == [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
     assert columns(5)[4] == (0.8, 0.0, 1.0, 1.0)
+
+
+def test_squares_cover_a_column_and_overlap_by_half():
+    assert squares(columns(1)[0]) == [(0.0, 0.0, 1.0, 1.0)]
+    assert squares(columns(2)[1]) == [(0.5, 0.0, 1.0, 0.5), (0.5, 0.25, 1.0, 0.75), (0.5, 0.5, 1.0, 1.0)]
+    fifths = squares(columns(5)[2])
+    assert len(fifths) == 9 and [round(top, 6) for _, top, *_ in fifths] == [at / 10 for at in range(9)]
+    assert all(bottom - top == pytest.approx(0.2) for _, top, _, bottom in fifths)
 
 
 def test_what_cannot_be_drawn_is_one_sentence(three, profile, tmp_path):
