@@ -126,18 +126,35 @@ def test_what_people_type_goes_on_working(capsys, script, typed, understood, not
 
 def test_the_same_command_goes_on_but_for_trainings_and_other_scripts(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x.py", "-m", "seed=1,2"])
-    first = sweep_dir(tmp_path, None, "eval")
+    first = sweep_dir(tmp_path, None, None, "eval")
     Path(first).mkdir(parents=True)
-    assert sweep_dir(tmp_path, None, "eval") == first != sweep_dir(tmp_path, None, "generate")
+    assert sweep_dir(tmp_path, None, None, "eval") == first != sweep_dir(tmp_path, None, None, "generate")
     begun = []
     for _ in range(3):
-        begun.append(sweep_dir(tmp_path, None, "train", resume=False))
+        begun.append(sweep_dir(tmp_path, None, None, "train", resume=False))
     assert len({first, *begun}) == 4
     monkeypatch.setattr(sys, "argv", ["x.py", "-m", "seed=1,2", "resume=true"])
-    assert sweep_dir(tmp_path, None, "train", resume=True) == begun[-1]
+    assert sweep_dir(tmp_path, None, None, "train", resume=True) == begun[-1]
     monkeypatch.setattr(sys, "argv", ["x.py", "-m", "seed=3,4", "resume=true"])
     with pytest.raises(ValueError, match="start the same sweep without resume=true"):
-        sweep_dir(tmp_path, None, "train", resume=True)
+        sweep_dir(tmp_path, None, None, "train", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["sweep=alpha"], "alpha"),
+        (["+experiment=multi_concept"], "multi_concept"),
+        (["+experiment=key_step"], "key_step"),
+        (["+experiment=style_aligned", "sweep=alpha"], "alpha"),
+        (["seed=1"], "multirun"),
+    ],
+)
+def test_a_sweep_is_found_by_its_name_or_by_that_of_its_experiment(root, tmp_path, arguments, name):
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        cfg = compose("eval", [*arguments, f"paths.root={tmp_path}"], return_hydra_config=True)
+    assert Path(cfg.hydra.sweep.dir).parent == tmp_path / "sweep" / name
+    assert Path(sweep_dir(str(tmp_path), None, "world/sd", "train")).parent == tmp_path / "world_sd"
 
 
 def test_what_a_resolver_says_is_not_wrapped(root):

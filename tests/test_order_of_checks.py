@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from src.data.banks import CONCEPT_BANK
+from src.data.banks import CONCEPT_BANK, LEARNT_CONCEPT
 from src.eval.encoders.models import NetworkEncoder
 from src.modules.llmdiff.adapter_file import LLMDIFF_ADAPTER
 from tests.malformed import sha, written
@@ -46,6 +46,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written(folder / "bank_changed.safetensors", ROWS, noun | {"sha256": sha("x")}, stamp=False)
     written(folder / "bank_template.safetensors", ROWS, noun | {"extraction_template": "{0.__class__}"})
     written(folder / "bank_nan.safetensors", {**ROWS, "k.a": torch.full((2, 4), float("nan"))}, noun)
+    rival = {"format": LEARNT_CONCEPT.format, "method": "cones2", "class_noun": "dog", "backbone_hash": "f00"}
+    written(folder / "cones2.safetensors", {"residual.0": torch.zeros(1, 4)}, rival)
     written(folder / "adapter_wide.safetensors", WEIGHTS, ADAPTER | {"llm_width": "1000000000000"})
     (folder / "text.txt").write_text("a text", encoding="utf-8")
     for name, damage in (("photos", False), ("photos_cut", True), ("photos_text", True), ("none", True)):
@@ -90,6 +92,9 @@ CASES: list[tuple[list[str], str]] = [
     ([*GENERATE, "bank.rex=FILES/bank_changed.safetensors"], "does not match its sha256"),
     ([*GENERATE, "bank.rex=FILES/bank_template.safetensors"], "has extraction_template="),
     ([*GENERATE, "bank.rex=FILES/bank_nan.safetensors"], "not finite"),
+    ([*GENERATE, "bank.rex=FILES/cones2.safetensors"], "was learnt by cones2, but latexblend is to draw it"),
+    ([*GENERATE, "bank.rex=FILES/cones2.safetensors", "method=omg"], "cones2, but dreambooth_lora is to draw it"),
+    ([*GENERATE, "bank.rex=FILES/bank.safetensors", "method=cones2"], "latexblend, but cones2 is to draw it"),
     ([*GENERATE, "bank.rex=FILES/bank.safetensors", "bank.tom=FILES/nowhere"], "no prompt names it"),
     ([*GENERATE, "bank.tom=FILES/bank.safetensors"], "names <rex>"),
     ([*GENERATE, "bank.rex=FILES/bank.safetensors", "backbone.path=FILES/nowhere"], "there is no model at"),
@@ -151,6 +156,7 @@ CASES: list[tuple[list[str], str]] = [
     ([*SUITE, "training.data.class_dir=FILES/nowhere"], "does not exist"),
     ([*SWEEP, "protocol.styles.folder=FILES/nowhere"], "does not exist"),
     ([*SWEEP, "protocol.styles.folder=FILES/photos_text"], "cannot read the image"),
+    ([*SWEEP, "paths.images_dir=elsewhere"], "paths.images_dir=elsewhere is given, but the points of a sweep"),
     (["eval.py", "suite=llmdiff", "protocol=captions", "training.llm.path=FILES/llm"], "no language model folder"),
     (["eval.py", "suite=llmdiff", "protocol=captions", "adapter=FILES/adapter.safetensors"], "leave one of the two"),
 ]

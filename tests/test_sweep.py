@@ -122,5 +122,5 @@ def test_trainings_of_a_second_start_overwrite_none_of_the_first(tmp_path: Path)
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
         assert ended.returncode == 1
         assert "would start the whole sweep on every rank" in ended.stderr.splitlines()[-1]
-        assert len(list(tmp_path.glob("sweep/multirun/*/0/error.txt"))) == number
+        assert len(list(tmp_path.glob("sweep/concept_dog/*/0/error.txt"))) == number
         command = [*command, "resume=true"] if number == 2 else command

@@ -28,7 +28,7 @@ from src.data.checkpoints import newest_run, stored
 from src.run.errors import explain
 from src.run.home import expand_home, typed_at_home
 from src.run.spelling import ARGUMENT, GIVEN_WHOLE, METHODS, RESPELLED
-from src.run.start import check_start
+from src.run.start import check_start, refuse_places
 from src.run.targets import CONF, refuse_foreign_files
 from src.run.types import check_given
 from src.run.utf8 import check_utf8, start_in_utf8
@@ -118,6 +118,7 @@ def _run_point(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     (run_dir / "error.txt").unlink(missing_ok=True)
     console.rule(f"point {HydraConfig.get().job.num}", style="dim")
     try:
+        refuse_places(HydraConfig.get().overrides.task)
         _refuse_several_processes(cfg)
         check_start(cfg)
         main(cfg)
@@ -307,12 +308,13 @@ def _scratch() -> str:
     return folder
 
 
-def sweep_dir(root: str, name: str | None, task: str, resume: bool | None = None) -> str:
+def sweep_dir(root: str, sweep: str | None, experiment: str | None, task: str, resume: bool | None = None) -> str:
     """``root/<name>/<hash of the command>``: where the points of a sweep are, by their numbers.
 
     Args:
         root: The folder of all sweeps.
-        name: The name of the sweep's file, if there is one.
+        sweep: The name of the sweep's file, if there is one, which names the folder.
+        experiment: That of the experiment's, which names it otherwise.
         task: The entry point's name: two scripts share no sweep.
         resume: None where the same command goes on with the same sweep, as images and scores are found again. Else,
             as a training would overwrite another: False for a new folder each time, True for the newest one.
@@ -322,8 +324,9 @@ def sweep_dir(root: str, name: str | None, task: str, resume: bool | None = None
     """
     starts = ("-m", "--multirun", "sweep=", "resume=")
     told = sorted(typed.get(word, word) for word in sys.argv[1:] if not word.startswith(starts))
+    name = sweep or (experiment or "multirun").replace("/", "_")
     digest = hashlib.sha256(" ".join([task, *told]).encode()).hexdigest()[:8]
-    folder = Path(root).expanduser() / (name or "multirun") / (digest if told else "default")
+    folder = Path(root).expanduser() / name / (digest if told else "default")
     if resume is None:
         return str(folder)
     if not resume:

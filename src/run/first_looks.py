@@ -6,12 +6,14 @@ from typing import Any, get_args
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.first_looks import FirstLook
-from src.run.types import annotated
+from src.run.types import annotated, built, parts
 from src.run.values import kinds, parted
 
 
 def look_first(cfg: DictConfig, made_later: bool = False) -> None:
     """Refuse files that are missing, damaged or of another kind, and names that nothing can carry.
+
+    A class looks at arguments whose meaning depends on others, or on itself, by a class method ``first_look``.
 
     Args:
         cfg: A configuration whose types were checked.
@@ -20,12 +22,16 @@ def look_first(cfg: DictConfig, made_later: bool = False) -> None:
     Raises:
         ValueError: With the first such value.
     """
-    for _, value, annotation in annotated(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False), ""):
+    tree = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    for _, value, annotation in annotated(tree, ""):
         for one, mark in _marked(value, annotation):
             if isinstance(one, str) and one != "???":
                 mark.look(one)
             elif one is None and mark.missing and not made_later:
                 raise ValueError(mark.missing)
+    for _, part in parts(tree):
+        if look := getattr(built(part["_target_"]), "first_look", None):
+            look(part)
 
 
 def _marked(value: Any, annotation: Any) -> Iterator[tuple[Any, FirstLook]]:

@@ -1,7 +1,7 @@
 """What is checked before anything is built: the configuration, the machine, and the places that are written to."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,23 @@ def check_place(key: str, folder: Path) -> None:
         raise ValueError(f"{key} is {folder}, but {existing} is no folder; give {key}=FOLDER")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"{key} is {folder}, but {existing} may not be written to; give {key}=FOLDER")
+
+
+def refuse_places(words: Sequence[str]) -> None:
+    """Refuse places of a single run in a sweep, whose points write into its own folder.
+
+    Args:
+        words: Overrides of a point.
+
+    Raises:
+        ValueError: With the first such place.
+    """
+    for word in words:
+        if word.lstrip("+").startswith(("paths.run_dir=", "paths.images_dir=")):
+            raise ValueError(
+                f"{word} is given, but the points of a sweep and their images are in the sweep's own folder; leave it "
+                "out, and give paths.root=FOLDER for another place"
+            )
 
 
 def check_machine(cfg: DictConfig) -> None:

@@ -88,7 +88,7 @@ def refuse_unknown(cfg: DictConfig) -> None:
     for name, value in tree.items() if "task" in tree else ():
         if not _is_read(name, tree):
             raise ValueError(_unknown(tree, "", name, value, [*_hints_of(TASKS[tree["task"]]), *tree]))
-    for path, part in _parts(tree):
+    for path, part in parts(tree):
         taken, hints = options(part["_target_"]), _hints(part["_target_"])
         for name in [name for name in part if name not in OF_HYDRA and taken]:
             # Written below a reference such as ``method.backbone``, a key has replaced the whole part.
@@ -110,7 +110,7 @@ def _unknown(tree: Any, parent: str, name: str, value: Any, choices: list[str]) 
     key, value = _innermost(f"{prefix}{name}", value)
     close = get_close_matches(name, [choice for choice in choices if choice != name], n=1)
     near = [key.replace(f"{prefix}{name}", f"{prefix}{found}", 1) for found in close]
-    elsewhere = [f"{path}.{option}" for path, part in _parts(tree) for option in options(part["_target_"])]
+    elsewhere = [f"{path}.{option}" for path, part in parts(tree) for option in options(part["_target_"])]
     alike = [path for path in [*tree, *elsewhere] if path != key and path.rpartition(".")[2] == key.rpartition(".")[2]]
     told = "" if isinstance(value, dict) else f"={value if isinstance(value, str) else json.dumps(value)}"
     advice = [f"did you mean {path}{told}?" for path in [*near, *alike]]
@@ -128,13 +128,13 @@ def _innermost(key: str, value: Any) -> tuple[str, Any]:
     return key, value
 
 
-def _parts(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def parts(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Every node with a ``_target_`` and its key."""
     if isinstance(node, dict) and "_target_" in node:
         yield path, node
     inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for name, value in inner:
-        yield from _parts(value, f"{path}[{name}]" if isinstance(node, list) else f"{path}.{name}".lstrip("."))
+        yield from parts(value, f"{path}[{name}]" if isinstance(node, list) else f"{path}.{name}".lstrip("."))
 
 
 def annotated(node: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
@@ -158,7 +158,7 @@ def annotated(node: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
 
 def _check_kind(key: str, target: str, annotation: Any) -> None:
     """Refuse a part of the wrong kind, such as a UNet for a method on scale-wise models, before weights are read."""
-    found, wanted = _built(target), [kind for kind in kinds(annotation) if _is_ours(kind)]
+    found, wanted = built(target), [kind for kind in kinds(annotation) if _is_ours(kind)]
     if found is None or not wanted or issubclass(found, tuple(wanted)):
         return
     group = key.rpartition(".")[2]
@@ -179,7 +179,7 @@ def _is_part(annotation: Any) -> bool:
     return all(isinstance(kind, type) and not issubclass(kind, Mapping) and kind not in (Any, object) for kind in found)
 
 
-def _built(target: str) -> type | None:
+def built(target: str) -> type | None:
     """The class of what a ``_target_`` builds: itself, the one whose classmethod it is, or what a function returns."""
     try:
         found = located(target)
@@ -195,7 +195,7 @@ def _choices(group: str) -> dict[str, type | None]:
     targets = {
         path.stem: OmegaConf.select(OmegaConf.load(path), "_target_") for path in sorted((CONF / group).glob("*.yaml"))
     }
-    return {name: _built(target) for name, target in targets.items() if target}
+    return {name: built(target) for name, target in targets.items() if target}
 
 
 def _hints(target: str) -> Mapping[str, Any]:

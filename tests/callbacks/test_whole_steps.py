@@ -1,6 +1,5 @@
 """A training that Ctrl-C or an error ends, and that goes on, logs what an undisturbed one logs."""
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,8 @@ class Interrupted(TinyModule):
 
 
 def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+    # Its handler has run when this returns; a signal sent to the process may reach another thread, and two may be one.
+    signal.raise_signal(signal.SIGINT)
 
 
 def fail() -> None:

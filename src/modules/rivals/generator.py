@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from src.data.banks import ConceptFile
+from src.data.banks import ConceptFile, refuse_other_method
 from src.data.identity import warn_of_another
 from src.data.known_words import KnownWords
 from src.data.mentions import check_name, parse_prompt
@@ -84,6 +84,19 @@ class RivalGenerator(TracedGenerator[Mentioned]):
     def chosen(self, names: Sequence[str]) -> dict[str, RivalConcept]:
         """Return the concepts of these names, as they act where all of them are mentioned."""
         return {name: self.concepts[name] for name in names}
+
+    @classmethod
+    def first_look(cls, settings: Mapping[str, Any]) -> None:
+        """Refuse files of another method before the backbone is read.
+
+        Args:
+            settings: Arguments of the constructor.
+
+        Raises:
+            RefusedFileError: If there is one.
+        """
+        for bank in (settings.get("banks") or {}).values():
+            refuse_other_method(bank, cls.method)
 
     def combined(self, names: Names) -> Changes:
         """Compute what is added to the weights while these concepts are drawn together, in sorted order."""
