@@ -51,18 +51,20 @@ def find_images(folder: str | Path, beside: Collection[str] = (), below: bool = 
     """List the image files in ``folder``, sorted by path. What else is there is said once.
 
     Args:
-        folder: Hidden files and folders in it are left out without a word.
+        folder: Hidden files and folders in it are left out without a word. An image file stands for a folder of one.
         beside: Extensions of files that belong to the images, such as ``.json``.
         below: Whether to look into folders of the folder, too.
 
     Raises:
-        ValueError: If the folder does not exist, is a file, or holds no image.
+        ValueError: If the folder does not exist, is another file, or holds no image.
     """
     folder = Path(folder)
     if not folder.exists():
         raise ValueError(f"the image folder {folder} does not exist (looked from {Path.cwd()})")
+    if folder.is_file() and folder.suffix.lower() in EXTENSIONS:
+        return [folder]
     if not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name the folder that holds the images")
+        raise ValueError(f"{folder} is a file; name the folder that holds the images, or an image")
     found = [path for path in folder.rglob("*") if path.is_file()] if below else list(folder.iterdir())
     seen = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     images = sorted(path for path in seen if path.suffix.lower() in EXTENSIONS and path.is_file())

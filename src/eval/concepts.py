@@ -17,12 +17,16 @@ class Concept:
         class_noun: The plain word for its kind, which the control uses.
         references: Real images of it, or their files.
         source: Where they come from, as of ``ConceptSource.references``.
+        prompts: Its own templates, with ``{}`` where it stands; empty for those that a protocol has for all.
+        category: What it is one of; empty if nobody groups concepts.
     """
 
     name: str
     class_noun: str
     references: Sequence[Picture]
     source: str = ""
+    prompts: Sequence[str] = ()
+    category: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,14 @@ class ConceptSource:
     Attributes:
         class_noun: The plain word for its kind.
         references: An image folder, or ``KIND:NAME`` for a reader of that kind; empty if it has to be given.
+        prompts: As of ``Concept``.
+        category: As of ``Concept``.
     """
 
     class_noun: str
     references: str
+    prompts: Sequence[str] = ()
+    category: str = ""
 
 
 Reader = Callable[[str, str], Sequence[Picture]]
@@ -81,7 +89,7 @@ def read_concepts(
         kind, colon, rest = place.partition(":")
         read = colon and kind in readers
         images = readers[kind](rest, source.class_noun) if read else readable_images(place)
-        concepts.append(Concept(name, source.class_noun, images, place))
+        concepts.append(Concept(name, source.class_noun, images, place, source.prompts, source.category))
     return concepts
 
 
@@ -93,4 +101,7 @@ def check_references(concepts: Sequence[Concept]) -> None:
     """
     for concept in concepts:
         if len(concept.references) < 2:
-            raise ValueError(f"{concept.name} has one reference image; the ceiling compares at least two")
+            raise ValueError(
+                f"{concept.name} has one reference image, but the ceiling compares at least two; add another, or score "
+                "without it by protocol=concept protocol.ceiling=false"
+            )

@@ -1,6 +1,6 @@
 """What an evaluation needs trained on the way: the banks of several subjects, or one LLMDiff adapter."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.commands import override
+from src.data.subject_folder import read_subjects
 from src.eval.concepts import ConceptSource
 from src.run.record import record_digest, training_record
 from src.run.targets import CONF, located
@@ -98,6 +99,41 @@ class Suite:
         # What cannot be read raises a sentence here, before the first subject is trained.
         path = self.cache_dir / f"{name}-{record_digest(training_record(cfg))}.safetensors"
         return Training(name, "concept bank", path, self._overrides(name))
+
+
+class FolderSuite(Suite):
+    """The subjects of a folder with the layout of DreamBench++: one image each, and prompts of their own.
+
+    Args:
+        folder: See ``src.data.subject_folder``.
+        experiment: As of ``Suite``.
+        cache_dir: As there.
+        training: As there.
+        method: As there.
+        categories: Which subjects, by their category; None for all.
+
+    Raises:
+        ValueError: As ``read_subjects`` and ``Suite``.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        experiment: str,
+        cache_dir: str,
+        training: Mapping[str, Any] | None = None,
+        method: str = "latexblend",
+        categories: Sequence[str] | None = None,
+    ) -> None:
+        self.read = read_subjects(folder, categories)
+        subjects = {
+            one.name: {"class_noun": one.class_noun, "data": {"instance_dir": str(one.image)}} for one in self.read
+        }
+        super().__init__(experiment, subjects, cache_dir, training, method)
+
+    def sources(self) -> dict[str, ConceptSource]:
+        """What the folder says of each subject."""
+        return {one.name: ConceptSource(one.class_noun, str(one.image), one.prompts, one.category) for one in self.read}
 
 
 class AdapterSuite:

@@ -233,9 +233,9 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 
 def test_file_instead_of_folder(tmp_path: Path) -> None:
-    picture().save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
     with pytest.raises(ValueError, match="is a file; name the folder"):
-        find_images(tmp_path / "a.png")
+        find_images(tmp_path / "a.txt")
 
 
 def test_empty_folder(tmp_path: Path) -> None:

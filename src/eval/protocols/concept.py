@@ -1,6 +1,6 @@
 """Concepts on a list of prompts: scores between the plain class noun (control) and the references (ceiling)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,18 @@ from src.eval.judge import Judge
 from src.eval.profile import Profile
 from src.eval.protocols import layout
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
+from src.eval.protocols.concept_summary import (
+    ALL,
+    ARMS,
+    RENDERS,
+    RIGHT,
+    each_table,
+    look_table,
+    overall_table,
+    summarise,
+)
 from src.eval.results.results import Row, Table
 from src.eval.scores.similarity import copies, diversity, within_set
-from src.eval.statistics.bootstrap import bootstrap_mean, bootstrap_ratio
 
 
 @dataclass(frozen=True)
@@ -62,85 +71,13 @@ SCORES: dict[str, Score] = {
 
 GUARDS: dict[str, Score] = {
     "diversity": seed_diversity,
-    "copied": lambda of: copies(of.dino, of.dino_references).above.double(),
+    "copied": lambda of: copies(of.dino, of.dino_references).above.double() if len(of.dino_references) > 1 else None,
 }
 """What a high DINO may be bought with: samples of a prompt that are all alike, pictures that repeat a reference."""
 
-ARMS = ("control", "concept", "ceiling")
-RENDERS = "renders"
-RIGHT, ALL = "right_", "right_all"
-"""Before the names of what a judge reads; all of it."""
 SHOWN_SEEDS = 2
 LEAD_IN = "a photo of "
 FRONTIERS = [["clip_t", "dino"]]
-
-
-def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
-    """Intervals per arm and score, the share of the DINO gap closed and the relative change of CLIP-T.
-
-    Images are clustered by prompt and, where there are several, by concept, both crossed; references by concept. In the
-    gap the ceiling is taken as known.
-    """
-    by_arm = {arm: [row for row in rows if row["arm"] == arm] for arm in (*ARMS, RENDERS)}
-    result: dict[str, Any] = {}
-    scores = [name for name in rows[0] if name in {**SCORES, **GUARDS} or name.startswith(RIGHT)]
-    for arm, members in by_arm.items():
-        factors = ("concept",) if arm == "ceiling" else ("prompt", "concept")
-        for score in scores:
-            scored = [row for row in members if row[score] != ""]
-            groups = [[row[factor] for row in scored] for factor in factors]
-            if scored:
-                result.setdefault(arm, {})[score] = bootstrap_mean([row[score] for row in scored], groups, seed)
-    control, concept = by_arm["control"], by_arm["concept"]
-    groups = [[row[factor] for row in concept] for factor in ("prompt", "concept")]
-    ceilings = {name: _mean(row["dino"] for row in by_arm["ceiling"] if row["concept"] == name) for name in groups[1]}
-    gained = [ours["dino"] - theirs["dino"] for ours, theirs in zip(concept, control, strict=True)]
-    gap = [ceilings[row["concept"]] - row["dino"] for row in control]
-    result["dino_gap_closed"] = bootstrap_ratio(gained, gap, groups, seed)
-    change = [ours["clip_t"] - theirs["clip_t"] for ours, theirs in zip(concept, control, strict=True)]
-    result["clip_t_change"] = bootstrap_ratio(change, [row["clip_t"] for row in control], groups, seed)
-    return result
-
-
-def overall_table(summary: dict[str, Any], profile: str, number: int) -> Table:
-    """Control, concept and ceiling over all concepts."""
-    columns = (*SCORES, *GUARDS)
-    arms = [arm for arm in (*ARMS, RENDERS) if arm in summary]
-    rows = [[arm, *(str(summary[arm].get(score, "")) for score in columns)] for arm in arms]
-    shares = {"DINO gap closed": ("dino", "dino_gap_closed"), "CLIP-T change": ("clip_t", "clip_t_change")}
-    for label, (at, key) in shares.items():
-        rows.append([label, *(str(summary[key]) if score == at else "" for score in columns)])
-    title = f"{number} concept{'s' if number > 1 else ''}, mean [95% interval], profile {profile}"
-    return Table(title, ["", *columns], rows)
-
-
-def look_table(summary: dict[str, Any], profile: str) -> Table:
-    """Attributes that the judge reads as those of the subject: control, concept, references and renders."""
-    columns = [score for score in summary["concept"] if score.startswith(RIGHT)]
-    arms = [arm for arm in (*ARMS, RENDERS) if arm in summary]
-    rows = [[arm, *(str(summary[arm].get(score, "")) for score in columns)] for arm in arms]
-    title = f"Share of images whose attributes are read as the subject's, [95% interval], profile {profile}"
-    return Table(title, ["", *(score.removeprefix(RIGHT).replace("_", " ") for score in columns)], rows)
-
-
-def concept_table(each: dict[str, dict[str, Any]], profile: str) -> Table:
-    """One line per concept."""
-    columns = ["concept", *(f"dino {arm}" for arm in ARMS), "gap closed", "clip_t control", "clip_t concept"]
-    rows = [
-        [
-            name,
-            *(f"{summary[arm]['dino'].mean:.3f}" for arm in ARMS),
-            str(summary["dino_gap_closed"]),
-            *(f"{summary[arm]['clip_t'].mean:.3f}" for arm in ARMS[:2]),
-        ]
-        for name, summary in each.items()
-    ]
-    return Table(f"Each concept, profile {profile}", columns, rows)
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)
 
 
 class ConceptProtocol(Protocol[Concept]):
@@ -156,22 +93,25 @@ class ConceptProtocol(Protocol[Concept]):
     subject's, and whether all of them. Ceilings of these are the references, and true pictures of the prompts
     (renders).
 
+    A concept may bring prompts of its own, and a category: then there is a table of categories, too.
+
     Args:
-        prompts: Templates with one ``{}``, such as ``a {} on the grass``.
+        prompts: Templates with one ``{}``, such as ``a {} on the grass``, for concepts without prompts of their own.
         num_seeds: Images per prompt and concept.
         profile: Encoders and scale of the scores; its name stands with every number.
         images_dir: Where the images go; what it holds is not drawn again.
         seed: Seeds the first image of each prompt, and the bootstrap.
         lead_in: How often ``a photo of`` is said before each prompt: it moves the concept back and asks for nothing
             else, so CLIP-T is taken without it.
+        ceiling: Whether references are compared with each other, for which a concept needs two; without it there is no
+            gap, and no alarm for copies of the one reference.
 
     Raises:
-        ValueError: If a template has not exactly one slot, there is nothing to score, or the profile asks for another
-            text or other pairs.
+        ValueError: If a template has not exactly one slot, or the profile asks for another text or other pairs.
     """
 
     name, title = "concept", "Concepts on a prompt list"
-    cell, scored_by, grouped_by = 160, "concept", ("prompt", "concept")
+    cell, scored_by, grouped_by = 160, "concept", ("prompt", "concept", "category")
     settings = ("prompts", "num_seeds", "lead_in")
 
     def __init__(
@@ -182,15 +122,16 @@ class ConceptProtocol(Protocol[Concept]):
         images_dir: str,
         seed: Seed = 0,
         lead_in: Number = 0,
+        ceiling: bool = True,
     ) -> None:
         super().__init__(profile, images_dir, seed)
         profile.require(["class_noun"], ["all"])
         for prompt in prompts:
             if prompt.count("{}") != 1:
                 raise ValueError(f"the prompt {prompt!r} needs one {{}}, where the concept stands: 'a {{}} at night'")
-        if not prompts or num_seeds < 1:
-            raise ValueError(f"need at least one prompt and one seed, got {len(prompts)} and {num_seeds}")
-        self.prompts, self.num_seeds, self.lead_in = list(prompts), num_seeds, lead_in
+        if num_seeds < 1:
+            raise ValueError(f"need at least one seed, got {num_seeds}")
+        self.prompts, self.num_seeds, self.lead_in, self.ceiling = list(prompts), num_seeds, lead_in, ceiling
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -207,20 +148,34 @@ class ConceptProtocol(Protocol[Concept]):
         return [
             Item(
                 Request(LEAD_IN * self.lead_in + prompt.replace("{}", word), seed),
-                {"concept": concept.name, "arm": arm, "prompt": prompt, "seed": seed},
+                _place(concept) | {"arm": arm, "prompt": prompt, "seed": seed},
                 concept,
             )
             for concept in concepts
             for arm, word in (("control", concept.class_noun), ("concept", f"<{concept.name}>"))
-            for prompt in self.prompts
+            for prompt in self.prompts_of(concept)
             for seed in range(self.seed, self.seed + self.num_seeds)
         ]
 
+    def prompts_of(self, concept: Concept) -> Sequence[str]:
+        """The concept's own templates, or those for all."""
+        return concept.prompts or self.prompts
+
     def check(self, concepts: Sequence[Concept]) -> None:
-        """Refuse no concept at all, concepts with one reference, and encoders without weights."""
+        """Refuse no concept at all, concepts without prompts or with one reference, and encoders without weights."""
         if not concepts:
             raise ValueError("there is no concept to score; add bank.NAME=PATH")
-        check_references(concepts)
+        for concept in concepts:
+            if not self.prompts_of(concept):
+                raise ValueError(
+                    f"{concept.name} has no prompts; give some, such as protocol.prompts=['a {{}} at night']"
+                )
+            if bool(concept.category) != bool(concepts[0].category):
+                raise ValueError(
+                    f"{concept.name} and {concepts[0].name}: one has a category, the other none; score them apart"
+                )
+        if self.ceiling:
+            check_references(concepts)
         super().check(concepts)
 
     def score(self, frame: Frame[Concept], generator: Generator) -> list[Row]:
@@ -230,11 +185,17 @@ class ConceptProtocol(Protocol[Concept]):
         parts = [frame.part(arm=arm) for arm in ARMS[:2]]
         rows = [row for part in parts for row in self._score(part.places, part.paths, concept, *references)]
         if judge := self._judge(concept):
-            of = [image for prompt in self.prompts for image in judge.renders(prompt, [concept], self.num_seeds)]
+            of = [
+                image
+                for prompt in self.prompts_of(concept)
+                for image in judge.renders(prompt, [concept], self.num_seeds)
+            ]
             renders = [{**place, "arm": RENDERS, "file": ""} for place in parts[0].places]
             rows += self._score(renders, of, concept, *references)
+        if not self.ceiling:
+            return rows
         places = [
-            {"concept": concept.name, "arm": "ceiling", "prompt": "", "seed": index, "file": ""}
+            _place(concept) | {"arm": "ceiling", "prompt": "", "seed": index, "file": ""}
             for index in range(len(concept.references))
         ]
         ceiling = dict(zip(("clip_i", "dino"), map(within_set, references), strict=True))
@@ -280,22 +241,27 @@ class ConceptProtocol(Protocol[Concept]):
         return judge if judge is not None and judge.knows([concept]) else None
 
     def summarise(self, frame: Frame[Concept]) -> dict[str, Any]:
-        """Over all concepts, and for each."""
-        names = dict.fromkeys(row["concept"] for row in frame.rows)
-        each = {name: [row for row in frame.rows if row["concept"] == name] for name in names}
-        return {
-            "overall": summarise(frame.rows, self.seed),
-            "concepts": {name: summarise(rows, self.seed) for name, rows in each.items()},
-        }
+        """Over all concepts, for each category, and for each concept."""
+        scores = (*SCORES, *GUARDS, *self._read)
+
+        def each(column: str) -> dict[str, Any]:
+            names = dict.fromkeys(row[column] for row in frame.rows)
+            by_name = {name: [row for row in frame.rows if row[column] == name] for name in names}
+            return {name: summarise(rows, self.seed, scores) for name, rows in by_name.items()}
+
+        categories = {"categories": each("category")} if "category" in frame.rows[0] else {}
+        return {"overall": summarise(frame.rows, self.seed, scores), **categories, "concepts": each("concept")}
 
     def metrics(self, frame: Frame[Concept]) -> dict[str, Any]:
-        """Both summaries, and what each concept is."""
+        """All summaries, and what each concept is."""
         concepts = {
             concept.name: {"class_noun": concept.class_noun, "num_references": len(concept.references)}
+            | ({"prompts": list(concept.prompts)} if concept.prompts else {})
             for concept in frame.targets
         }
-        each = {name: known | frame.summary["concepts"][name] for name, known in concepts.items()}
-        return {"overall": frame.summary["overall"], "concepts": each}
+        return frame.summary | {
+            "concepts": {name: known | frame.summary["concepts"][name] for name, known in concepts.items()}
+        }
 
     def compared(self, frame: Frame[Concept]) -> dict[str, Any]:
         """The images of the concept, over prompts and concepts."""
@@ -304,9 +270,12 @@ class ConceptProtocol(Protocol[Concept]):
         return {**factors, "scores": [*SCORES, *judged], "harmonic": ["clip_t", "dino"], "frontiers": FRONTIERS}
 
     def tables(self, frame: Frame[Concept]) -> list[Table]:
-        """All concepts together, then one line for each."""
+        """All concepts together, then one line for each category and each concept."""
         overall, each, profile = frame.summary["overall"], frame.summary["concepts"], self.profile.name
-        tables = [overall_table(overall, profile, len(each)), concept_table(each, profile)]
+        tables = [overall_table(overall, profile, len(each), (*SCORES, *GUARDS))]
+        if categories := frame.summary.get("categories"):
+            tables.append(each_table("category", categories, profile))
+        tables.append(each_table("concept", each, profile))
         return [*tables, look_table(overall, profile)] if ALL in overall["concept"] else tables
 
     def grids(self, frame: Frame[Concept]) -> dict[str, Image.Image]:
@@ -318,7 +287,7 @@ class ConceptProtocol(Protocol[Concept]):
         shown, concept = min(self.num_seeds, SHOWN_SEEDS), frame.targets[0]
         cells: list[Picture] = []
         captions = []
-        for index, prompt in enumerate(self.prompts):
+        for index, prompt in enumerate(self.prompts_of(concept)):
             cells.append(concept.references[index % len(concept.references)])
             captions.append(f"reference of {concept.name}")
             for arm in ARMS[:2]:
@@ -326,3 +295,8 @@ class ConceptProtocol(Protocol[Concept]):
                 cells += part.paths[:shown]
                 captions += [item.request.prompt for item in part.items[:shown]]
         return self.grid(cells, 1 + 2 * shown, captions)
+
+
+def _place(concept: Concept) -> Row:
+    """How a line starts."""
+    return {"concept": concept.name} | ({"category": concept.category} if concept.category else {})

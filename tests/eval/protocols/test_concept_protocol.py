@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,39 @@ def test_words_before_a_prompt_move_the_concept_and_change_no_place(profile, gen
     text = clip.encode_texts([PROMPTS[0].replace("{}", "dog")])
     image = clip.encode_images(generator.sample([Request(asked[3], 0)]))
     assert float(found[0]["clip_t"]) == pytest.approx(float(image @ text.T), abs=1e-5)
+
+
+def test_subjects_of_one_image_have_their_own_prompts_and_categories(
+    profile, generator, concepts, clip, dino, tmp_path
+):
+    rex, tom = concepts
+    own = [
+        Concept("rex", "dog", rex.references[:1], "", ("a {} at night", "a {} and the {}"), "animal/wild"),
+        Concept("tom", "cat", tom.references[:1], "", ("a {} in the snow",), "animal/tame"),
+    ]
+    protocol = ConceptProtocol([], 2, profile, str(tmp_path / "images"), ceiling=False)
+    metrics = protocol.run(generator, own, str(tmp_path))
+    asked = [request.prompt for request in generator.requests]
+    assert asked[:8:2] == ["a dog at night", "a dog and the dog", "a <rex> at night", "a <rex> and the <rex>"]
+    assert asked[8::2] == ["a cat in the snow", "a <tom> in the snow"]
+    images = [profile.clip.encode_images(generator.sample([Request(f"<{one.name}>", 0)])) for one in own]
+    expected = [
+        float(image @ profile.clip.encode_images(one.references).T) for image, one in zip(images, own, strict=True)
+    ]
+    told = {(row["concept"], row["arm"], row["seed"]): row for row in rows(tmp_path)}
+    assert {row["arm"] for row in told.values()} == {"control", "concept"}
+    found = [float(told[name, "concept", "0"]["clip_i"]) for name in ("rex", "tom")]
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert told["tom", "control", "1"]["category"] == "animal/tame" and told["tom", "control", "1"]["copied"] == ""
+    by_category = {name: found["concept"]["clip_t"]["mean"] for name, found in metrics["categories"].items()}
+    by_concept = {name: found["concept"]["clip_t"]["mean"] for name, found in metrics["concepts"].items()}
+    assert by_category == {"animal/wild": by_concept["rex"], "animal/tame": by_concept["tom"]}
+    assert metrics["concepts"]["rex"]["prompts"] == ["a {} at night", "a {} and the {}"]
+    assert "dino_gap_closed" not in metrics["overall"] and "ceiling" not in metrics["overall"]
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "Each category" in table and "animal/wild" in table and "gap" not in table
+    with (tmp_path / "per_category.csv").open(encoding="utf-8") as file:
+        assert {row["category"] for row in csv.DictReader(file)} == {"animal/wild", "animal/tame"}
 
 
 def test_run_folder_holds_everything(protocol, generator, concepts, clip, dino, tmp_path):
@@ -298,6 +332,12 @@ def test_what_cannot_be_scored_is_refused(protocol, generator, concepts, profile
         ConceptProtocol(["a dog"], 1, profile, "images")
     with pytest.raises(ValueError, match="no concept to score"):
         protocol.run(generator, [], str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"rex has no prompts; give some, such as protocol.prompts=\['a {} at night'\]"
+    ):
+        ConceptProtocol([], 1, profile, "images").check(concepts)
+    with pytest.raises(ValueError, match="tom and rex: one has a category, the other none"):
+        protocol.check([concepts[0], replace(concepts[1], category="cats")])
     with pytest.raises(ValueError, match="rex has one reference"):
         protocol.run(generator, [Concept("rex", "dog", concepts[0].references[:1])], str(tmp_path))
     with pytest.raises(ValueError, match="needs two concepts"):
