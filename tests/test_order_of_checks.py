@@ -59,6 +59,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if damage and number == 2:
                 path.write_bytes(path.read_bytes()[:2000] if name == "photos_cut" else b"a text")
     (folder / "llm").mkdir()
+    (folder / "llm_pickled").mkdir()
+    for name in ("config.json", "pytorch_model.bin"):
+        (folder / "llm_pickled" / name).write_text("{}", encoding="utf-8")
     return folder
 
 
@@ -132,6 +135,10 @@ CASES: list[tuple[list[str], str]] = [
     (["train.py", "+experiment=llmdiff", "llmdiff.encoding.blocks=[99]"], "99"),
     (["train.py", "+experiment=llmdiff", "llmdiff.encoding.features=x"], "encoding.features"),
     (["eval.py", "bank.rex=FILES/nowhere.safetensors"], "no file at"),
+    ([*SUITE, "metrics.vlm=FILES/nowhere"], "is no vision-language model folder: it has no config.json"),
+    ([*SUITE, "metrics.vlm=FILES/llm_pickled"], "holds no *.safetensors"),
+    (["eval.py", "suite=dreambench_plus", "suite.folder=FILES/nowhere"], "holds no folder images"),
+    (["eval.py", "suite=dreambench_plus"], "suite.folder is not set"),
     (["eval.py", "bank.rex=FILES/bank_cut.safetensors"], "it may be truncated"),
     (["eval.py", "bank.rex=FILES/bank_changed.safetensors"], "does not match its sha256"),
     (["eval.py", "bank.rex=FILES/text.txt"], "cannot be read as a concept bank"),

@@ -10,6 +10,7 @@ from src.eval.encoders.cache import CachedEncoder, CachedTextEncoder
 from src.eval.encoders.models import ImageEncoder, TextImageEncoder
 from src.eval.judge import Judge
 from src.eval.scores.similarity import clip_t, own_reference, pair_mean, within_set
+from src.eval.vision_judge import VisionJudge, VisionModelFolder
 
 TEXTS = {
     "class_noun": "the prompt with the class noun in place of the concept",
@@ -39,6 +40,7 @@ class Profile:
         text_clamp: Whether a negative CLIP-T counts as 0, image by image.
         cache_dir: Where embeddings of images are kept between runs; None keeps none.
         judge: Reads the looks of concepts off pictures, for protocols that compare them where looks are known.
+        vlm: Rates pictures, or the folder of a vision-language model that does; for ``protocol=concept``.
 
     Raises:
         ValueError: If a rule does not exist.
@@ -55,6 +57,7 @@ class Profile:
         text_clamp: bool = False,
         cache_dir: str | None = None,
         judge: Judge | None = None,
+        vlm: VisionJudge | VisionModelFolder | None = None,
     ) -> None:
         for key, value, known in (("text", text, TEXTS), ("pairing", pairing, PAIRINGS)):
             if value not in known:
@@ -64,6 +67,7 @@ class Profile:
         self.dino = dino if cache_dir is None else CachedEncoder(dino, cache_dir)
         self.text, self.pairing, self.text_scale, self.text_clamp = text, pairing, text_scale, text_clamp
         self.judge = judge
+        self.vlm = VisionJudge(vlm) if isinstance(vlm, str) else vlm
 
     def text_score(self, images: Tensor, texts: Tensor) -> Tensor:
         """CLIP-T of each image with its own text, scaled and clamped, ``(N,)``; arguments as of ``clip_t``."""
@@ -126,10 +130,11 @@ class Profile:
 
     def identity(self) -> dict[str, Any]:
         """Name, encoders (weights and preprocessing among them) and rules; as ``metrics.json`` holds them."""
-        judge = {} if self.judge is None else {"judge": self.judge.identity}
+        judges = {"judge": self.judge, "vlm": self.vlm}
+        asked = {name: one.identity for name, one in judges.items() if one is not None}
         return {
             "profile": self.name,
-            "encoders": {"clip": self.clip.identity, "dino": self.dino.identity, **judge},
+            "encoders": {"clip": self.clip.identity, "dino": self.dino.identity, **asked},
             "rules": self.rules(),
         }
 

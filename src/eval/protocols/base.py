@@ -120,6 +120,7 @@ class Protocol(ABC, Generic[Target]):
         cell: Side of an image in the grids, in pixels.
         scored_by: A column; images with equal values are scored together. Without one, all images are.
         grouped_by: Columns; ``per_<column>.csv`` holds the mean scores of each arm and value.
+        rated: Whether a vision-language model, where the profile has one, rates the images.
         settings: Names of arguments, kept as attributes, that ``metrics.json`` repeats.
         seconds: By arm, the seconds of each image that a run drew; None if it found them all.
     """
@@ -129,6 +130,7 @@ class Protocol(ABC, Generic[Target]):
     cell: ClassVar[int] = 128
     scored_by: ClassVar[str] = ""
     grouped_by: ClassVar[Sequence[str]] = ()
+    rated: ClassVar[bool] = False
     settings: ClassVar[Sequence[str]] = ()
 
     def __init__(self, profile: Profile, images_dir: str, seed: int = 0) -> None:
@@ -156,8 +158,13 @@ class Protocol(ABC, Generic[Target]):
         """Refuse what could not be scored, before anything is trained or drawn for it.
 
         Raises:
-            ValueError: If the weights of an encoder are missing, or whatever else a protocol needs.
+            ValueError: If the weights of an encoder are missing, or whatever else a protocol needs; or if the profile
+                has a vision-language model that the protocol would not ask.
         """
+        if self.profile.vlm is not None:
+            if not self.rated:
+                raise ValueError(f"protocol={self.name} asks no vision-language model; leave metrics.vlm out")
+            self.profile.vlm.check()
         self.profile.identity()
 
     def references(self, concepts: Sequence[Any]) -> dict[str, Image.Image]:

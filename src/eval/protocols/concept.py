@@ -18,12 +18,14 @@ from src.eval.protocols import layout
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
 from src.eval.protocols.concept_summary import (
     ALL,
+    ANSWERED,
     ARMS,
     RENDERS,
     RIGHT,
     each_table,
     look_table,
     overall_table,
+    rating_table,
     summarise,
 )
 from src.eval.results.results import Row, Table
@@ -75,6 +77,9 @@ GUARDS: dict[str, Score] = {
 }
 """What a high DINO may be bought with: samples of a prompt that are all alike, pictures that repeat a reference."""
 
+RATINGS = ("concept_preservation", "prompt_following", ANSWERED)
+"""What a vision-language model says of an image, and the share of its answers that are one of 0 to 4."""
+
 SHOWN_SEEDS = 2
 LEAD_IN = "a photo of "
 FRONTIERS = [["clip_t", "dino"]]
@@ -92,6 +97,9 @@ class ConceptProtocol(Protocol[Concept]):
     If the profile has a judge that knows a subject's look, ``right_...`` say which attributes it reads as the
     subject's, and whether all of them. Ceilings of these are the references, and true pictures of the prompts
     (renders).
+
+    If the profile has a vision-language model, ``concept_preservation`` and ``prompt_following`` are its ratings from 0
+    to 4, see ``src.eval.vision_judge``.
 
     A concept may bring prompts of its own, and a category: then there is a table of categories, too.
 
@@ -111,7 +119,7 @@ class ConceptProtocol(Protocol[Concept]):
     """
 
     name, title = "concept", "Concepts on a prompt list"
-    cell, scored_by, grouped_by = 160, "concept", ("prompt", "concept", "category")
+    cell, scored_by, grouped_by, rated = 160, "concept", ("prompt", "concept", "category"), True
     settings = ("prompts", "num_seeds", "lead_in")
 
     def __init__(
@@ -135,8 +143,16 @@ class ConceptProtocol(Protocol[Concept]):
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """What the judge reads only if there is one."""
-        return (*SCORES, *self._read)
+        """What the judges say only if there are some."""
+        return (*SCORES, *self._ratings, *self._read)
+
+    @property
+    def _ratings(self) -> tuple[str, ...]:
+        return RATINGS if self.profile.vlm is not None else ()
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return (*SCORES, *GUARDS, *self._ratings, *self._read)
 
     @property
     def _read(self) -> tuple[str, ...]:
@@ -200,7 +216,7 @@ class ConceptProtocol(Protocol[Concept]):
         ]
         ceiling = dict(zip(("clip_i", "dino"), map(within_set, references), strict=True))
         ceiling |= self._right(concept.references, [""] * len(places), concept)
-        return rows + scored_rows(places, ceiling, (*SCORES, *GUARDS, *self._read))
+        return rows + scored_rows(places, ceiling, self._columns)
 
     def _score(
         self,
@@ -221,8 +237,17 @@ class ConceptProtocol(Protocol[Concept]):
             self.num_seeds,
         )
         found = {name: score(embedded) for name, score in {**SCORES, **GUARDS}.items()}
-        found |= self._right(pictures, prompts, concept)
-        return scored_rows(places, found, (*SCORES, *GUARDS, *self._read))
+        found |= self._rate(pictures, prompts, concept) | self._right(pictures, prompts, concept)
+        return scored_rows(places, found, self._columns)
+
+    def _rate(self, pictures: Sequence[Picture], prompts: Sequence[str], concept: Concept) -> dict[str, Tensor]:
+        """What the vision-language model says, by column, ``(N,)``."""
+        if self.profile.vlm is None:
+            return {}
+        same = self.profile.vlm.preservation(pictures, concept.references, concept.class_noun)
+        plain = [prompt.replace("{}", concept.class_noun) for prompt in prompts]
+        follows = self.profile.vlm.following(pictures, plain)
+        return dict(zip(RATINGS, (same.scores, follows.scores, (same.answered + follows.answered) / 2), strict=True))
 
     def _right(self, pictures: Sequence[Picture], prompts: Sequence[str], concept: Concept) -> dict[str, Tensor]:
         """What is read as the concept's, by column, ``(N,)``; of several places, where most is."""
@@ -242,7 +267,7 @@ class ConceptProtocol(Protocol[Concept]):
 
     def summarise(self, frame: Frame[Concept]) -> dict[str, Any]:
         """Over all concepts, for each category, and for each concept."""
-        scores = (*SCORES, *GUARDS, *self._read)
+        scores = self._columns
 
         def each(column: str) -> dict[str, Any]:
             names = dict.fromkeys(row[column] for row in frame.rows)
@@ -267,7 +292,12 @@ class ConceptProtocol(Protocol[Concept]):
         """The images of the concept, over prompts and concepts."""
         factors = {"rows": {"arm": "concept"}, "factors": ["prompt", "concept"]}
         judged = [name for name in self._read if all(row[name] != "" for row in frame.rows)]
-        return {**factors, "scores": [*SCORES, *judged], "harmonic": ["clip_t", "dino"], "frontiers": FRONTIERS}
+        return {
+            **factors,
+            "scores": [*SCORES, *self._ratings[:2], *judged],
+            "harmonic": ["clip_t", "dino"],
+            "frontiers": FRONTIERS,
+        }
 
     def tables(self, frame: Frame[Concept]) -> list[Table]:
         """All concepts together, then one line for each category and each concept."""
@@ -276,6 +306,8 @@ class ConceptProtocol(Protocol[Concept]):
         if categories := frame.summary.get("categories"):
             tables.append(each_table("category", categories, profile))
         tables.append(each_table("concept", each, profile))
+        if self._ratings:
+            tables.append(rating_table({**frame.summary.get("categories", {}), "all": overall}, RATINGS, profile))
         return [*tables, look_table(overall, profile)] if ALL in overall["concept"] else tables
 
     def grids(self, frame: Frame[Concept]) -> dict[str, Image.Image]:

@@ -8,6 +8,8 @@ from src.eval.statistics.bootstrap import bootstrap_mean, bootstrap_ratio
 
 ARMS = ("control", "concept", "ceiling")
 RENDERS = "renders"
+ANSWERED = "answered"
+"""Share of what a vision-language model was asked that it would answer by a number."""
 RIGHT, ALL = "right_", "right_all"
 """Before the names of what a judge reads; all of it."""
 
@@ -68,6 +70,21 @@ def look_table(summary: Mapping[str, Any], profile: str) -> Table:
     title = f"Share of images whose attributes are read as the subject's, [95% interval], profile {profile}"
     names = [score.removeprefix(RIGHT).replace("_", " ") for score in columns]
     return Table(title, ["", *names], arm_rows(summary, columns))
+
+
+def rating_table(each: Mapping[str, Mapping[str, Any]], columns: Sequence[str], profile: str) -> Table:
+    """What a vision-language model says of control and concept: a line per category and arm, and those of all.
+
+    Args:
+        each: Summaries by category, and that of all.
+        columns: The ratings, and the share of answers that are a number.
+        profile: The profile's name.
+    """
+    rows = [[name, *line] for name, summary in each.items() for line in arm_rows(summary, columns) if any(line[1:])]
+    missing = 1 - min(each["all"][arm][ANSWERED].mean for arm in ARMS[:2])
+    said = f"; {missing:.1%} of its answers would not have been a number" if missing else ""
+    title = f"Ratings from 0 to 4 by the vision-language model, mean [95% interval], profile {profile}{said}"
+    return Table(title, ["", "", *(name.replace("_", " ") for name in columns)], rows)
 
 
 def each_table(what: str, each: Mapping[str, Mapping[str, Any]], profile: str) -> Table:
