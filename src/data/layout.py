@@ -102,6 +102,21 @@ def _told(region: Region) -> str:
     return str(list(region))
 
 
+def bounding_box(region: Region) -> Box:
+    """Return the box itself, or the smallest one around the white part of a mask."""
+    if not isinstance(region, str):
+        return region
+    mask = _mask(region)
+    rows, columns = (mask.amax(axis).nonzero().flatten() for axis in (1, 0))
+    height, width = mask.shape
+    return (
+        int(columns[0]) / width,
+        int(rows[0]) / height,
+        (int(columns[-1]) + 1) / width,
+        (int(rows[-1]) + 1) / height,
+    )
+
+
 def regions_of(layout: Layout, names: Sequence[str]) -> list[Region | None]:
     """Return the region of each mention of a prompt; None where the layout leaves a concept free."""
     placed = dict(layout)

@@ -1,19 +1,53 @@
 """Stable Diffusion 1.x, 2.x and XL: a UNet whose cross-attention reads the states of one or two CLIP text encoders."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from src.modules.backbones.base import Backbone, Noised, Text
 
 
 class UNetBackbone(Backbone):
-    """A Stable Diffusion or SDXL pipeline of any size."""
+    """A Stable Diffusion or SDXL pipeline of any size.
+
+    One of GLIGEN is taken apart: its UNet, which reads boxes as well (``gligen.py``), draws with the calls of Stable
+    Diffusion.
+
+    Args:
+        pipeline: As of ``Backbone``.
+        name: As there.
+        sampling: As there.
+        safety_checker: As there.
+        parts: As there.
+
+    Raises:
+        ValueError: As there, or if the UNet reads pictures of objects.
+    """
 
     pipelines = (StableDiffusionPipeline, StableDiffusionXLPipeline)
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        name: str,
+        sampling: Mapping[str, Any] | None = None,
+        safety_checker: bool = False,
+        parts: Mapping[str, str] | None = None,
+    ) -> None:
+        if type(pipeline).__name__ == "StableDiffusionGLIGENPipeline":
+            place = pipeline.name_or_path
+            pipeline = StableDiffusionPipeline(
+                **pipeline.components, requires_safety_checker=pipeline.config.requires_safety_checker
+            )
+            pipeline.register_to_config(_name_or_path=place)
+        if getattr(getattr(pipeline, "unet", None), "config", {}).get("attention_type") == "gated-text-image":
+            raise ValueError(
+                f"{name} is a GLIGEN that also reads pictures of objects; give one of texts and boxes alone"
+            )
+        super().__init__(pipeline, name, sampling, safety_checker, parts)
 
     @property
     def unet(self) -> Any:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from src.data.banks import BankFile
 from src.data.identity import warn_of_another
 from src.data.known_words import KnownWords
-from src.data.layout import Region, regions_of
+from src.data.layout import Region, bounding_box, regions_of
 from src.data.mentions import check_name, parse_prompt
 from src.data.prompts import FIXED_TEMPLATE, TEMPLATES, concept_positions, concept_span, tokenize
 from src.data.ranges import BatchSize, BelowOne, Sampling, Share1
 from src.data.request import Identity, Request
 from src.modules.backbones.base import Backbone
 from src.modules.backbones.denoising import denoising_errors
+from src.modules.backbones.gligen import Grounded, grounded, is_grounded
 from src.modules.backbones.trajectory import TracedGenerator
 from src.modules.generator import usable_device
 from src.modules.latexblend.bank import ConceptBank, ProjectionCache, cached_projections, replace_rows
@@ -36,6 +37,12 @@ class Placed(NamedTuple):
     concepts: list[Placement]
     regions: list[Region | None]
     seed: int
+
+    @property
+    def objects(self) -> list[Grounded]:
+        """The nouns that the layout puts into boxes, for a UNet that reads these."""
+        placed = zip(self.concepts, self.regions, strict=True)
+        return [Grounded(bank.class_noun, bounding_box(region)) for (bank, _), region in placed if region is not None]
 
 
 class BlendedText:
@@ -277,13 +284,21 @@ class ConceptGenerator(TracedGenerator[Placed]):
         names = [mention.name for mention in parse_prompt(prompt, self._nouns).mentions]
         return Placed(plain, concepts, regions_of(request.layout, names), request.seed)
 
+    def batches(self, requests: Sequence[Request]) -> Iterable[Sequence[int]]:
+        """Draw apart what has boxes for a UNet that reads them, which would read empty places for all the others."""
+        if not is_grounded(self.backbone.denoiser):
+            return super().batches(requests)
+        free, boxed = ([at for at, one in enumerate(requests) if bool(one.layout) is has] for has in (False, True))
+        return [places[at] for places in (free, boxed) for at in self.slices(len(places))]
+
     def draw(self, batch: Sequence[Placed]) -> list[Image.Image]:
         """Draw one batch with a stock call of the pipeline while concepts are blended in."""
         phrases = [[positions for _, positions in one.concepts] for one in batch]
         regions = [one.regions for one in batch]
+        grounding = grounded(self.backbone, [one.objects for one in batch])
         rectifying = self.rectification.acting(self.backbone, phrases, regions)
         guiding = (self.blending_guidance or BlendingGuidance()).acting(self.backbone, phrases, regions)
-        with self._blended([one.concepts for one in batch]), rectifying, guiding as guidance:
+        with self._blended([one.concepts for one in batch]), grounding, rectifying, guiding as guidance:
             plain, seeds = [one.plain for one in batch], [one.seed for one in batch]
             return self.backbone.draw(plain, seeds, self.sampling, **guidance)
 

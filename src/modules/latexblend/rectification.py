@@ -225,9 +225,10 @@ class _Rectified:
         ready = any(part.strength and part.regions is not None for part in self.parts)
         if not ready and not (self.finding and hidden.shape[1] <= MAX_CELLS):
             return None
+        queries = layer.to_q(hidden[-number:])  # Before the keys, as in the layer itself: others record both.
         # The whole text: the cache of projections knows it.
         keys = layer.to_k(kwargs["encoder_hidden_states"])[-number:]
-        found = scores(layer.to_q(hidden[-number:]), keys, layer.heads)  # (B, H, N, L)
+        found = scores(queries, keys, layer.heads)  # (B, H, N, L)
         mask, read = kwargs.get("attention_mask"), None
         if mask is not None:
             read = mask[-number:, 0] > MASKED

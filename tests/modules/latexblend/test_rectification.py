@@ -296,3 +296,16 @@ def test_a_method_that_places_nothing_refuses_a_layout(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match="give a strength of at least 0, a start in"):
         Rectification(**settings)
+
+
+def test_a_layout_rectifies_and_guides_at_once(tmp_path: Path) -> None:
+    backbone = UNetBackbone(PIPELINES["sd"](tmp_path), "sd")
+    asked, guidance = [Request(PAIR, 0, layout=BOXES)], BlendingGuidance(2, 0.1)
+    off = {"strength": 0}
+    both = drawn(backbone, asked, blending_guidance=guidance)
+    for one in (
+        drawn(backbone, asked, blending_guidance=guidance, rectification=off),
+        drawn(backbone, asked),
+        drawn(backbone, asked, rectification=off),
+    ):
+        assert (both != one).any()
