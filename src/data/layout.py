@@ -106,15 +106,10 @@ def bounding_box(region: Region) -> Box:
     """Return the box itself, or the smallest one around the white part of a mask."""
     if not isinstance(region, str):
         return region
-    mask = _mask(region)
-    rows, columns = (mask.amax(axis).nonzero().flatten() for axis in (1, 0))
-    height, width = mask.shape
-    return (
-        int(columns[0]) / width,
-        int(rows[0]) / height,
-        (int(columns[-1]) + 1) / width,
-        (int(rows[-1]) + 1) / height,
-    )
+    white = _mask(region)
+    rows, columns = (white.amax(axis).nonzero().flatten().tolist() for axis in (1, 0))
+    height, width = white.shape
+    return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
 
 
 def regions_of(layout: Layout, names: Sequence[str]) -> list[Region | None]:

@@ -227,25 +227,25 @@ class ConceptProtocol(Protocol[Concept]):
         dino_references: Tensor,
     ) -> list[Row]:
         clip, prompts = self.profile.clip, [row["prompt"] for row in places]
+        plain = [prompt.replace("{}", concept.class_noun) for prompt in prompts]
         embedded = ConceptImages(
             self.profile,
             clip.encode_images(pictures),
             self.profile.dino.encode_images(pictures),
-            clip.encode_texts([prompt.replace("{}", concept.class_noun) for prompt in prompts]),
+            clip.encode_texts(plain),
             clip_references,
             dino_references,
             self.num_seeds,
         )
         found = {name: score(embedded) for name, score in {**SCORES, **GUARDS}.items()}
-        found |= self._rate(pictures, prompts, concept) | self._right(pictures, prompts, concept)
+        found |= self._rate(pictures, plain, concept) | self._right(pictures, prompts, concept)
         return scored_rows(places, found, self._columns)
 
-    def _rate(self, pictures: Sequence[Picture], prompts: Sequence[str], concept: Concept) -> dict[str, Tensor]:
+    def _rate(self, pictures: Sequence[Picture], plain: Sequence[str], concept: Concept) -> dict[str, Tensor]:
         """What the vision-language model says, by column, ``(N,)``."""
         if self.profile.vlm is None:
             return {}
         same = self.profile.vlm.preservation(pictures, concept.references, concept.class_noun)
-        plain = [prompt.replace("{}", concept.class_noun) for prompt in prompts]
         follows = self.profile.vlm.following(pictures, plain)
         return dict(zip(RATINGS, (same.scores, follows.scores, (same.answered + follows.answered) / 2), strict=True))
 
