@@ -21,7 +21,7 @@ def summarise(rows: Sequence[Row], seed: int, scores: Sequence[str]) -> dict[str
     gap the ceiling is taken as known; without a ceiling there is no gap.
 
     Args:
-        rows: Of any number of concepts.
+        rows: The images of any number of concepts, and their references.
         seed: Seeds the bootstrap.
         scores: Columns; an empty cell is left out.
     """
