@@ -41,7 +41,7 @@ def grounded(backbone: Backbone, objects: Sequence[Sequence[Grounded]]) -> Itera
     """While active, the UNet reads the objects of every prompt in the first steps; afterwards it is what it was.
 
     Args:
-        backbone: Of a GLIGEN checkpoint; any other is left alone, and so is this one if no prompt has an object.
+        backbone: A GLIGEN checkpoint; any other is left alone, and so is this one if no prompt has an object.
         objects: What stands where, for each of the B prompts of a call.
 
     Raises:
@@ -82,7 +82,7 @@ def grounding(backbone: Backbone, objects: Sequence[Sequence[Grounded]]) -> tupl
     """Make what ``position_net`` reads, as the stock pipeline does.
 
     Args:
-        backbone: Of a GLIGEN checkpoint.
+        backbone: A GLIGEN checkpoint.
         objects: What stands where in each image.
 
     Returns:
