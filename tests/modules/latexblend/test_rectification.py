@@ -89,6 +89,15 @@ def test_segments_are_cells_that_attend_to_each_other(cells: int, groups: int) -
     assert torch.equal(found, segmented(attention, groups)), "the same attention is cut in the same way"
 
 
+def test_a_segment_whose_cells_are_attended_to_little_is_one_all_the_same() -> None:
+    """Without the degrees, the leading eigenvectors are those of the strongest segment alone."""
+    group = torch.tensor([0] * 12 + [1] * 6 + [2] * 4)
+    noise = torch.rand(22, 22, generator=torch.Generator().manual_seed(0))
+    attention = ((group[:, None] == group) * torch.tensor([20.0, 2.0, 0.5])[group][:, None] + 0.01) * (0.5 + noise)
+    found = segmented(attention, 3)
+    assert torch.equal(found[:, None] == found, group[:, None] == group)
+
+
 def test_each_concept_gets_a_segment_and_the_surest_chooses_first() -> None:
     segments = torch.tensor([0, 0, 1, 1, 2])
     maps = torch.tensor([[0.9, 0.9, 0.7, 0.7, 0], [1.0, 1.0, 0.2, 0, 0.3], [0.6, 0.5, 0, 0.1, 0.0]])
