@@ -78,7 +78,7 @@ def planned(cfg: DictConfig, protocol: Any, concepts: Any, suite: Any) -> Any:
         trainings = suite.trainings() if suite else {}
         rehearsal = rehearsed(list(trainings.values()), Path(scratch) / "training")
         use({key: str(rehearsal.product or one.path) for key, one in trainings.items()}, cfg)
-        # Of what is not trained yet there are no images; of the rest they are found, and those drawn now are kept.
+        # Of what is not trained yet there are no images.
         folder = Path(scratch) / "images" if rehearsal.product else cfg.paths.images_dir
         plan = measured_plan(build(cfg.method), protocol.requests(concepts), folder)
     return replace(plan, rows=[*(rehearsal.rows if suite else []), *plan.rows])

@@ -26,41 +26,57 @@ MAX_NAMED = 10
 """Largest number of lines that a legend names."""
 
 
+def family_of(name: str) -> str:
+    """Tell which figure a metric belongs to: ``loss`` of ``train/loss``, ``g`` of ``g/07``."""
+    if name.startswith("lr-"):
+        return "learning rate"
+    return name.removeprefix("train/").removeprefix("val/").rstrip(string.digits).rstrip("/")
+
+
 def families(curves: Mapping[str, Curve]) -> dict[str, dict[str, Curve]]:
-    """Group curves whose names differ only by a number at the end; most families have one member."""
+    """Group curves that share a figure: of training and validation, of a number at the end, of all learning rates."""
     found: dict[str, dict[str, Curve]] = {}
     for name, curve in curves.items():
-        found.setdefault(name.rstrip(string.digits), {})[name] = curve
+        found.setdefault(family_of(name), {})[name] = curve
     return found
 
 
 @matplotlib.rc_context({"text.parse_math": False})
 def family_figure(family: str, lines: Mapping[str, Curve]) -> Image.Image:
-    """Plot one line for each number, from dark to bright; the legend names the first, the last and some between."""
+    """Plot a line for each member, from dark to bright; the legend names the first, the last and some between."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
     last = len(lines) - 1
     named = {round(index * last / (MAX_NAMED - 1)) for index in range(MAX_NAMED)}
     for index, name in enumerate(sorted(lines, key=lambda name: (len(name), name))):
         x, y = lines[name]
-        colour = matplotlib.colormaps["viridis"](0.9 * index / last)
-        label = name.removeprefix(family) if index in named else None
+        colour = matplotlib.colormaps["viridis"](0.9 * index / max(last, 1))
+        label = _label(name, family) if index in named and last else None
         axes.plot(x, y, color=colour, linewidth=1.2, marker="." if len(x) < 30 else None, label=label)
-    axes.set(title=family.rstrip("/"), xlabel="step")
+    axes.set(title=family, xlabel="step")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", fontsize="small", frameon=False)
+    if last:
+        figure.legend(loc="outside right center", fontsize="small", frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return decode_image(buffer, "curves")
 
 
+def _label(name: str, family: str) -> str:
+    """What tells a member from the others: ``train``, ``07``, or the group of parameters."""
+    first, slash, rest = name.partition("/")
+    return (first if rest == family else rest) if slash else name.removeprefix(family)
+
+
+MACHINE = ("learning rate", "perf/")
+"""Beginnings of figures that tell of the machine and the schedule, and are folded away."""
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "hydra-core")
 MAX_GRIDS = 12
 
 
 class RunReport(L.Callback):
-    """Writes ``report.html`` into the run folder when training ends.
+    """Writes ``report.html`` into the run folder when training ends: pictures first, then losses, then the machine.
 
     Metrics whose names differ by a number at the end share a figure; these figures are in ``curves.png``, too.
 
@@ -79,24 +95,25 @@ class RunReport(L.Callback):
         for logger in trainer.loggers:
             # CSVLogger keeps its last lines in memory.
             logger.save()
-        write_run_report(
-            self.run_dir, f"{type(getattr(pl_module, 'learner', pl_module)).__name__}, {trainer.global_step} steps"
-        )
+        learner = getattr(pl_module, "learner", pl_module)
+        title = f"{type(learner).__name__}, {trainer.global_step} steps"
+        write_run_report(self.run_dir, title, getattr(learner, "legend", {}))
 
 
-def write_run_report(run_dir: Path, title: str) -> Path:
-    """Gather what a run folder holds into ``report.html`` and return its path."""
+def write_run_report(run_dir: Path, title: str, legend: Mapping[str, str] | None = None) -> Path:
+    """Gather what a run folder holds into ``report.html`` and return its path.
+
+    Args:
+        run_dir: The run folder.
+        title: Heading of the page.
+        legend: What a figure's curves are, by its name.
+    """
     report = Report(title)
-    report.add_config(_command(), "Command")
+    _add_pictures(report, run_dir / "samples")
     logs = sorted(run_dir.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     if logs:
-        _add_curves(report, read_curves(logs), run_dir / "curves.png")
-    pictures = sorted((run_dir / "samples").glob("references.png"))
-    pictures += _evenly_spaced(sorted((run_dir / "samples").glob("step-*.png")))
-    if pictures:
-        report.add_text("", "Samples")
-    for path in pictures:
-        report.add_image(load_image(path, min_side=1), path.stem)
+        _add_curves(report, read_curves(logs), run_dir / "curves.png", legend or {})
+    report.add_config(_command(), "Command")
     if (run_dir / ".hydra" / "config.yaml").exists():
         report.add_config((run_dir / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
     versions = {package: version(package) for package in PACKAGES}
@@ -105,15 +122,31 @@ def write_run_report(run_dir: Path, title: str) -> Path:
     return run_dir / "report.html"
 
 
-def _add_curves(report: Report, curves: dict[str, Curve], path: Path) -> None:
-    """Add a figure for each metric, and one for each whole family; families are also written to ``path``."""
+def _add_pictures(report: Report, folder: Path) -> None:
+    """Add the photos and the last grid, and the earlier grids folded away."""
+    grids = _evenly_spaced(sorted(folder.glob("step-*.png")))
+    for path in [*folder.glob("references.png"), *grids[-1:]]:
+        report.add_image(load_image(path, min_side=1), path.stem)
+    if grids[:-1]:
+        with report.folded("Earlier samples"):
+            for path in grids[:-1]:
+                report.add_image(load_image(path, min_side=1), path.stem)
+
+
+def _add_curves(report: Report, curves: dict[str, Curve], path: Path, legend: Mapping[str, str]) -> None:
+    """Add a figure for each family; those with several lines are also written to ``path``."""
     found = families(curves)
-    report.add_curves({name: lines[name] for lines in found.values() if len(lines) == 1 for name in lines}, "Curves")
-    figures = {family: family_figure(family, lines) for family, lines in found.items() if len(lines) > 1}
-    for family, figure in figures.items():
-        report.add_image(figure, family.rstrip("/"))
-    if figures:
-        save_png(image_grid(list(figures.values()), 2), path)
+    figures = {family: family_figure(family, lines) for family, lines in found.items()}
+    report.add_text("", "Curves")
+    told = {family: f"{family}: {legend[family]}" if family in legend else family for family in figures}
+    for family in [family for family in figures if not family.startswith(MACHINE)]:
+        report.add_image(figures[family], told[family])
+    with report.folded("Learning rates, speed and memory"):
+        for family in [family for family in figures if family.startswith(MACHINE)]:
+            report.add_image(figures[family], told[family])
+    several = [figures[family] for family, lines in found.items() if len(lines) > 1]
+    if several:
+        save_png(image_grid(several, 2), path)
 
 
 def read_curves(paths: list[Path]) -> dict[str, Curve]:

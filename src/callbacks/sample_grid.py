@@ -45,9 +45,11 @@ class SampleGrid(L.Callback):
         first_seed: Seed of the first row.
         profile: Scores the images; None for no score.
         texts: Text of each prompt for the profile's CLIP; None if prompts are plain text and name no concept.
+        twins: The prompts without what is learnt, drawn once at the start with the first seed as the first row of every
+            grid; None for no such row.
 
     Raises:
-        ValueError: If there is not one text per prompt.
+        ValueError: If there is not one text, or not one twin, per prompt.
     """
 
     def __init__(
@@ -59,13 +61,17 @@ class SampleGrid(L.Callback):
         first_seed: Seed = 0,
         profile: Profile | None = None,
         texts: Sequence[str] | None = None,
+        twins: Sequence[str] | None = None,
     ) -> None:
         texts = prompts if texts is None else texts
         if len(texts) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many texts, got {len(texts)}")
+        if twins is not None and len(twins) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many twins, got {len(twins)}")
         self.folder, self.every_n_steps, self.profile = Path(folder), every_n_steps, profile
         self.requests = requests_for(prompts, num_seeds, first_seed)
         self.columns, self.texts = len(prompts), list(texts) * num_seeds
+        self.twins, self.plain = requests_for(twins or [], 1, first_seed), list[Image.Image]()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the photos, and draw the first grid."""
@@ -94,11 +100,13 @@ class SampleGrid(L.Callback):
             images = pl_module.sample(self.requests)
             if self.profile is not None:
                 log_scores(trainer, {"val/clip_t": self._clip_t(images, self.profile)})
-        captions = [f"{request.prompt} | seed {request.seed}" for request in self.requests]
+            if not self.plain and self.twins:
+                self.plain = pl_module.sample(self.twins)
+        captions = [f"{request.prompt} | seed {request.seed}" for request in (*self.twins, *self.requests)]
         metadata = {"step": str(trainer.global_step), "requests": "\n".join(captions)}
         # The file comes last: without it, a training that was killed draws and logs this grid again.
         log_samples(trainer.loggers, self.requests, images, trainer.global_step)
-        save_png(image_grid(images, self.columns, captions), path, metadata)
+        save_png(image_grid([*self.plain, *images], self.columns, captions), path, metadata)
 
     def _clip_t(self, images: Sequence[Image.Image], profile: Profile) -> float:
         pictures, texts = profile.clip.encode_images(images), profile.clip.encode_texts(self.texts)

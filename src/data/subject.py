@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from src.data.first_looks import ClassNoun, ImageFolder
 from src.data.identity import files_digest
 from src.data.images import find_images, load_folder
+from src.data.known_words import KnownWords
 from src.data.order import Draw, StepBatchSampler, share_of
 from src.data.ranges import BatchSize, Count, Number, Seed, Share1, Side
 
@@ -135,6 +136,18 @@ class ConceptData(L.LightningDataModule):
         self.instance_dir, self.class_noun, self.resolution = instance_dir, class_noun, resolution
         self.batch_size, self.num_views, self.zoom = batch_size, num_views, zoom
         self.num_class_images, self.num_val, self.seed = num_class_images, num_val, seed
+
+    def introduction(self, concept: str, known: KnownWords | None = None) -> str:
+        """Say what is learnt, and from how many photos; of a model that lists its words, that it has seen few things.
+
+        Args:
+            concept: The subject's name in prompts.
+            known: The words that the model was taught.
+        """
+        article = "an" if self.class_noun[0].lower() in "aeiou" else "a"
+        photos = f"{len(self.photos)} photo{'s' if len(self.photos) > 1 else ''}"
+        seen = f"; this model has seen drawings of {len(known.words)} words and no photograph" if known else ""
+        return f"learning <{concept}>, {article} {self.class_noun}, from {photos}{seen}"
 
     def instance_views(self) -> list[View]:
         """Make all views of the subject; the photos take turns."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -147,24 +148,32 @@ def write_grid(paths: Sequence[Path], requests: Sequence[Request], columns: int,
 def measured_plan(generator: Generator, requests: Sequence[Request], folder: str | Path) -> Table:
     """Count images; draw two batches of what is missing, the first of which warms up; extrapolate from the second.
 
+    Args:
+        generator: Draws them.
+        requests: All that a run would ask for.
+        folder: Where they would be. What is drawn now is kept if it holds images already, as the run will find them
+            there, and else thrown away, as the run will have a folder of its own.
+
     Returns:
         Images asked for, there already and to draw; bytes, time left and peak memory.
     """
     wanted = dict(zip(request_paths(generator, requests, folder), requests, strict=True))
     missing = [request for path, request in wanted.items() if not path.exists()]
-    size = generator.batch_size
-    seconds, drawn = 0.0, list[Path]()
-    for start in (0, size):
-        batch = missing[start : start + size]
-        begin = time.perf_counter()
-        drawn = draw_missing(generator, batch, folder) or drawn
-        seconds = (time.perf_counter() - begin) / len(batch) if batch else seconds
-    image_bytes = sum(path.stat().st_size for path in drawn) / max(len(drawn), 1)
-    left = max(len(missing) - 2 * size, 0)
+    size, kept = generator.batch_size, any(Path(folder).glob("*.png"))
+    seconds, sizes = 0.0, list[int]()
+    with TemporaryDirectory() as scratch:
+        for start in (0, size):
+            batch = missing[start : start + size]
+            begin = time.perf_counter()
+            drawn = draw_missing(generator, batch, folder if kept else scratch)
+            seconds = (time.perf_counter() - begin) / len(batch) if batch else seconds
+            sizes += [path.stat().st_size for path in drawn]
+    image_bytes = sum(sizes) / max(len(sizes), 1)
+    left = max(len(missing) - 2 * size, 0) if kept else len(missing)
     rows = [
         ["images asked for", str(len(wanted))],
         ["there already", str(len(wanted) - len(missing))],
-        ["drawn now, to measure", str(len(missing) - left)],
+        ["drawn now, to measure", str(len(sizes))],
         ["left to draw", str(left)],
         ["time for them", f"{left * seconds / 60:.1f} min ({seconds:.2f} s an image)"],
         ["disk for them", f"{left * image_bytes / 1e6:.1f} MB"],
@@ -182,18 +191,21 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-GAP = 4
-FONT_SIZE = 10
-MAX_LINES = 3
+GAP = 8
+READABLE = 192
+"""Pixels of the longer side that grids enlarge small images to, as nearly as a whole number allows."""
+FONT_SIZE = 13
 
 
 def image_grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
-    """Lay images out in rows on white, each centred in a cell of the largest size, with its caption below.
+    """Lay images out in rows on white, each centred in a cell of the largest size, with its whole caption below.
+
+    Small images are enlarged by a whole number, so that every pixel stays a square.
 
     Args:
         images: Any sizes and modes.
         columns: Images per row.
-        captions: One per image, in small print, cut after three lines.
+        captions: One per image.
 
     Raises:
         ValueError: If there is no image, no column, or not one caption per image.
@@ -203,20 +215,26 @@ def image_grid(images: Sequence[Image.Image], columns: int, captions: Sequence[s
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"a grid of {len(images)} images needs as many captions, got {len(captions)}")
     columns = min(columns, len(images))
-    width, height = max(image.width for image in images), max(image.height for image in images)
+    shown = [_readable(image) for image in images]
+    width, height = max(image.width for image in shown), max(image.height for image in shown)
     labels = [_wrap(text, width) for text in captions or []]
     below = max((_text_height(label) for label in labels), default=0)
     rows = -(-len(images) // columns)
     size = (columns * (width + GAP) + GAP, rows * (height + below + GAP) + GAP)
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
-    for index, image in enumerate(images):
+    for index, image in enumerate(shown):
         x = GAP + index % columns * (width + GAP)
         y = GAP + index // columns * (height + below + GAP)
-        canvas.paste(image.convert("RGB"), (x + (width - image.width) // 2, y + (height - image.height) // 2))
+        canvas.paste(image, (x + (width - image.width) // 2, y + (height - image.height) // 2))
         if labels:
-            draw.multiline_text((x, y + height + 1), labels[index], fill="black", font=_font(), spacing=1)
+            draw.multiline_text((x, y + height + 2), labels[index], fill="black", font=_font(), spacing=2)
     return canvas
+
+
+def _readable(image: Image.Image) -> Image.Image:
+    factor = max(1, round(READABLE / max(image.size)))
+    return image.convert("RGB").resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -224,29 +242,21 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _wrap(text: str, width: int) -> str:
-    """Break a caption into lines of at most ``width`` pixels; a longer rest becomes an ellipsis."""
+    """Break a caption into lines of at most ``width`` pixels; a longer word is broken, too."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if _font().getlength(longer) <= width or not lines[-1]:
+        if _font().getlength(longer) <= width:
             lines[-1] = longer
-        else:
-            lines.append(word)
-    if len(lines) > MAX_LINES:
-        lines = [*lines[: MAX_LINES - 1], f"{lines[MAX_LINES - 1]} …"]
-    return "\n".join(_cut(line, width) for line in lines)
-
-
-def _cut(line: str, width: int) -> str:
-    # The default font has no ellipsis of its own in every build; three points are safe.
-    line = line.replace(" …", "...")
-    if _font().getlength(line) <= width:
-        return line
-    while line and _font().getlength(f"{line}...") > width:
-        line = line[:-1]
-    return f"{line}..."
+            continue
+        lines += [""] if lines[-1] else []
+        for letter in word:
+            if lines[-1] and _font().getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return "\n".join(lines)
 
 
 def _text_height(label: str) -> int:
-    box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), label, font=_font(), spacing=1)
-    return int(box[3]) + 3
+    box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), label, font=_font(), spacing=2)
+    return int(box[3]) + 6

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from src.data.checkpoints import newest_run, stored
+from src.run.endings import INTERRUPTED, remove_empty, stopped
 from src.run.errors import explain
 from src.run.home import expand_home, typed_at_home
 from src.run.spelling import ARGUMENT, GIVEN_WHOLE, METHODS, RESPELLED
@@ -168,12 +169,17 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
             refuse_foreign_files(sys.argv[1:])
             _refuse_mistyped(Path(sys.argv[0]).stem, sys.argv[1:])
             main(*args)
+        except KeyboardInterrupt:
+            print(stopped(Path(sys.argv[0]).stem, next(iter(named.values()), "")), file=sys.stderr)
+            sys.exit(INTERRUPTED)
         except Exception as error:
             sentence = explain(error)
             if wants_trace or sentence is None:
                 raise
             print(f"error: {shortened(sentence)}", file=sys.stderr)
             sys.exit(1)
+        finally:
+            remove_empty(named.values())
 
     return run
 

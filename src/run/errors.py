@@ -5,6 +5,7 @@ import re
 import traceback
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -22,8 +23,9 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from src.run.other_programs import of_other_programs
 from src.run.targets import CONF
-from src.run.types import options
+from src.run.types import options, takes
 from src.run.words import needs_quotes
 
 EXTRAS = {"lightly": "pretrain", "optuna": "hpo"}
@@ -158,13 +160,16 @@ def _refused_override(error: ConfigCompositionException) -> str:
         return f"{told.rstrip('.')}; --help lists the keys"
     override, key = typed.groups()
     config = cause.parent_node._get_root()
+    value = override.removeprefix(key)
+    if advice := of_other_programs(key, value, str(config.get("task")), partial(takes, config)):
+        return f"there is no key {key}; type {advice}"
     known = [path for path in _paths(config) if not path.startswith("hydra.") and not key.startswith(f"{path}.")]
     close = _same_leaf(key, known) or get_close_matches(key, known, n=1, cutoff=0.7)
     # Only now: constructors take seconds to import.
     close = close or _same_leaf(key, _paths(config, with_options=True))
     if close:
-        return f"there is no key {key}; did you mean {close[0]}{override.removeprefix(key)}?"
-    return f"there is no key {key}; a new key is written +{override}, where another key reads it"
+        return f"there is no key {key}; did you mean {close[0]}{value}?"
+    return f"there is no key {key}; --help lists those that there are"
 
 
 def _same_leaf(key: str, known: Iterable[str]) -> list[str]:

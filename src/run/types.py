@@ -5,10 +5,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
+from src.run.other_programs import of_other_programs
 from src.run.others import RANGES
 from src.run.targets import CONF, located, refuse_foreign
 from src.run.tasks import TASKS, Paths
@@ -56,9 +58,9 @@ def _check_values(tree: Any) -> None:
 
 def takes(cfg: DictConfig, key: str) -> bool:
     """Whether a configuration has this key, or the part that it belongs to takes it."""
-    part = OmegaConf.select(cfg, key.rpartition(".")[0])
-    target = part.get("_target_") if isinstance(part, DictConfig) else None
-    return OmegaConf.select(cfg, key) is not None or key.rpartition(".")[2] in options(target or "")
+    parent, _, name = key.rpartition(".")
+    part = OmegaConf.select(cfg, parent) if parent else cfg
+    return isinstance(part, DictConfig) and (name in part or name in options(str(part.get("_target_") or "")))
 
 
 def refuse_unknown(cfg: DictConfig) -> None:
@@ -113,6 +115,9 @@ def _unknown(tree: Any, parent: str, name: str, value: Any, choices: list[str]) 
     elsewhere = [f"{path}.{option}" for path, part in parts(tree) for option in options(part["_target_"])]
     alike = [path for path in [*tree, *elsewhere] if path != key and path.rpartition(".")[2] == key.rpartition(".")[2]]
     told = "" if isinstance(value, dict) else f"={value if isinstance(value, str) else json.dumps(value)}"
+    common = None if parent else of_other_programs(name, told, tree["task"], partial(takes, OmegaConf.create(tree)))
+    if common:
+        return f"there is no key {key}; type {common}"
     advice = [f"did you mean {path}{told}?" for path in [*near, *alike]]
     otherwise = f"{parent or 'this'} takes: {', '.join(choices)}"
     if not parent or not choices:

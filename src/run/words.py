@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
@@ -36,6 +37,7 @@ def refuse_words(arguments: Sequence[str]) -> None:
         ValueError: With the first such word, and what to type.
     """
     known = get_args_parser()._option_string_actions
+    _refuse_split(arguments)
     for word, flag in zip(arguments, _flags(arguments), strict=True):
         name, equals, value = word.partition("=")
         if flag is None:
@@ -47,6 +49,18 @@ def refuse_words(arguments: Sequence[str]) -> None:
             raise ValueError(f"there is no flag {name}; an experiment is written experiment={value or 'NAME'}")
         elif equals and (choices := list(map(str, known[flag].choices or ()))) and value not in choices:
             raise ValueError(f"{name} is {value!r}; choose one of: {', '.join(choices)}")
+
+
+def _refuse_split(arguments: Sequence[str]) -> None:
+    """Refuse a prompt that the shell has cut at its spaces, as it has no quotes."""
+    for at, word in enumerate(arguments):
+        if word.startswith(("prompt=", "style_prompt=")):
+            rest = list(takewhile(lambda other: "=" not in other and not other.startswith("-"), arguments[at + 1 :]))
+            if rest:
+                whole = " ".join([word, *rest])
+                raise ValueError(
+                    f"{whole} stands in no quotes, so the shell cuts it at its spaces; type {quoted(whole)}"
+                )
 
 
 def _refuse_word(word: str, name: str, equals: str, value: str) -> None:

@@ -1,6 +1,7 @@
 """A page per run: metrics that differ by a number share a figure, and the file of these figures is beside it."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import lightning as L
 import numpy as np
@@ -14,6 +15,8 @@ from tests.callbacks.conftest import TinyData, TinyModule, tiny_trainer
 
 class Levels(TinyModule):
     """Logs twelve numbers of one kind and two of another."""
+
+    legend: ClassVar = {"g": "how strong each is"}
 
     def on_before_optimizer_step(self, optimizer: object) -> None:
         values = {f"g/{at:02d}": float(at) for at in range(12)} | {"weight/0": 1.0, "weight/1": 2.0}
@@ -31,22 +34,24 @@ def trained(folder: Path, module: L.LightningModule) -> str:
 def test_a_family_of_metrics_is_one_figure_on_the_page_and_in_a_file(tmp_path: Path) -> None:
     page = trained(tmp_path, Levels())
     pictures = [part.split('"')[0] for part in page.split('alt="')[1:]]
-    assert pictures == ["train/loss", "lr-AdamW", "g", "weight"]
+    assert pictures == ["loss", "g: how strong each is", "weight", "learning rate"]
+    assert page.index('alt="weight"') < page.index("<summary>Learning rates") < page.index('alt="learning rate"')
     with Image.open(tmp_path / "curves.png") as image:
         width, height = image.size
     assert width > 2 * 800 and height < 2 * 400
 
 
 def test_a_run_without_families_leaves_no_such_file(tmp_path: Path) -> None:
-    assert "train/loss" in trained(tmp_path, TinyModule())
+    assert 'alt="loss"' in trained(tmp_path, TinyModule())
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_families_are_named_by_what_stands_before_the_number() -> None:
-    names = ["g/00", "g/11", "lr/pg2", "lr/pg10", "val/clip_t"]
+def test_curves_that_belong_together_share_a_figure() -> None:
+    names = ["g/00", "g/11", "lr-AdamW/changes", "lr-AdamW/modifier", "train/loss", "val/loss", "val/clip_t"]
     found = families({name: ([0, 1], [0.0, 1.0]) for name in names})
     assert {family: list(lines) for family, lines in found.items()} == {
-        "g/": ["g/00", "g/11"], "lr/pg": ["lr/pg2", "lr/pg10"], "val/clip_t": ["val/clip_t"],
+        "g": ["g/00", "g/11"], "learning rate": ["lr-AdamW/changes", "lr-AdamW/modifier"],
+        "loss": ["train/loss", "val/loss"], "clip_t": ["val/clip_t"],
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Grids of samples while a model learns, and how well they fit their prompts."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
 
 import src.run.cli  # noqa: F401  (registers the resolvers)
 from src.callbacks.run_report import read_curves
@@ -67,3 +69,23 @@ def test_the_worlds_clip_scores_the_grids_of_llmdiff_on_whole_prompts(tmp_path: 
     end = tokens[0, -1]
     assert bool((tokens[:, -2:] == end).all())
     assert clip.tokenizer(["a red dog on the grass. " * 12])[0, -2] != end
+
+
+def test_twins_are_the_first_row_of_every_grid_and_drawn_once(tmp_path: Path) -> None:
+    class Watched(TinyModule):
+        asked: ClassVar[list[str]] = []
+
+        def sample(self, requests):
+            self.asked.extend(request.prompt for request in requests)
+            return super().sample(requests)
+
+    trainer = tiny_trainer(
+        tmp_path, 4, callbacks=[SampleGrid(str(tmp_path / "samples"), ["a <rex>"], 2, 2, 10, twins=["a dog"])]
+    )
+    trainer.fit(Watched(), TinyData())
+    assert Watched.asked.count("a dog") == 1 and Watched.asked.count("a <rex>") == 2 * 3
+    first, last = (np.asarray(Image.open(tmp_path / "samples" / f"step-{at:06d}.png")) for at in (0, 4))
+    rows = [slice(at, at + 150) for at in (8, 8 + (len(first) - 8) // 3)]
+    assert np.array_equal(first[rows[0], 8:100], last[rows[0], 8:100]) and not np.array_equal(first, last)
+    with pytest.raises(ValueError, match="1 prompts need as many twins, got 2"):
+        grid(tmp_path, twins=["a dog", "a cat"])

@@ -143,14 +143,18 @@ def test_equal_requests_are_drawn_once(tmp_path: Path) -> None:
     assert generator.drawn == REQUESTS[:1]
 
 
-def test_a_dry_run_measures_two_batches_and_keeps_them(tmp_path: Path) -> None:
-    generator = Counting()
-    plan = dict(measured_plan(generator, REQUESTS, tmp_path).rows)
-    assert plan["images asked for"] == "9"
-    assert plan["drawn now, to measure"] == "8"
-    assert plan["left to draw"] == "1"
-    assert len(list(tmp_path.glob("*.png"))) == 8
+def test_a_dry_run_counts_what_a_run_in_a_new_folder_will_draw(tmp_path: Path) -> None:
+    plan = dict(measured_plan(Counting(), REQUESTS, tmp_path).rows)
+    assert (plan["images asked for"], plan["drawn now, to measure"], plan["left to draw"]) == ("9", "8", "9")
+    assert not list(tmp_path.iterdir())
     assert float(plan["peak memory"].split()[0]) > 0
+
+
+def test_a_dry_run_in_a_folder_that_is_gone_on_with_keeps_what_it_draws(tmp_path: Path) -> None:
+    draw_missing(Counting(), REQUESTS[:1], tmp_path)
+    plan = dict(measured_plan(Counting(), REQUESTS, tmp_path).rows)
+    assert (plan["there already"], plan["drawn now, to measure"], plan["left to draw"]) == ("1", "8", "0")
+    assert len(list(tmp_path.glob("*.png"))) == 9
 
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

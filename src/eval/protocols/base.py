@@ -12,7 +12,7 @@ from torch import Tensor
 from src.data.files import write_text
 from src.data.images import Picture, as_image, load_image
 from src.data.request import Generator, Request
-from src.eval.draw import draw_timed, image_grid, manifest_lines
+from src.eval.draw import READABLE, draw_timed, image_grid, manifest_lines
 from src.eval.profile import Profile
 from src.eval.results.results import Row, Table, per_group, provenance, write_results, write_rows
 from src.eval.statistics.bootstrap import Interval, bootstrap_mean
@@ -117,7 +117,6 @@ class Protocol(ABC, Generic[Target]):
     Attributes:
         name: What ``metrics.json`` calls the protocol.
         title: The heading of ``report.html``.
-        cell: Side of an image in the grids, in pixels.
         scored_by: A column; images with equal values are scored together. Without one, all images are.
         grouped_by: Columns; ``per_<column>.csv`` holds the mean scores of each arm and value.
         rated: Whether a vision-language model, where the profile has one, rates the images.
@@ -127,7 +126,6 @@ class Protocol(ABC, Generic[Target]):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    cell: ClassVar[int] = 128
     scored_by: ClassVar[str] = ""
     grouped_by: ClassVar[Sequence[str]] = ()
     rated: ClassVar[bool] = False
@@ -207,8 +205,9 @@ class Protocol(ABC, Generic[Target]):
         return item.request.prompt
 
     def grid(self, pictures: Sequence[Picture], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
-        """Lay images out in rows, each at most ``cell`` pixels wide and high."""
-        cells = [ImageOps.contain(as_image(one), (self.cell, self.cell)) for one in pictures]
+        """Lay images out in rows, large ones at most ``READABLE`` pixels wide and high."""
+        images = [as_image(one) for one in pictures]
+        cells = [one if max(one.size) <= READABLE else ImageOps.contain(one, (READABLE, READABLE)) for one in images]
         return image_grid(cells, columns, captions)
 
     def identity(self, generator: Generator) -> dict[str, Any]:

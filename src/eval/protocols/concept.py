@@ -119,7 +119,7 @@ class ConceptProtocol(Protocol[Concept]):
     """
 
     name, title = "concept", "Concepts on a prompt list"
-    cell, scored_by, grouped_by, rated = 160, "concept", ("prompt", "concept", "category"), True
+    scored_by, grouped_by, rated = "concept", ("prompt", "concept", "category"), True
     settings = ("prompts", "num_seeds", "lead_in")
 
     def __init__(

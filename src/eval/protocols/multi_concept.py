@@ -57,7 +57,7 @@ class MultiConceptProtocol(Protocol[Combination]):
     """
 
     name, title = "multi_concept", "Several concepts in one image"
-    cell, scored_by, grouped_by, settings = 160, "combination", ("number",), ("prompts", "num_seeds", "num_concepts")
+    scored_by, grouped_by, settings = "combination", ("number",), ("prompts", "num_seeds", "num_concepts")
 
     def __init__(
         self,

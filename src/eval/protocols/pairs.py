@@ -58,7 +58,7 @@ class PairProtocol(Protocol[Pair]):
     """
 
     name, title = "pairs", "Two concepts in one image"
-    cell, scored_by, settings = 160, "pair", ("prompts", "num_seeds")
+    scored_by, settings = "pair", ("prompts", "num_seeds")
 
     def __init__(
         self,

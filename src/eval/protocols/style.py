@@ -233,7 +233,7 @@ class StyleProtocol(Protocol[StyleReference]):
 
     def _grid(self, frame: Frame[StyleReference]) -> Image.Image:
         """A column per style: the reference, then the first prompts with the first seed."""
-        blank = Image.new("RGB", (self.cell, self.cell), "white")
+        blank = Image.new("RGB", (1, 1), "white")
         cells: list[Picture] = [style.path if style.is_image else blank for style in self.styles]
         captions = [f"reference {style.name}" for style in self.styles]
         for prompt in self.contents[:SHOWN_PROMPTS]:

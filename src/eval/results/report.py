@@ -1,15 +1,14 @@
-"""One HTML page that holds everything itself: text, tables, pictures, curves. No network, no other file."""
+"""One HTML page that holds everything itself: text, tables, pictures. No network, no other file."""
 
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from PIL import Image
 
 from src.data.files import write_text
@@ -67,17 +66,18 @@ class Report:
         """A picture with a line below; many large ones are shrunk when the page is written."""
         self.parts.append((image.convert("RGB"), caption))
 
-    def add_curves(self, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], heading: str = "") -> None:
-        """Line plots, one per entry: name to x (training step) and y values."""
-        self.parts.append(_heading(heading))
-        for name, (x, y) in curves.items():
-            self.parts.append(f'<figure><img alt="{html.escape(name)}" src="{_plot(name, x, y)}"></figure>')
+    @contextmanager
+    def folded(self, heading: str) -> Iterator[None]:
+        """What is added inside opens at a click on the heading."""
+        self.parts.append(f"<details><summary>{html.escape(heading)}</summary>")
+        yield
+        self.parts.append("</details>")
 
     def add_config(self, config: Mapping[str, Any] | str, heading: str = "Configuration") -> None:
         """YAML (given as text or as a mapping), folded away."""
         text = config if isinstance(config, str) else yaml.safe_dump(dict(config), sort_keys=False, width=110)
-        summary = f"<summary>{html.escape(heading)}</summary>"
-        self.parts.append(f"<details>{summary}<pre>{html.escape(text.rstrip())}</pre></details>")
+        with self.folded(heading):
+            self.parts.append(f"<pre>{html.escape(text.rstrip())}</pre>")
 
     def html(self) -> str:
         """The whole page."""
@@ -117,18 +117,3 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"quality": 88} if kind == "JPEG" else {}))
     return buffer.getvalue()
-
-
-@rc_context({"text.parse_math": False})
-def _plot(name: str, x: Sequence[float], y: Sequence[float]) -> str:
-    # A Figure of its own: pyplot keeps global state and picks a display.
-    figure = Figure(figsize=(8, 2.6), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(x, y, color="#2f6fde", linewidth=1.2, marker="." if len(x) < 30 else None)
-    axes.set(title=name, xlabel="step")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg" if len(x) < 2000 else "png", dpi=110)
-    kind = "svg+xml" if len(x) < 2000 else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

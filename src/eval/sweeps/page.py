@@ -114,7 +114,6 @@ def _plain(axes: Axes) -> None:
 
 
 GRIDS, SHOWN, LISTED = 3, 10, 8
-MIN_SIDE = 128
 
 
 def comparison_page(
@@ -156,7 +155,7 @@ def prompt_grids(images: Path, points: Sequence[Point]) -> dict[str, Image.Image
     for member in list(dict.fromkeys(row[factor] for row in first.rows))[:GRIDS]:
         at = _shown([(index, row["prompt"]) for index, row in enumerate(first.rows) if row[factor] == member])
         shown = [(point.rows[index], number) for number, point in enumerate(points, 1) for index in at]
-        cells = [_enlarged(load_image(images / row["file"])) for row, _ in shown]
+        cells = [load_image(images / row["file"], min_side=1) for row, _ in shown]
         captions = [f"{number}. {row['prompt']}" for row, number in shown]
         grids[f"{factor} {member}"] = image_grid(cells, len(at), captions)
     return grids
@@ -168,11 +167,6 @@ def _shown(prompts: Sequence[tuple[int, str]]) -> list[int]:
     for place, prompt in prompts:
         places.setdefault(prompt, place)
     return list(places.values())[:: -(-len(places) // SHOWN)]
-
-
-def _enlarged(image: Image.Image) -> Image.Image:
-    scale = max(1, -(-MIN_SIDE // min(image.size)))
-    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
 def _add_rows(report: Report, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], heading: str) -> None:

@@ -157,7 +157,7 @@ class CaptionProtocol(Protocol[CaptionTest]):
         ValueError: If there is nothing to draw, or a kind or the wording is unknown.
     """
 
-    name, title, cell, settings = "captions", "Captions", 96, ("wording", "num_images")
+    name, title, settings = "captions", "Captions", ("wording", "num_images")
     scores = (*ATTRIBUTES, "bound", "count", "clip_t")
 
     def __init__(

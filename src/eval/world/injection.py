@@ -31,7 +31,7 @@ class InjectionProtocol(Protocol[PromptPair]):
         ValueError: If the difference is unknown.
     """
 
-    name, title, cell, settings = "injection", "An injected prompt", 96, ("difference", "num_images")
+    name, title, settings = "injection", "An injected prompt", ("difference", "num_images")
     scores = ("clip_injected", "clip_base", "injected_object", "injected_color")
 
     def __init__(

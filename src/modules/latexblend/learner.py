@@ -1,6 +1,7 @@
 """LaTexBlend (Jin et al., CVPR 2025, arXiv 2503.06956): learn a subject as rows of cross-attention keys and values."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +106,7 @@ class LaTexBlend(Learner):
         self.backbone.to(device)
         noun = self.subject.class_noun
         if rank == 0:
+            print(data.introduction(self.subject.concept, self.backbone.known_words), file=sys.stderr)
             warn_of_unknown(self.backbone.known_words, [noun])
         self.instance = encoded_views(self.backbone, data.instance_views(), self.cache_dir)
         self.prior = None

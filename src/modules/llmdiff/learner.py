@@ -50,6 +50,16 @@ class LLMDiff(Learner):
     """
 
     incidental: ClassVar[tuple[str, ...]] = ("export_path", "encode_ahead", "sampling")
+    legend: ClassVar[dict[str, str]] = {
+        "g": "what each block of the language model counts in the text",
+        "h": "how much noise the text gets at each block",
+        "original_weight": "a1 e^b1, what the base's own attention to text counts in each layer",
+        "additional_weight": "a2 e^b2, what the new attention to text counts in each layer",
+        "a1": "see original_weight",
+        "b1": "see original_weight",
+        "a2": "see additional_weight",
+        "b2": "see additional_weight",
+    }
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """What all rivals of LaTexBlend have in common when they learn a subject: photos, prompts, class images, loss."""
 
 import contextlib
+import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -125,6 +126,7 @@ class RivalLearner(Learner):
         self.backbone.to(device)
         noun = self.subject.class_noun
         if rank == 0:
+            print(data.introduction(self.subject.concept, self.backbone.known_words), file=sys.stderr)
             warn_of_unknown(self.backbone.known_words, [noun])
         self.instance = encoded_views(self.backbone, data.instance_views(), self.cache_dir)
         self.prior = None

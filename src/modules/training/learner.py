@@ -54,11 +54,13 @@ class Learner(nn.Module, ABC):
         seed: Seed of all random draws.
         incidental: Names of constructor arguments that do not change what is learnt.
         validates_average: Whether ``validate`` uses the averaged weights, if there are any.
+        legend: What curves of its own are, by what their names begin with.
     """
 
     seed: int = 0
     incidental: ClassVar[tuple[str, ...]] = ()
     validates_average: ClassVar[bool] = True
+    legend: ClassVar[Mapping[str, str]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -241,7 +243,7 @@ class LearnerModule(FiniteModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Return parameter groups with their rates, without their names, which would change those of logged rates."""
+        """Return parameter groups with their rates; each is logged by its name, which is its own."""
         groups = self.learner.groups()
         names = [group["name"] for group in groups]
         for name in self.rates:
@@ -250,7 +252,9 @@ class LearnerModule(FiniteModule):
                 raise ValueError(f"method.rates names {name!r}, but the groups of parameters are {known}")
         rates = [{"lr": self.rates[name]} if name in self.rates else {} for name in names]
         rated = [{**group, **rate} for group, rate in zip(groups, rates, strict=True)]
-        return [{key: value for key, value in group.items() if key != "name"} for group in rated]
+        before = [names[:at].count(name) for at, name in enumerate(names)]
+        told = [f"{name} {number + 1}" if number else name for name, number in zip(names, before, strict=True)]
+        return [{**group, "name": name} for group, name in zip(rated, told, strict=True)]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and update the average at once: ``on_train_batch_end`` comes after the checkpoint of this step."""

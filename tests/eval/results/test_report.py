@@ -49,11 +49,13 @@ def test_page_is_whole_escaped_and_self_contained(tmp_path):
     report.add_text("1 < 2", "Text")
     report.add_table(["", "dino"], [["<rex>", "0.5"]], "Table")
     report.add_image(noise(16), "noise")
-    report.add_curves({"train/loss": ([1, 2], [0.5, 0.4]), "empty": ([], [])}, "Curves")
+    with report.folded("More"):
+        report.add_image(noise(8), "more noise")
     report.add_config({"seed": 0, "path": "a<b"})
     report.write(tmp_path / "new" / "report.html")
     page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
-    assert len(parsed(page).sources) == 3
+    assert len(parsed(page).sources) == 2
+    assert page.index("<summary>More") < page.index("more noise") < page.index("</details>")
     assert "<rex>" not in page
     assert "&lt;rex&gt;" in page
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
@@ -68,7 +70,8 @@ def test_nothing_that_is_told_becomes_part_of_the_page():
     report.add_text(EVIL, EVIL)
     report.add_table([EVIL], [[EVIL], [EVIL]], EVIL)
     report.add_image(noise(8), EVIL)
-    report.add_curves({f"{EVIL}$": ([1, 2], [0, 1])}, EVIL)
+    with report.folded(EVIL):
+        report.add_text(EVIL)
     report.add_config({EVIL: EVIL}, EVIL)
     page = report.html()
     parsed(page)
@@ -122,8 +125,11 @@ def test_a_training_ends_with_a_page(tmp_path):
     trainer.fit(OneWeight(), DataLoader(torch.ones(4)))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(parsed(page).sources) == 4
-    assert all(text in page for text in ("OneWeight, 4 steps", "train/loss", "learning_rate: 0.125", "references"))
-    assert page.index("references") < page.index("step-000000") < page.index("step-000003")
+    assert all(text in page for text in ("OneWeight, 4 steps", 'alt="loss"', "learning_rate: 0.125", "references"))
+    places = [
+        page.index(text) for text in ("references", "step-000003", "Earlier samples", "step-000000", 'alt="loss"')
+    ]
+    assert places == sorted(places), "pictures first, the newest of them open"
 
 
 def test_curves_skip_what_was_not_logged(tmp_path):

@@ -32,7 +32,8 @@ def page(tmp_path: Path) -> Path:
     report.add_text("a <b>bold</b> prompt & more", "Text")
     report.add_table(["", "dino"], [["full", "0.5"]], "Table")
     report.add_image(Image.effect_noise((320, 240), 60), "noise")
-    report.add_curves({"train/loss": ([0, 1, 2], [3.0, 2.0, 1.0])}, "Curves")
+    with report.folded("More"):
+        report.add_image(Image.effect_noise((320, 240), 60), "more noise")
     report.add_config({"seed": 0})
     report.write(tmp_path / "report.html")
     return tmp_path / "report.html"

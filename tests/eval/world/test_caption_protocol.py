@@ -10,7 +10,7 @@ from PIL import Image
 from src.data.world.caption_tests import KINDS, CaptionTest, caption_tests
 from src.data.world.render import render
 from src.data.world.scenes import Scene
-from src.eval.draw import GAP, measured_plan
+from src.eval.draw import GAP, READABLE, measured_plan
 from src.eval.statistics.bootstrap import bootstrap_mean
 from src.eval.sweeps.comparison import compare_points
 from src.eval.world.captions import LOSS, CaptionProtocol, CaptionScorer, summarise
@@ -159,7 +159,7 @@ def test_a_perfect_generator_scores_what_the_scenes_score(profile, probe, tmp_pa
     names = {path.name for path in (tmp_path / "run").iterdir()}
     with Image.open(tmp_path / "run" / "grid.png") as grid:
         # Four columns; of each kind a row of images and a row of scenes.
-        assert grid.width == 4 * (asked.cell + GAP) + GAP and grid.height > 6 * asked.cell
+        assert grid.width == 4 * (READABLE + GAP) + GAP and grid.height > 6 * READABLE
     assert names >= {"per_image.csv", "per_image.jsonl", "report.html", "grid.png", "images.jsonl"}
 
 
@@ -213,7 +213,7 @@ def test_the_base_model_is_given_what_its_text_encoder_takes(profile, probe, tmp
     base = ConceptGenerator(backbone, sampling={"num_inference_steps": 1})
     asked = protocol(profile, probe, tmp_path, kinds=["long", "short"], num_captions=2)
     plan = dict(measured_plan(base, asked.requests(), tmp_path / "images").rows)
-    assert (plan["images asked for"], plan["left to draw"]) == ("4", "0")
+    assert (plan["images asked for"], plan["left to draw"]) == ("4", "4")
     metrics = asked.run(base, [], str(tmp_path / "run"))
     assert metrics["overall"]["all"][LOSS]["mean"] > 0
     table = (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
