@@ -1,5 +1,6 @@
 """Score something: ``python eval.py bank.rex=PATH``, or compare arms: ``python eval.py sweep=NAME``."""
 
+import atexit
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,27 +19,34 @@ from src.run.targets import build
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 @point
 def main(cfg: DictConfig) -> None:
-    """Score; in a sweep, compare what is there so far."""
+    """Score and show the table; in a sweep, compare what is there so far, and show a line."""
     sweep = current_sweep()
     try:
         score(cfg)
     finally:
         if sweep:
             compare(cfg, sweep)
+    if not sweep or cfg.dry_run:
+        show(Path(cfg.paths.run_dir))
 
 
 def compare(cfg: DictConfig, sweep: Sweep) -> None:
-    """Put what this start of the sweep has finished side by side, show the table."""
+    """Put what this start of the sweep has finished side by side, and show the newest line of it."""
     from src.eval.sweeps.comparison import compare_points
     from src.eval.sweeps.points import whole_arms
 
-    if whole_arms(sweep.folder, sweep.started):
-        compare_points(sweep.folder, cfg.comparison.title, cfg.comparison.published, cfg.seed, sweep.started)
-        show(sweep.folder)
+    if arms := whole_arms(sweep.folder, sweep.started):
+        means = compare_points(sweep.folder, cfg.comparison.title, cfg.comparison.published, cfg.seed, sweep.started)
+        label = list(arms)[-1]
+        line = ", ".join(f"{score} {interval}" for score, interval in means[label].items())
+        cli.console.print(f"{label}: {line}", highlight=False)
+        # Once, when the last point is done.
+        atexit.unregister(show)
+        atexit.register(show, sweep.folder)
 
 
 def score(cfg: DictConfig) -> None:
-    """Compose, build, generate and score, show the table."""
+    """Compose, build, generate and score."""
     # Seconds of imports, which a mistyped key need not wait for.
     from src.callbacks.trackers.loggers import log_config, log_results
     from src.data.files import write_text
@@ -66,7 +74,6 @@ def score(cfg: DictConfig) -> None:
         metrics = protocol.run(generator, concepts, run_dir)
         if loggers:
             log_results(loggers, metrics, run_dir, Path(cfg.paths.images_dir), protocol.references(concepts))
-    show(run_dir)
 
 
 def planned(cfg: DictConfig, protocol: Any, concepts: Any, suite: Any) -> Any:

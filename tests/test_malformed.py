@@ -201,6 +201,37 @@ def test_a_value_that_needs_quotes_is_shown_with_them(start, value: str, typed: 
     assert override.value() == value
 
 
+COMMON = {
+    # The commonest mistakes of a first half hour, and what mends each.
+    f"train {DOG} lr=1e-4": "type method.optimizer.lr=1e-4",
+    f"train {DOG} learning_rate=1e-4": "type method.optimizer.lr=1e-4",
+    f"train {DOG} steps=5": "type trainer.max_steps=5",
+    f"train {DOG} +steps=5": "type trainer.max_steps=5",
+    f"train {DOG} max_steps=5": "did you mean trainer.max_steps=5?",
+    f"train {DOG} epochs=5": "type trainer.max_steps=STEPS",
+    f"train {DOG} batch=2": "type data.batch_size=2",
+    f"train {DOG} size=64": "type data.resolution=64",
+    f"train {DOG} photos=FOLDER": "type data.instance_dir=FOLDER",
+    f"train {DOG} gpu=1": "type trainer=gpu",
+    "generate prompt=a dog on the grass": "type \"prompt='a dog on the grass'\"",
+    "generate prompt=a|<rex> bank.rex=x": "type \"prompt='a <rex>'\"",
+    "generate prompt=a bank=x.safetensors": "bank.NAME=",
+    "generate prompt=a steps=5": "type method.sampling.num_inference_steps=5",
+    "generate prompt=a guidance=5": "type method.sampling.guidance_scale=5",
+    "generate prompt=a n=2": "type num_images=2",
+    "generate prompt=a gpu=0": "type method.device=cuda",
+    "eval steps=5": "type method.sampling.num_inference_steps=5",
+    f"train {DOG} nothing_like_it=5": "--help lists those that there are",
+}
+
+
+@pytest.mark.parametrize("line", COMMON)
+def test_a_common_mistake_is_told_what_mends_it(start, line: str) -> None:
+    code, _, told = start(line)
+    assert code == 1 and told.count("\n") == 1
+    assert COMMON[line] in told, told
+
+
 def test_an_experiment_is_chosen_among_those_that_train(start) -> None:
     _, _, told = start("train")
     assert told.startswith("error: nothing to train: add experiment=NAME, one of: concept_dog, ")

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from src.data.files import write_text
+from src.eval.results.glossary import GLOSSARY
 
 MAX_BYTES = 9_000_000
 """Of all pictures together, as base64 text."""
@@ -50,13 +51,17 @@ class Report:
     def __init__(self, title: str) -> None:
         self.title = title
         self.parts: list[str | tuple[Image.Image, str]] = []
+        self.words: set[str] = set()
 
     def add_text(self, text: str, heading: str = "") -> None:
         """A paragraph, under a heading if there is one."""
         self.parts.append(_heading(heading) + (f"<p>{html.escape(text)}</p>" if text else ""))
 
     def add_table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], heading: str = "") -> None:
-        """A table whose first column names its rows."""
+        """A table whose first column names its rows; columns in which nothing stands are left out."""
+        full = [at for at in range(len(columns)) if at == 0 or not rows or any(str(row[at]) for row in rows)]
+        columns, rows = [columns[at] for at in full], [[row[at] for at in full] for row in rows]
+        self.words |= {str(cell) for line in (columns, *rows) for cell in line}
         head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in columns)
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -82,7 +87,8 @@ class Report:
     def html(self) -> str:
         """The whole page."""
         number = sum(isinstance(part, tuple) for part in self.parts)
-        body = "\n".join(part if isinstance(part, str) else _figure(*part, MAX_BYTES // number) for part in self.parts)
+        parts = [part if isinstance(part, str) else _figure(*part, MAX_BYTES // number) for part in self.parts]
+        body = "\n".join([*parts, _meanings(self.words)])
         title = html.escape(self.title)
         return (
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -93,6 +99,12 @@ class Report:
     def write(self, path: str | Path) -> None:
         """Write the page, whole or not at all."""
         write_text(path, self.html())
+
+
+def _meanings(words: set[str]) -> str:
+    """What the columns and lines of all tables mean, folded away."""
+    found = "".join(f"<dt>{name}</dt><dd>{told}</dd>" for name, told in GLOSSARY.items() if name in words)
+    return f"<details><summary>What the columns mean</summary><dl>{found}</dl></details>" if found else ""
 
 
 def _heading(text: str) -> str:

@@ -183,7 +183,7 @@ def compare_points(
     published: Published | None = None,
     seed: int = 0,
     since: int = 0,
-) -> None:
+) -> dict[str, dict[str, Interval]]:
     """Compare the finished points of a sweep with its first one, image by image.
 
     Points that differ in their training seed alone are one arm, paired with the others seed by seed.
@@ -197,6 +197,9 @@ def compare_points(
         published: By point, published means of its scores.
         seed: Seeds the bootstrap and the permutations.
         since: When the sweep was started, as of ``finished``.
+
+    Returns:
+        By arm, the mean of each score.
 
     Raises:
         ValueError: If no point has finished, or points differ in profile or in what they drew.
@@ -238,6 +241,7 @@ def compare_points(
     write_rows(per_image(points), folder / "comparison")
     # Last: where comparison.json is, everything is.
     write_text(folder / "comparison.json", json.dumps(record, indent=2) + "\n")
+    return means
 
 
 def point_means(point: Point, seed: int) -> dict[str, Interval]:

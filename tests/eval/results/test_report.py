@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 
@@ -11,7 +12,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from src.callbacks.run_report import RunReport, read_curves
+from src.eval.results.glossary import GLOSSARY
 from src.eval.results.report import Report
+from src.eval.scores.style import EVERY as STYLE_SCORES
 
 VOID = {"meta", "img", "br"}
 
@@ -59,6 +62,24 @@ def test_page_is_whole_escaped_and_self_contained(tmp_path):
     assert "<rex>" not in page
     assert "&lt;rex&gt;" in page
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
+
+
+def test_a_table_has_no_empty_column_and_the_page_says_what_its_words_mean():
+    report = Report("x")
+    report.add_table(["", "clip_t", "published"], [["control", "0.5", ""], ["mine", "0.6", ""]])
+    page = report.html()
+    assert "<th>clip_t</th>" in page and "<th>published</th>" not in page and page.count("<td>") == 4
+    assert page.count("<dt>") == 2 and "<dt>clip_t</dt><dd>cosine of a picture" in page and "<dt>control</dt>" in page
+    assert "What the columns mean" not in Report("y").html()
+
+
+def test_every_score_of_a_shipped_result_stands_in_the_glossary(root):
+    """The scores of all studies, and those of the style protocol, whose guards depend on what is there to compare."""
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in root.glob("experiments/*/results/comparison.json")]
+    sweeps = [record for record in read if "compared" in record]
+    found = {name for record in sweeps for scores in record["means"].values() for name in scores}
+    assert {"dino", "s_txt", "clip_injected", "as_asked"} <= found
+    assert sorted(name for name in {*found, *STYLE_SCORES} if name not in GLOSSARY) == []
 
 
 EVIL = "<script>alert('x')</script> \" onerror=\"alert(1) & $x^"
