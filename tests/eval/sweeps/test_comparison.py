@@ -9,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from src.eval.draw import GAP, READABLE
 from src.eval.results.results import read_rows, write_rows
 from src.eval.statistics.bootstrap import bootstrap_mean
 from src.eval.sweeps.comparison import compare_points
@@ -261,8 +262,8 @@ def test_grids_show_prompts_evenly_whatever_their_seeds_are(sweep: Path) -> None
     rows = [{"prompt": f"{at}", "training_seed": 0, "seed": at, "file": "one.png"} for at in range(25)]
     metrics = {"compared": {"factors": ["prompt", "training_seed"]}}
     grids = prompt_grids(sweep / "images", [Point(sweep / "0", "one", metrics, rows)])
-    # Every third prompt, 128 pixels each.
-    assert list(grids) == ["training_seed 0"] and grids["training_seed 0"].width // 128 == 9
+    # Every third prompt.
+    assert list(grids) == ["training_seed 0"] and grids["training_seed 0"].width == 9 * (READABLE + GAP) + GAP
 
 
 def tell_kinds(folder: Path, gain: float) -> None:
