@@ -2,11 +2,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from src.data.world.render import paint_shares, render, shading
 from src.data.world.scenes import Placed, Scene, attribute_scene
 from src.data.world.vocabulary import COLORS, NOUNS, Look
-from src.eval.world.fitted_look import fitted_look
+from src.eval.world.fitted_look import Window, _cost, _layouts, _tensor, fitted_look
 from src.eval.world.objects import differs
 
 MARKED = Look("dog", "red", "blue", "striped", "badge", "white")
@@ -49,6 +50,27 @@ def test_a_look_is_found_whichever_way_it_faces(look, flip):
 @pytest.mark.parametrize(("x", "y", "half"), [(0.3, 0.55, 0.2), (0.62, 0.6, 0.28), (0.5, 0.5, 0.45)])
 def test_a_look_is_found_wherever_it_stands(x, y, half):
     assert read(scene_of(MARKED, x, y, half)) == MARKED
+
+
+def test_three_paints_are_three_colours():
+    """An object of one colour all over, as no individual is: its main colour is found, and no colour serves twice."""
+    image = np.asarray(render(scene_of(MARKED))).copy()
+    empty = render(replace(scene_of(MARKED), objects=()))
+    image[differs(render(scene_of(MARKED)), empty)] = COLORS["red"]
+    found = fitted_look(Image.fromarray(image), empty, "dog", (14, 14, 50, 60))
+    assert len({found.color, found.accent, found.marking_color}) == 3
+
+
+@pytest.mark.parametrize("half", [0.2, 0.36])
+def test_the_cost_of_a_window_is_in_shares_of_the_image(half):
+    """So that windows of other sizes compare: half the points or twice the picture change it little."""
+    scene = scene_of(MARKED, half=half)
+    layouts, window = _layouts("dog", marked=False), [Window(0.5, 0.58, half, False)]
+    pictures = [_tensor(render(one, 128)) for one in (scene, replace(scene, objects=()))]
+    fine, coarse = (float(_cost(*pictures, window, layouts, points)[0].min()) for points in (48, 24))
+    assert coarse == pytest.approx(fine, rel=0.2)
+    error = float((pictures[0] - pictures[1]).square().sum(0).mean())
+    assert -error < fine < -error / 2, "most of what differs from the empty scene, in its own units"
 
 
 def test_light_from_above_is_no_colour():
