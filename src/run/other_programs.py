@@ -44,7 +44,7 @@ def of_other_programs(key: str, told: str, task: str, takes: Callable[[str], boo
     Args:
         key: As typed, without plus signs.
         told: Its value, with the equals sign.
-        task: Of the configuration.
+        task: The task of the configuration, such as ``train``.
         takes: Whether the configuration takes a key.
     """
     role = "train" if task == "train" else "draw"
