@@ -43,9 +43,8 @@ ADDABLE = {
     "training.": "++",
     "suite.subjects.": "++",
 }
-"""Keys that a user may add, which plain Hydra wants marked: an experiment is no part of the defaults list (`+`), the
-names of banks are the user's own (`++`, so that the same name in an experiment is replaced), and so are the keys of a
-training that an evaluation changes."""
+"""Keys that a user may add, which plain Hydra wants marked: `+` for what is no part of the defaults list, and `++` for
+names of the user's own, which replace those of an experiment, and for what an evaluation changes of a training."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Where launchers tell a process its number."""
 typed: dict[str, str] = {}
