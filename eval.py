@@ -57,7 +57,10 @@ def score(cfg: DictConfig) -> None:
     look_first(cfg, made_later=bool(cfg.get("suite")))
     protocol = build(cfg.protocol)
     suite = build(cfg.get("suite"))
-    sources = {**(suite.sources() if suite else {}), **{name: bank_source(path) for name, path in cfg.bank.items()}}
+    sources = {
+        **(suite.sources() if suite else {}),
+        **{name: bank_source(path, name) for name, path in cfg.bank.items()},
+    }
     concepts = read_concepts(sources, cfg.references, build(cfg.reference_readers))
     # Before a suite trains for minutes or hours: what could not be scored in the end.
     protocol.check(concepts)
@@ -66,7 +69,7 @@ def score(cfg: DictConfig) -> None:
         write_text(run_dir / "table.md", planned(cfg, protocol, concepts, suite).markdown())
     else:
         if suite:
-            use(trained(suite), cfg)
+            use(trained(suite, protocol.requests(concepts)), cfg)
         generator = build(cfg.method)
         loggers = list(build(cfg.get("logger") or {}).values())
         if loggers:
@@ -82,7 +85,8 @@ def planned(cfg: DictConfig, protocol: Any, concepts: Any, suite: Any) -> Any:
     from src.run.rehearsal import rehearsed
 
     with TemporaryDirectory() as scratch:
-        trainings = suite.trainings() if suite else {}
+        trainings = suite.trainings(protocol.requests(concepts)) if suite else {}
+        refuse_joint(trainings)
         rehearsal = rehearsed(list(trainings.values()), Path(scratch) / "training")
         use({key: str(rehearsal.product or one.path) for key, one in trainings.items()}, cfg)
         # Of what is not trained yet there are no images.
@@ -91,7 +95,20 @@ def planned(cfg: DictConfig, protocol: Any, concepts: Any, suite: Any) -> Any:
     return replace(plan, rows=[*(rehearsal.rows if suite else []), *plan.rows])
 
 
-def use(made: Mapping[str, str], cfg: DictConfig) -> None:
+def refuse_joint(trainings: Mapping[str, Any]) -> None:
+    """Refuse to plan trainings of combinations: what one of them leaves cannot stand for the others."""
+    from src.run.suites import JOINED
+
+    for keys in trainings:
+        if JOINED in keys:
+            subjects = " and ".join(key.partition(".")[2] for key in keys.split(JOINED))
+            raise ValueError(
+                f"dry_run=true measures no training of several subjects, such as {subjects}; leave it out, or choose a "
+                "method that learns them one by one"
+            )
+
+
+def use(made: Mapping[str, str | list[str]], cfg: DictConfig) -> None:
     """Set keys of the configuration to the files that a suite made; what the user gave stays."""
     for key, path in made.items():
         if OmegaConf.select(cfg, key) is None:

@@ -3,9 +3,11 @@
 Of each method, with the six subjects of ``suite=world``: bytes of a concept, seconds to make a new combination of 2, 3
 and 5 ready, time of an image over that of the stock model, measured side by side, and *drift*: how far prompts without
 any concept move while a concept's weights stay in the model, 1 minus DINO's cosine to the stock picture. LaTexBlend
-changes no weight.
+changes no weight. For methods that learn subjects together, a combination is ready when its training is over, and the
+bytes are those of its file.
 """
 
+import csv
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +22,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
 import src.run.cli  # noqa: F401  (registers the resolvers)
+from src.data.banks import concept_header, subjects_of
 from src.data.files import write_text
 from src.data.request import Request
 from src.eval.results.results import Table, provenance
 from src.eval.statistics.bootstrap import Interval, bootstrap_mean
 from src.modules.rivals.generator import RivalGenerator
+from src.modules.rivals.joint import JointGenerator
 from src.run.suites import trained
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +41,8 @@ RIVALS = (
     "mix_of_show",
     "cones2",
     "omg",
+    "custom_diffusion_joint",
+    "mudi",
 )
 NUMBERS = (2, 3, 5)
 PLAIN = [
@@ -56,14 +62,26 @@ def prompt_of(names: Sequence[str]) -> str:
     )
 
 
-def made(rival: str) -> tuple[Any, dict[str, str], Any]:
-    """The generator of a method with its six concepts, the file of each, and the profile."""
+def made(rival: str) -> tuple[Any, dict[str, list[str]], Any]:
+    """The generator of a method with its six concepts, the files of each, and the profile."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         whole = compose("eval", ["suite=world", f"+rivals={rival}", "paths.run_dir=."], return_hydra_config=True)
         HydraConfig.instance().set_config(whole)
-        banks = {key.partition(".")[2]: path for key, path in trained(instantiate(whole.suite)).items()}
+        suite = instantiate(whole.suite)
+        asked = [Request(prompt_of(sorted(list(suite.subjects)[:number])), 0) for number in NUMBERS]
+        banks = {key.partition(".")[2]: files for key, files in trained(suite, asked).items()}
         generator = instantiate(whole.method, banks=banks, _convert_="all")
-        return generator, banks, instantiate(whole.metrics)
+        files = {name: each if isinstance(each, list) else [each] for name, each in banks.items()}
+        return generator, files, instantiate(whole.metrics)
+
+
+def training_seconds(file: str) -> float:
+    """How long the training of a file took, by the log that it left: its steps over the median of its rates."""
+    (log,) = Path(file).with_suffix("").glob("logs/*/metrics.csv")
+    with open(log, newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    rates = [float(row["perf/it_s"]) for row in rows if row.get("perf/it_s")]
+    return (1 + max(int(row["step"]) for row in rows)) / median(rates)
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -81,12 +99,16 @@ def measured(rival: str) -> dict[str, Any]:
     """Everything that is measured of one method."""
     generator, banks, profile = made(rival)
     names = list(banks)
-    found: dict[str, Any] = {"bytes": median(Path(path).stat().st_size for path in banks.values())}
+    files = {path for each in banks.values() for path in each}
+    found: dict[str, Any] = {"bytes": median(Path(path).stat().st_size for path in files)}
     stock = [Request("a dog, a cat and a bird on the grass", 0)]
     for number in NUMBERS:
         chosen = tuple(sorted(names[:number]))
         asked = [Request(prompt_of(chosen), 0)]
-        if isinstance(generator, RivalGenerator):
+        if isinstance(generator, JointGenerator):
+            (file,) = (path for path in files if len(subjects_of(concept_header(path))) == number)
+            found[f"tuning_{number}"] = training_seconds(file)
+        elif isinstance(generator, RivalGenerator):
             started = time.perf_counter()
             generator.combined(chosen)
             found[f"tuning_{number}"] = time.perf_counter() - started

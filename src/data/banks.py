@@ -1,5 +1,6 @@
 """The files of concepts, of LaTexBlend's banks and of its rivals: what their metadata and tensors must be."""
 
+import json
 from typing import Annotated
 
 from safetensors import SafetensorError, safe_open
@@ -7,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from src.data.first_looks import FirstLook
 from src.data.schema import (
     HASH,
+    LONGEST,
     NAME,
     NOUN,
     TEMPLATE,
@@ -17,6 +19,7 @@ from src.data.schema import (
     matching,
     number,
     one_of,
+    read_object,
     shown,
 )
 
@@ -77,6 +80,30 @@ def _parts(metadata: Metadata, shapes: Shapes) -> str | None:
 PARTS = ("token", "residual", "full", "down", "up")
 """Tensors of a rival's concept: embeddings of its tokens, what is added to text states, and changes of layers."""
 
+
+def _subjects(text: str) -> str | None:
+    """What is expected of the subjects of a combination."""
+    expected = "names, each with the class_noun and the references of a subject"
+    try:
+        told = read_object(text) if len(text) <= LONGEST else {}
+    except ValueError:
+        told = {}
+    fields = {"class_noun": NOUN, "references": shown(4096)}
+    good = told and all(
+        NAME(name) is None
+        and isinstance(one, dict)
+        and one.keys() == fields.keys()
+        and all(isinstance(one[key], str) and check(one[key]) is None for key, check in fields.items())
+        for name, one in told.items()
+    )
+    return None if good else expected
+
+
+def subjects_of(metadata: Metadata) -> dict[str, dict[str, str]]:
+    """Name of each subject that was learnt together to its ``class_noun`` and ``references``; none of one alone."""
+    return json.loads(metadata["subjects"]) if "subjects" in metadata else {}
+
+
 LEARNT_CONCEPT = FileKind(
     name="a concept of a rival method",
     format="atelier-concept-1",
@@ -85,6 +112,7 @@ LEARNT_CONCEPT = FileKind(
         "backbone": shown(),
         "backbone_content": HASH,
         "references": shown(4096),
+        "subjects": _subjects,
         "seed": number(-(2**63), 2**64 - 1),
         "steps": number(0, 10**12),
         "training": shown(20_000),

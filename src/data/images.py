@@ -35,6 +35,8 @@ READABLE_WITH = {
     ".avif": "pip install --upgrade pillow",
 }
 """By extension, the command that adds a reader where there is none."""
+MASKS = "masks"
+"""Folder inside of a folder of photos: for each photo a PNG of the same name, white where the subject stands."""
 MIN_SIDE = 16
 """Smallest side in pixels; a smaller file is an icon or a thumbnail that strayed into the folder."""
 
@@ -51,7 +53,8 @@ def find_images(folder: str | Path, beside: Collection[str] = (), below: bool = 
     """List the image files in ``folder``, sorted by path. What else is there is said once.
 
     Args:
-        folder: Hidden files and folders in it are left out without a word. An image file stands for a folder of one.
+        folder: Hidden files and folders in it, and the folder ``masks``, are left out without a word. An image file
+            stands for a folder of one.
         beside: Extensions of files that belong to the images, such as ``.json``.
         below: Whether to look into folders of the folder, too.
 
@@ -68,7 +71,7 @@ def find_images(folder: str | Path, beside: Collection[str] = (), below: bool = 
     found = [path for path in folder.rglob("*") if path.is_file()] if below else list(folder.iterdir())
     seen = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     images = sorted(path for path in seen if path.suffix.lower() in EXTENSIONS and path.is_file())
-    others = sorted({path for path in seen if path.suffix.lower() not in beside} - set(images))
+    others = sorted({path for path in seen if path.suffix.lower() not in beside and path.name != MASKS} - set(images))
     listed = _listing(folder, others)
     if not images:
         looked = f"no images in {folder}: looked for {', '.join(EXTENSIONS)}"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from src.data.banks import concept_header
+from src.data.banks import concept_header, subjects_of
 from src.data.images import Picture, readable_images
 from src.data.mentions import check_name
 
@@ -50,13 +50,18 @@ Reader = Callable[[str, str], Sequence[Picture]]
 """From what stands behind the colon of a source, and a class noun, to reference images."""
 
 
-def bank_source(path: str) -> ConceptSource:
+def bank_source(path: str, name: str = "") -> ConceptSource:
     """What the metadata of a bank, or of a rival's concept, says.
+
+    Args:
+        path: The file.
+        name: What prompts call the concept, which tells it from others that were learnt together with it.
 
     Raises:
         RefusedFileError: If the file is neither.
     """
     metadata = concept_header(path)
+    metadata |= subjects_of(metadata).get(name, {})
     return ConceptSource(metadata["class_noun"], metadata.get("references", ""))
 
 

@@ -8,22 +8,35 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.commands import override
+from src.data.request import Request
 from src.data.subject_folder import read_subjects
 from src.eval.concepts import ConceptSource
 from src.run.record import record_digest, training_record
 from src.run.targets import CONF, located
 from src.run.trained_once import Training, as_overrides, composed, train_missing
 
+JOINED = "+"
+"""Between keys of the evaluation's configuration that one file is for: a combination of subjects."""
+Files = str | list[str]
 
-def trained(suite: "Suite | AdapterSuite") -> dict[str, str]:
+
+def trained(suite: "Suite | AdapterSuite", requests: Sequence[Request] = ()) -> dict[str, Files]:
     """Keys of the evaluation's configuration to what a suite trains; what is missing is trained now.
+
+    Args:
+        suite: What is trained.
+        requests: What will be drawn with it.
 
     Raises:
         ValueError: As in ``train_missing``, or if a folder holds no images.
     """
-    trainings = suite.trainings()
+    trainings = suite.trainings(requests)
     train_missing(list(trainings.values()))
-    return {key: str(training.path) for key, training in trainings.items()}
+    files: dict[str, list[str]] = {}
+    for keys, training in trainings.items():
+        for key in keys.split(JOINED):
+            files.setdefault(key, []).append(str(training.path))
+    return {key: each if len(each) > 1 else each[0] for key, each in files.items()}
 
 
 def learns(method: str) -> str:
@@ -78,27 +91,52 @@ class Suite:
         subjects = {name: cfg.method.learner.subject for name, cfg in self._configs.items()}
         return {name: ConceptSource(subject.class_noun, subject.references) for name, subject in subjects.items()}
 
-    def trainings(self) -> dict[str, Training]:
+    def trainings(self, requests: Sequence[Request] = ()) -> dict[str, Training]:
         """``bank.NAME``, a key of the evaluation's configuration, to its training.
+
+        A method that learns subjects together learns each combination that a request mentions, ``bank.A+bank.B``.
+
+        Args:
+            requests: What will be drawn.
 
         Raises:
             ValueError: If a folder holds no images.
         """
-        return {f"bank.{name}": self._training(name, cfg) for name, cfg in self._configs.items()}
+        if not self._joint:
+            return {f"bank.{name}": self._training((name,)) for name in self.subjects}
+        mentioned = [tuple(name for name in self.subjects if f"<{name}>" in one.prompt) for one in requests]
+        combinations = [names for names in dict.fromkeys(mentioned) if names]
+        return {JOINED.join(f"bank.{name}" for name in names): self._training(names) for names in combinations}
 
     @cached_property
     def _configs(self) -> dict[str, DictConfig]:
-        return {name: composed(self._overrides(name)) for name in self.subjects}
+        return {name: composed(self._overrides((name,))) for name in self.subjects}
 
-    def _overrides(self, name: str) -> tuple[str, ...]:
-        subject = as_overrides(self.subjects[name])
-        chosen = (f"+experiment={self.experiment}", f"method={self.method}/train", override("concept", name))
-        return (*chosen, *subject, *self.training)
+    @cached_property
+    def _joint(self) -> bool:
+        """Whether the method learns several subjects in one training."""
+        learner = located(OmegaConf.load(CONF / "method" / self.method / "train.yaml").learner._target_)
+        return getattr(learner, "joint", False)
 
-    def _training(self, name: str, cfg: DictConfig) -> Training:
+    def _overrides(self, names: Sequence[str]) -> tuple[str, ...]:
+        first, *others = names
+        chosen = (f"+experiment={self.experiment}", f"method={self.method}/train", override("concept", first))
+        more: tuple[str, ...] = ("data=combination",) if self._joint else ()
+        for name in others:
+            told = {key: value for key, value in self.subjects[name].items() if key != "data"}
+            more += as_overrides({**told, **self.subjects[name].get("data", {})}, f"data.others.{name}.")
+        if others:
+            # As many steps for each subject as it would get alone.
+            steps = len(names) * self._configs[first].trainer.max_steps
+            more += (override("trainer.max_steps", steps),)
+        return (*chosen, *more, *as_overrides(self.subjects[first]), *self.training)
+
+    def _training(self, names: Sequence[str]) -> Training:
         # What cannot be read raises a sentence here, before the first subject is trained.
-        path = self.cache_dir / f"{name}-{record_digest(training_record(cfg))}.safetensors"
-        return Training(name, "concept bank", path, self._overrides(name))
+        overrides = self._overrides(names)
+        cfg = composed(overrides) if len(names) > 1 else self._configs[names[0]]
+        path = self.cache_dir / f"{'_'.join(names)}-{record_digest(training_record(cfg))}.safetensors"
+        return Training(" and ".join(names), "concept bank", path, overrides)
 
 
 class FolderSuite(Suite):
@@ -165,7 +203,7 @@ class AdapterSuite:
         """An adapter has no subject."""
         return {}
 
-    def trainings(self) -> dict[str, Training]:
+    def trainings(self, requests: Sequence[Request] = ()) -> dict[str, Training]:
         """``adapter``, a key of the evaluation's configuration, to its training."""
         path = self.cache_dir / f"{record_digest(training_record(self.config))}.safetensors"
         name = f"the adapter {path.stem} ({', '.join(self.training) or self.config.name})"

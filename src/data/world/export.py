@@ -8,8 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from src.data.files import save_png, write_text
+from src.data.images import MASKS
 from src.data.schema import read_json
-from src.data.world.render import render
+from src.data.world.render import object_mask, render
 from src.data.world.scenes import Scene, subject_scene
 from src.data.world.vocabulary import BACKGROUNDS, HELD_OUT_STYLES, Look, subject
 
@@ -33,12 +34,13 @@ LOOKS = "looks.json"
 
 
 def write_subjects(folder: str | Path) -> list[Path]:
-    """Write five photos of every named subject and return their paths."""
+    """Write five photos of every named subject, each with its mask; return the paths of the photos."""
     paths = []
     for name, (noun, index) in SUBJECTS.items():
         for view in range(NUM_PHOTOS):
-            path = Path(folder) / name / f"{view:02d}.png"
-            save_png(render(subject_scene(index, view, noun)), path)
+            scene, path = subject_scene(index, view, noun), Path(folder) / name / f"{view:02d}.png"
+            save_png(render(scene), path)
+            save_png(object_mask(scene), path.parent / MASKS / path.name)
             paths.append(path)
     return paths
 

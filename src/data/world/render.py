@@ -25,13 +25,23 @@ def render(scene: Scene, size: int = 64) -> Image.Image:
     """
     if scene.style not in ALL_STYLES:
         raise ValueError(f"unknown style {scene.style!r}; choose one of {', '.join(ALL_STYLES)}")
-    side = size * SUPERSAMPLING
-    canvas = _background(scene.background, side).copy()
-    coverage = Image.new("L", (side, side), 0)
-    for placed in scene.objects:
-        _draw(placed, canvas, coverage, side)
+    canvas, coverage = _drawn(scene, size * SUPERSAMPLING)
     styled = STYLE_FUNCTIONS[scene.style](canvas, coverage)
     return styled.resize((size, size), Image.Resampling.BOX)
+
+
+def object_mask(scene: Scene, size: int = 64) -> Image.Image:
+    """Draw where the objects of a scene stand: white pixels, which they cover by half at least, on black."""
+    _, coverage = _drawn(scene, size * SUPERSAMPLING)
+    return coverage.resize((size, size), Image.Resampling.BOX).point(lambda level: 255 if level > 127 else 0)
+
+
+def _drawn(scene: Scene, side: int) -> tuple[Image.Image, Image.Image]:
+    """A scene without its style, and the coverage of its objects."""
+    canvas, coverage = _background(scene.background, side).copy(), Image.new("L", (side, side), 0)
+    for placed in scene.objects:
+        _draw(placed, canvas, coverage, side)
+    return canvas, coverage
 
 
 def object_boxes(scene: Scene, size: int = 64) -> list[tuple[int, int, int, int]]:

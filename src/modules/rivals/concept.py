@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from src.data.banks import LEARNT_CONCEPT
+from src.data.banks import LEARNT_CONCEPT, subjects_of
 from src.data.schema import RefusedFileError
 from src.modules.backbones.base import Backbone, Text
 from src.modules.latexblend.flows import token_tables
@@ -26,7 +26,8 @@ class RivalConcept:
     Attributes:
         tensors: ``token.<i>``, embeddings of the phrase's first T tokens in text encoder i, ``(T, D)``;
             ``residual.<i>``, what is added to the states of the noun's last token, ``(1, D)``; and changes of layers,
-            ``full.<layer>`` ``(out, in)``, or ``down.<layer>`` ``(r, in)`` with ``up.<layer>`` ``(out, r)``.
+            ``full.<layer>`` ``(out, in)``, or ``down.<layer>`` ``(r, in)`` with ``up.<layer>`` ``(out, r)``. Where
+            several subjects were learnt together, ``token.<name>.<i>`` belongs to one, and the rest to all.
         metadata: ``method``, ``class_noun``, ``backbone_hash`` and how it was trained.
     """
 
@@ -37,6 +38,32 @@ class RivalConcept:
     def class_noun(self) -> str:
         """The word that stands for the subject in plain prompts."""
         return self.metadata["class_noun"]
+
+    @property
+    def subjects(self) -> list[str]:
+        """Names of the subjects that were learnt together; none of one that was learnt alone."""
+        return list(subjects_of(self.metadata))
+
+    def of(self, name: str) -> "RivalConcept":
+        """Return one subject of a combination, with what all share; what was learnt alone stays as it is.
+
+        Raises:
+            RefusedFileError: If the combination does not hold the subject.
+        """
+        told = subjects_of(self.metadata)
+        if not told:
+            return self
+        if name not in told:
+            held = " and ".join(told)
+            raise RefusedFileError(
+                f"bank.{name} is a file of {held}, not of {name}; call each subject as it was learnt"
+            )
+        own = {
+            f"token.{key.rpartition('.')[2]}" if key.startswith("token.") else key: tensor
+            for key, tensor in self.tensors.items()
+            if not key.startswith("token.") or key.startswith(f"token.{name}.")
+        }
+        return RivalConcept(own, {**self.metadata, **told[name]})
 
     @classmethod
     def load(cls, path: str) -> "RivalConcept":

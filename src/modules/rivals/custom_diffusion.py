@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from src.data.banks import ConceptFile
+from src.data.combination import Others
 from src.data.prompts import TEMPLATES
-from src.data.ranges import BatchSize, Sampling
+from src.data.ranges import BatchSize, Sampling, Seed, Weight
 from src.modules.backbones.base import Backbone, cross_attention_projections
 from src.modules.latexblend.bank import transformed_projections
-from src.modules.latexblend.flows import ConceptDelta
+from src.modules.latexblend.flows import ConceptDelta, Subject
 from src.modules.rivals.concept import Changes, RivalConcept, layer_named
 from src.modules.rivals.generator import Names, RivalGenerator
+from src.modules.rivals.joint import JointGenerator, JointLearner, together
 from src.modules.rivals.learner import RivalLearner
 
 MERGES = {"constrained": "the paper's closed form", "sum": "the changes are added"}
@@ -111,7 +113,7 @@ class CustomDiffusion(RivalLearner):
     """Learns V* and full changes of every cross-attention key and value projection, with prior images."""
 
     method = "custom_diffusion"
-    draws: ClassVar = CustomDiffusionGenerator
+    draws: ClassVar[type[RivalGenerator]] = CustomDiffusionGenerator
 
     def add_weights(self) -> None:
         """Make a change for every projection."""
@@ -132,3 +134,43 @@ class CustomDiffusion(RivalLearner):
         changes = {key.replace("/", "."): change for key, change in self.delta.changes.named_parameters()}
         named = {name.removesuffix(".weight"): change for name, change in changes.items()}
         return self.learnt_tokens() | {f"full.{layer_of(name)}": change for name, change in named.items()}
+
+
+class JointCustomDiffusionGenerator(JointGenerator):
+    """Draws with the weights that several subjects share."""
+
+    method = "custom_diffusion_joint"
+
+
+class JointCustomDiffusion(JointLearner, CustomDiffusion):
+    """Learns a V* for each of several subjects, and full changes of all keys and values for all of them together.
+
+    Args:
+        backbone: As of ``RivalLearner``.
+        subject: The first subject.
+        cache_dir: As there.
+        export_path: As there.
+        others: The further subjects, as of ``CombinationData``.
+        prior_loss_weight: As there.
+        initializer: As there, of the first subject.
+        sampling: As there.
+        seed: As there.
+    """
+
+    method = "custom_diffusion_joint"
+    draws: ClassVar[type[RivalGenerator]] = JointCustomDiffusionGenerator
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        subject: Subject,
+        cache_dir: str,
+        export_path: str,
+        others: Others | None = None,
+        prior_loss_weight: Weight = 1.0,
+        initializer: str = "ktn",
+        sampling: Sampling | None = None,
+        seed: Seed = 0,
+    ) -> None:
+        self.subjects = together(subject, others)
+        super().__init__(backbone, subject, cache_dir, export_path, prior_loss_weight, initializer, sampling, seed)

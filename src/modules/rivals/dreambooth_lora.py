@@ -117,7 +117,7 @@ class DreamBoothLoRA(RivalLearner):
     """
 
     method = "dreambooth_lora"
-    draws: ClassVar = DreamBoothLoRAGenerator
+    draws: ClassVar[type[RivalGenerator]] = DreamBoothLoRAGenerator
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor
 from src.data.banks import ConceptFile, refuse_other_method
 from src.data.identity import warn_of_another
 from src.data.known_words import KnownWords
+from src.data.layout import Region, regions_of
 from src.data.mentions import check_name, parse_prompt
 from src.data.prompts import TEMPLATES, concept_positions, tokenize
 from src.data.ranges import BatchSize, Sampling
@@ -25,12 +26,13 @@ Names = tuple[str, ...]
 
 
 class Mentioned(NamedTuple):
-    """A request that is ready to be drawn: its plain prompt, its concepts, the tokens of each, and the seed."""
+    """A request that is ready to be drawn: its plain prompt, its concepts, tokens and region of each, and the seed."""
 
     plain: str
     names: Names
     positions: list[list[int]]
     seed: int
+    regions: Sequence[Region | None] = ()
 
 
 class RivalGenerator(TracedGenerator[Mentioned]):
@@ -153,7 +155,8 @@ class RivalGenerator(TracedGenerator[Mentioned]):
         marked, rows = concept_positions(tokenizer, request.prompt, self._nouns, self.backbone.as_read)
         tokenize(tokenizer, [marked.plain])
         names = tuple(name for name, _ in rows)
-        return Mentioned(marked.plain, names, [positions for _, positions in rows], request.seed)
+        positions = [positions for _, positions in rows]
+        return Mentioned(marked.plain, names, positions, request.seed, regions_of(request.layout, names))
 
     def batches(self, requests: Sequence[Request]) -> Iterable[Sequence[int]]:
         """Draw together what mentions the same concepts in the same order: weights are changed once for all of it."""

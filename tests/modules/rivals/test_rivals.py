@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,17 +19,28 @@ from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.flows import Subject
 from src.modules.rivals.concept import RivalConcept, layer_named
 from src.modules.rivals.cones2 import Cones2
-from src.modules.rivals.custom_diffusion import CustomDiffusion, CustomDiffusionGenerator, constrained_merge
+from src.modules.rivals.custom_diffusion import (
+    CustomDiffusion,
+    CustomDiffusionGenerator,
+    JointCustomDiffusion,
+    constrained_merge,
+)
 from src.modules.rivals.dreambooth_lora import DreamBoothLoRA, DreamBoothLoRAGenerator
 from src.modules.rivals.generator import RivalGenerator
+from src.modules.rivals.joint import JointLearner
 from src.modules.rivals.learner import RivalLearner
 from src.modules.rivals.mix_of_show import MixOfShow, fused
+from src.modules.rivals.mudi import MuDI
 from src.modules.rivals.omg import OMGGenerator, masks_of
 from src.modules.rivals.textual_inversion import TextualInversion
 from src.modules.training.learner import TrainingRecord
 from tests.tiny import tiny_sd, tiny_sdxl
 
-LEARNERS: list[type[RivalLearner]] = [TextualInversion, CustomDiffusion, DreamBoothLoRA, MixOfShow, Cones2]
+LEARNERS: list[type[RivalLearner]] = [
+    *(TextualInversion, CustomDiffusion, DreamBoothLoRA, MixOfShow, Cones2),
+    *(JointCustomDiffusion, MuDI),
+]
+SUBJECTS = Path(__file__).parents[3] / "world" / "subjects"
 SAMPLING = {"num_inference_steps": 3, "guidance_scale": 3.0, "resolution": 64}
 NOUNS = {"rex": "dog", "mittens": "cat"}
 TWO = "a <rex> left of a <mittens>"
@@ -43,8 +55,9 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return lambda: UNetBackbone(tiny(folder), request.param)
 
 
-def learner_of(kind: type[RivalLearner], make: Make, name: str, folder: Path, **settings: float) -> RivalLearner:
-    return kind(make(), Subject(NOUNS[name], name), str(folder), str(folder / f"{name}.safetensors"), **settings)
+def learner_of(kind: type[RivalLearner], make: Make, name: str, folder: Path, **settings: Any) -> RivalLearner:
+    subject = Subject(NOUNS[name], name, str(SUBJECTS / name))
+    return kind(make(), subject, str(folder), str(folder / f"{name}.safetensors"), **settings)
 
 
 def stirred(learner: RivalLearner) -> RivalLearner:
@@ -58,6 +71,10 @@ def stirred(learner: RivalLearner) -> RivalLearner:
 
 
 def learnt(kind: type[RivalLearner], make: Make, folder: Path) -> dict[str, RivalConcept]:
+    if issubclass(kind, JointLearner):
+        others = {"mittens": {"class_noun": "cat", "instance_dir": str(SUBJECTS / "mittens")}}
+        learner = stirred(learner_of(kind, make, "rex", folder, others=others))
+        return dict.fromkeys(NOUNS, RivalConcept.load(learner.export(TrainingRecord(1, 0.1, 0.0))["concept bank"]))
     paths = [stirred(learner_of(kind, make, name, folder)).export(TrainingRecord(1, 0.1, 0.0)) for name in NOUNS]
     return {name: RivalConcept.load(path["concept bank"]) for name, path in zip(NOUNS, paths, strict=True)}
 
