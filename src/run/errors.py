@@ -86,7 +86,9 @@ def explain(error: Exception) -> str | None:
         return f"{which} is in use; write a free one before the command, such as MASTER_PORT=29511"
     if isinstance(error, ValueError) and (elsewhere := _raised_elsewhere(error)):
         return f"a value does not fit: {error} (said by {elsewhere}); HYDRA_FULL_ERROR=1 shows the whole way there"
-    return str(error) if isinstance(error, ValueError | OSError) else None
+    # Hugging Face's loaders point to a trace that is not shown.
+    told = re.sub(r"\s*Please check out the root cause.*", "", str(error), flags=re.DOTALL)
+    return told if isinstance(error, ValueError | OSError) else None
 
 
 def _raised_elsewhere(error: Exception) -> str | None:

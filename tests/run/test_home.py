@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from src.run.cli import respelled, run_dir, sweep_dir
 from src.run.home import expand_home
+from src.run.targets import CONF
 
 
 @pytest.fixture(autouse=True)
@@ -50,4 +51,23 @@ def test_files_and_quoted_paths_may_begin_at_home(home: Path) -> None:
 
 def test_folders_of_runs_may_begin_at_home(home: Path) -> None:
     assert run_dir("~/out").startswith(f"{home}/out/")
-    assert sweep_dir("~/out", "x", "eval").startswith(f"{home}/out/x/")
+    assert sweep_dir("~/out", "x", None, "eval").startswith(f"{home}/out/x/")
+
+
+def test_what_the_checkout_ships_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {
+        "path": "world/subjects/rex",
+        "model": "local-dir:world/subjects",
+        "export_dir": "world/subjects",
+        "a": "world/nothing",
+    }
+    here = OmegaConf.create(told)
+    monkeypatch.chdir(CONF.parent)
+    expand_home(here)
+    assert here == told, "where it stands, paths are as they were written"
+    monkeypatch.chdir(tmp_path)
+    cfg = OmegaConf.create(told)
+    expand_home(cfg)
+    assert cfg.path == str(CONF.parent / "world/subjects/rex") and Path(cfg.path).is_dir()
+    assert cfg.model == f"local-dir:{CONF.parent / 'world/subjects'}"
+    assert (cfg.export_dir, cfg.a) == ("world/subjects", "world/nothing")

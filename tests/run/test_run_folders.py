@@ -26,7 +26,7 @@ sys.argv = ["train.py", "-m", "seed=1,2"]
 print("ready", flush=True)
 sys.stdin.readline()
 print(cli.made(cli.run_dir(ROOT)), cli.run_dir(ROOT))
-print(cli.sweep_dir(ROOT, None, "train", resume=False))
+print(cli.sweep_dir(ROOT, None, None, "train", resume=False))
 """
 """A process whose clock stands still, which chooses its folders when it is told to."""
 
