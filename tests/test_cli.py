@@ -54,7 +54,7 @@ def test_the_trace_is_one_variable_away(root, tmp_path):
         ("traner.max_steps=3", "did you mean trainer.max_steps=3?"),
         ("max_steps=3", "did you mean trainer.max_steps=3?"),
         ("traner=gpu", "did you mean trainer=gpu?"),
-        ("quite_another=1", "there is no key quite_another; a new key is written +quite_another=1"),
+        ("quite_another=1", "there is no key quite_another; --help lists those that there are"),
         ("+experiment=world/sdx", "there is no experiment 'world/sdx'; did you mean experiment=world/sd?"),
         ("trainer=nothing_like_it", "choose one of: "),
         ("method=latexblnd/train", "there is no method 'latexblnd'; did you mean method=latexblend?"),

@@ -1,5 +1,6 @@
 """Draw the same prompts with the same seeds during training, with the model itself and no second pipeline."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -45,11 +46,11 @@ class SampleGrid(L.Callback):
         first_seed: Seed of the first row.
         profile: Scores the images; None for no score.
         texts: Text of each prompt for the profile's CLIP; None if prompts are plain text and name no concept.
-        twins: The prompts without what is learnt, drawn once at the start with the first seed as the first row of every
-            grid; None for no such row.
+        noun: What each ``<name>`` is called in the plain twins of the prompts, which are drawn once, with the first
+            seed, as the first row of every grid; None for no such row.
 
     Raises:
-        ValueError: If there is not one text, or not one twin, per prompt.
+        ValueError: If there is not one text per prompt.
     """
 
     def __init__(
@@ -61,17 +62,16 @@ class SampleGrid(L.Callback):
         first_seed: Seed = 0,
         profile: Profile | None = None,
         texts: Sequence[str] | None = None,
-        twins: Sequence[str] | None = None,
+        noun: str | None = None,
     ) -> None:
         texts = prompts if texts is None else texts
         if len(texts) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many texts, got {len(texts)}")
-        if twins is not None and len(twins) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts need as many twins, got {len(twins)}")
         self.folder, self.every_n_steps, self.profile = Path(folder), every_n_steps, profile
         self.requests = requests_for(prompts, num_seeds, first_seed)
         self.columns, self.texts = len(prompts), list(texts) * num_seeds
-        self.twins, self.plain = requests_for(twins or [], 1, first_seed), list[Image.Image]()
+        twins = [re.sub(r"<[^<>]*>", noun, prompt) for prompt in prompts] if noun else []
+        self.twins, self.plain = requests_for(twins, 1, first_seed), list[Image.Image]()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the photos, and draw the first grid."""

@@ -1,6 +1,7 @@
 """A training that Ctrl-C or an error ends, and that goes on, logs what an undisturbed one logs."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,15 @@ def test_an_error_after_a_step_costs_its_own_line_alone(tmp_path: Path) -> None:
     assert logged(tmp_path / "parts")["train/loss"] == (steps, losses)
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Python's own handler: a process that a shell started in the background inherits one that ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_a_second_ctrl_c_stops_at_once_and_afterwards_nobody_listens(tmp_path: Path) -> None:
     def twice() -> None:
         interrupt()
