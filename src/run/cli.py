@@ -169,16 +169,16 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
             _refuse_mistyped(Path(sys.argv[0]).stem, sys.argv[1:])
             main(*args)
         except KeyboardInterrupt:
+            remove_empty(named.values())
             print(stopped(Path(sys.argv[0]).stem, next(iter(named.values()), "")), file=sys.stderr)
             sys.exit(INTERRUPTED)
         except Exception as error:
+            remove_empty(named.values())
             sentence = explain(error)
             if wants_trace or sentence is None:
                 raise
             print(f"error: {shortened(sentence)}", file=sys.stderr)
             sys.exit(1)
-        finally:
-            remove_empty(named.values())
 
     return run
 

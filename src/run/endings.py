@@ -18,6 +18,8 @@ def stopped(script: str, folder: str) -> str:
     """
     if any(word.startswith(("sweep=", "-m", "--multirun")) for word in sys.argv[1:]):
         return "stopped; what is finished is kept: the same command goes on there"
+    if script == "train" and folder and any(Path(folder).glob("checkpoints/*")):
+        return "stopped; checkpoints are kept: the same command with resume=true goes on there"
     if script == "train" or not folder:
         return "stopped before the first step; nothing was learnt or drawn"
     key, place = ("output", folder) if script == "generate" else ("paths.images_dir", f"{folder}/images")

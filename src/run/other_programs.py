@@ -10,7 +10,7 @@ COMMON = {
         "data.resolution": ("size", "resolution", "image_size", "width", "height"),
         "data.instance_dir": ("images", "photos", "folder", "dir", "data_dir", "instance_data_dir", "train_data_dir"),
         "trainer.devices": ("gpus", "num_gpus", "devices"),
-        "trainer.precision": ("precision", "mixed_precision", "fp16", "bf16"),
+        "trainer.precision": ("precision", "mixed_precision"),
         "trainer.accumulate_grad_batches": ("accumulate", "gradient_accumulation_steps"),
         "class_noun": ("class", "noun", "class_prompt", "class_name", "category"),
         "concept": ("token", "subject", "placeholder_token", "instance_prompt", "modifier_token"),
@@ -34,6 +34,7 @@ COMMON = {
 INSTEAD = {
     **dict.fromkeys(("gpu", "cuda", "device", "accelerator"), {"train": "trainer=gpu", "draw": "method.device=cuda"}),
     **dict.fromkeys(("epochs", "num_epochs", "max_epochs", "num_train_epochs"), {"train": "trainer.max_steps=STEPS"}),
+    **dict.fromkeys(("fp16", "bf16"), {"train": "trainer.precision=bf16-mixed"}),
 }
 """What is typed in the place of other programs' words whose values are others, too."""
 

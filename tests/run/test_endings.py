@@ -63,3 +63,17 @@ def test_a_folder_that_holds_anything_stays(tmp_path: Path) -> None:
     (full / "samples").mkdir()
     remove_empty([str(empty), str(full), str(tmp_path / "never made")])
     assert full.exists() and not empty.exists()
+
+
+def test_a_run_that_wrote_elsewhere_keeps_the_record_of_its_command(typed, tmp_path: Path, monkeypatch) -> None:
+    typed("generate.py prompt=a output=elsewhere")
+    folder = tmp_path / "run"
+    monkeypatch.setitem(cli.named, str(tmp_path), str(folder))
+    cli.friendly(lambda: (folder / ".hydra").mkdir(parents=True))()
+    assert (folder / ".hydra").exists()
+
+
+def test_a_training_that_has_checkpoints_says_how_to_go_on(typed, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert stopped(typed("train.py"), str(tmp_path)).endswith("with resume=true goes on there")
