@@ -5,7 +5,9 @@ from omegaconf import DictConfig
 
 from src.run import cli
 from src.run.cli import friendly, point
+from src.run.endings import remove_empty
 from src.run.following import without_defaults
+from src.run.rehearsal import planned
 from src.run.targets import CONF, build
 from src.run.training import fit
 
@@ -17,10 +19,24 @@ def main(cfg: DictConfig) -> None:
     """Compose, train, show what was made."""
     if cfg.get("method") is None:
         raise ValueError(f"nothing to train: add experiment=NAME, one of: {', '.join(experiments())}")
+    if cfg.dry_run:
+        show_plan(cfg)
+        return
     cli.console.print(f"run folder: {cfg.paths.run_dir}", highlight=False)
     search = build(cfg.get("hpo"))
     for what, path in (search.run(cfg) if search else fit(cfg).made).items():
         cli.console.print(f"{what}: {without_defaults(path) if what == 'next' else path}", highlight=False)
+
+
+def show_plan(cfg: DictConfig) -> None:
+    """Measure two steps and one picture, and show what the whole training would take and leave."""
+    # Seconds of imports, which help need not wait for.
+    from src.eval.results.results import Table
+
+    if cfg.get("hpo"):
+        raise ValueError("dry_run=true measures one training, not a search; leave hpo out")
+    cli.console.print(Table("Dry run", ["", ""], planned(cfg)).plain(), highlight=False)
+    remove_empty([cfg.paths.run_dir])
 
 
 def experiments() -> list[str]:

@@ -18,6 +18,7 @@ class Train:
     name: FolderName
     seed: Seed
     resume: bool
+    dry_run: bool
 
 
 class Generate:

@@ -1,10 +1,11 @@
 """One training from one resolved configuration: what train.py runs, and what a suite runs for each of its banks."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
@@ -41,8 +42,12 @@ class Fitted:
         return self.metrics[name]
 
 
-def fit(cfg: DictConfig) -> Fitted:
+def fit(cfg: DictConfig, watchers: Sequence[Any] = ()) -> Fitted:
     """Build, train and export.
+
+    Args:
+        cfg: The whole configuration.
+        watchers: Callbacks of Lightning that look on, beside those of the configuration.
 
     Raises:
         ValueError: If a part cannot be built as the configuration says, or another process trains in the run folder.
@@ -50,7 +55,7 @@ def fit(cfg: DictConfig) -> Fitted:
     check_types(cfg)
     look_first(cfg)
     with _alone_in(Path(cfg.paths.run_dir)):
-        return _fit(cfg)
+        return _fit(cfg, watchers)
 
 
 @contextmanager
@@ -73,7 +78,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fit(cfg: DictConfig) -> Fitted:
+def _fit(cfg: DictConfig, watchers: Sequence[Any]) -> Fitted:
     # Seconds of imports, which help need not wait for.
     import lightning as L
 
@@ -92,10 +97,10 @@ def _fit(cfg: DictConfig) -> Fitted:
     data = build(cfg.data)
     module = build(cfg.method)
     # As it is written: what is resolved holds the time of the start, which differs between processes.
-    given = build(cfg.callbacks).values()
+    given = (build(cfg.callbacks) or {}).values()
     own = [Ranks(OmegaConf.to_yaml(cfg)), WholeSteps(), Recorded(record)]
-    callbacks = [*own, *(callback for callback in given if callback is not None)]
-    loggers = list(build(cfg.logger).values())
+    callbacks = [*own, *(callback for callback in given if callback is not None), *watchers]
+    loggers = list((build(cfg.logger) or {}).values())
     plugins = [*(build(cfg.trainer.get("plugins")) or ()), WholeCheckpoints()]
     trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=plugins)
     log_config(loggers, cfg)
