@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     from src.data.files import free_disk_or_raise
     from src.data.images import load_image
     from src.data.layout import read_layout
-    from src.data.mentions import check_name, parse_prompt
+    from src.data.mentions import check_name, mentioned, parse_prompt
     from src.data.request import ImageStyle, Request, Style, TextStyle
     from src.eval.draw import draw_missing, measured_plan, write_grid
     from src.run.first_looks import look_first
@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> None:
     generator = build(cfg.method)
     styles: list[Style | None] = [*map(ImageStyle, listed(cfg.style)), *map(TextStyle, listed(cfg.style_prompt))]
     places = [(prompt, cfg.seed + number) for prompt in prompts for number in range(cfg.num_images)]
-    regions = {prompt: tuple(one for one in layout if f"<{one[0]}>" in prompt) for prompt in prompts}
+    regions = {prompt: tuple(one for one in layout if one[0] in mentioned(prompt)) for prompt in prompts}
     requests = [Request(*place, style, layout=regions[place[0]]) for style in styles or [None] for place in places]
     if cfg.dry_run:
         cli.console.print(measured_plan(generator, requests, folder).plain(), highlight=False)

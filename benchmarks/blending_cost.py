@@ -16,14 +16,14 @@ from rich.table import Table
 from src.modules.backbones.base import cross_attention_projections
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
-from src.modules.latexblend.generator import blended
+from src.modules.latexblend.generator import Placement, blended
 from src.modules.latexblend.guidance import BlendingGuidance
 
 PROMPT = "a dog, a cat, a bird, a car, a cup, a hat, a fish and a duck"
 COUNTS = (0, 1, 4, 8)
 
 
-def placements(backbone: UNetBackbone, number: int) -> list[tuple[ConceptBank, list[int]]]:
+def placements(backbone: UNetBackbone, number: int) -> list[Placement]:
     """``number`` random banks of two rows, on the first phrases of the prompt (article, noun, comma ...)."""
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -32,7 +32,7 @@ def placements(backbone: UNetBackbone, number: int) -> list[tuple[ConceptBank, l
             name: torch.randn(2, linear.out_features, generator=generator).to(backbone.device, backbone.dtype)
             for name, linear in cross_attention_projections(backbone.unet).items()
         }
-        found.append((ConceptBank(rows, {}), [1 + 3 * index, 2 + 3 * index]))
+        found.append(Placement(ConceptBank(rows, {}), [1 + 3 * index, 2 + 3 * index]))
     return found
 
 

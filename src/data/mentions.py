@@ -1,9 +1,11 @@
-"""The grammar of mentions: names of concepts, and which word of a prompt belongs to ``<rex>``."""
+"""The grammar of mentions: names of concepts, which word of a prompt belongs to ``<rex>``, and ``<rex:0.7>``."""
 
 import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from src.data.ranges import MOST
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 """What a concept may be called: a prompt, a key of the configuration and a file name can all carry it."""
@@ -16,6 +18,7 @@ def _words(text: str) -> frozenset[str]:
 DETERMINERS = _words("a an the this that one another each every any some no my your his her its our their whose")
 """Words whose token gives its place to V*. So does the ``'s`` of ``anna's <rex>``."""
 
+_STRENGTH = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 _MENTION = re.compile(r"<([A-Za-z_](?:[^<>]*[^<>\s])?)>")
 _WORD = re.compile(r"\w+(?:-\w+)*|['\u2019]s\b|[^\w\s]", re.IGNORECASE)
 _OPENING = "\"'([{*\u201c\u2018"
@@ -71,14 +74,16 @@ Characters = tuple[int, int]
 
 @dataclass(frozen=True)
 class Mention:
-    """Where a concept stands in the plain prompt, in characters.
+    """Where a concept stands in the plain prompt, in characters, and how strongly it is meant.
 
     ``article`` is the word whose token gives its place to V*; ``noun`` is the class noun. Adjectives may stand between.
+    ``strength`` is 0 for the plain noun, 1 for the concept, at most ``MOST``.
     """
 
     name: str
     article: Characters
     noun: Characters
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,16 @@ def check_name(name: str, key: str) -> None:
         )
 
 
+def mention_of(name: str, strength: float = 1.0) -> str:
+    """Write the mention of a concept: ``<rex>``, or ``<rex:0.7>`` for a strength other than 1."""
+    return f"<{name}>" if strength == 1 else f"<{name}:{strength:g}>"
+
+
+def mentioned(prompt: str) -> list[str]:
+    """List the names that a prompt mentions, in its order, each once; whether they are known is not asked."""
+    return list(dict.fromkeys(match.group(1).partition(":")[0].rstrip() for match in _MENTION.finditer(prompt)))
+
+
 def parse_prompt(prompt: str, class_nouns: Mapping[str, str]) -> MarkedPrompt:
     """Replace every ``<name>`` by its class noun, and record its place.
 
@@ -119,15 +134,17 @@ def parse_prompt(prompt: str, class_nouns: Mapping[str, str]) -> MarkedPrompt:
         class_nouns: Name of a concept to its class noun.
 
     Raises:
-        ValueError: If a mention names an unknown concept, is glued to a word, or stands for several subjects.
+        ValueError: If a mention names an unknown concept, is glued to a word, stands for several subjects, or has a
+            strength that is no number from 0 to ``MOST``.
     """
     prompt = prompt.strip()
     plain, mentions, at = "", [], 0
     for match in _MENTION.finditer(prompt):
-        name = match.group(1)
+        name, colon, said = (part.strip() for part in match.group(1).partition(":"))
         if name not in class_nouns:
-            raise ValueError(_unknown(name, prompt, class_nouns))
+            raise ValueError(_unknown(match.group(1), prompt, class_nouns))
         _refuse_glued(prompt, match)
+        strength = _strength(match.group(), name, said) if colon else 1.0
         since_last = prompt[at : match.start()]
         determiner = _determiner(since_last, f"<{name}>")
         if determiner is None:
@@ -139,7 +156,7 @@ def parse_prompt(prompt: str, class_nouns: Mapping[str, str]) -> MarkedPrompt:
             plain += since_last
         noun = (len(plain), len(plain) + len(class_nouns[name]))
         plain += class_nouns[name]
-        mentions.append(Mention(name, article, noun))
+        mentions.append(Mention(name, article, noun, strength))
         at = match.end()
     return MarkedPrompt(plain + prompt[at:], tuple(mentions))
 
@@ -202,7 +219,23 @@ def _refuse_glued(prompt: str, match: re.Match[str]) -> None:
         raise ValueError(f"{mention} is glued to {shown(glued)}; write a space before it")
 
 
-def _unknown(name: str, prompt: str, class_nouns: Mapping[str, str]) -> str:
+def _strength(written: str, name: str, said: str) -> float:
+    if not _STRENGTH.fullmatch(said) or not 0 <= float(said) <= MOST:
+        raise ValueError(
+            f"{shown(written)} has a strength of {said or 'nothing'}; give a number from 0, the plain noun, to {MOST}: "
+            f"<{name}:0.7>, or <{name}> for 1"
+        )
+    return float(said)
+
+
+def _unknown(written: str, prompt: str, class_nouns: Mapping[str, str]) -> str:
+    name, _, rest = written.partition(":")
+    if name == "lora" and rest:
+        file, _, scale = rest.partition(":")
+        return (
+            f"<{written}> is how other programs name a LoRA; here it is a setting: "
+            f"backbone.lora=[{{path:{file}.safetensors,scale:{scale or 1}}}]"
+        )
     close = difflib.get_close_matches(name, class_nouns, n=1)
     if close:
         return f"prompt {shown(prompt)} names <{name}>, which is no concept; did you mean <{close[0]}>?"

@@ -51,6 +51,10 @@ Share1 = Annotated[float, Interval(gt=0, le=1)]
 """A share that is not nothing."""
 BelowOne = Annotated[float, Interval(ge=0, lt=1)]
 """A decay, or the probability of leaving something out."""
+MOST = 1.5
+"""The highest strength of a concept."""
+Strength = Annotated[float, Interval(ge=0, le=MOST)]
+"""How strongly a concept is meant: 0 for the plain noun, 1 for the concept as it was learnt."""
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]
 """What NumPy, too, takes for a seed."""
 Side = Annotated[int, Interval(ge=8, le=16384), MultipleOf(8)]

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.data.commands import override
+from src.data.mentions import mentioned
 from src.data.request import Request
 from src.data.subject_folder import read_subjects
 from src.eval.concepts import ConceptSource
@@ -104,7 +105,7 @@ class Suite:
         """
         if not self._joint:
             return {f"bank.{name}": self._training((name,)) for name in self.subjects}
-        mentioned = [tuple(name for name in self.subjects if f"<{name}>" in one.prompt) for one in requests]
+        mentioned = [tuple(name for name in self.subjects if name in mentioned(one.prompt)) for one in requests]
         combinations = [names for names in dict.fromkeys(mentioned) if names]
         return {JOINED.join(f"bank.{name}" for name in names): self._training(names) for names in combinations}
 

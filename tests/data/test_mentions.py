@@ -5,7 +5,7 @@ import re
 import pytest
 from transformers import PreTrainedTokenizerBase, T5TokenizerFast
 
-from src.data.mentions import check_name, parse_prompt
+from src.data.mentions import check_name, mention_of, mentioned, parse_prompt
 from src.data.prompts import TEMPLATES, concept_positions, concept_span
 from tests.word_pieces import clip, llama, t5
 
@@ -180,6 +180,33 @@ def test_a_long_prompt_is_not_printed_back() -> None:
     with pytest.raises(ValueError, match="names <whale>") as refusal:
         parse_prompt("a <whale> " * 10_000, {})
     assert len(str(refusal.value)) < 300
+
+
+STRENGTHS = {"a <rex>": 1.0, "a <rex:0.7>": 0.7, "a <rex: 1.5>": 1.5, "a <rex :0>": 0.0, "a <rex:.25>": 0.25}
+
+
+@pytest.mark.parametrize("prompt", STRENGTHS)
+def test_a_mention_may_say_how_strongly_it_is_meant(prompt: str) -> None:
+    marked = parse_prompt(prompt, NOUNS)
+    assert marked.plain == "a dog"
+    assert [one.strength for one in marked.mentions] == [STRENGTHS[prompt]]
+    assert mentioned(prompt) == ["rex"]
+    assert parse_prompt(f"a {mention_of('rex', STRENGTHS[prompt])}", NOUNS) == marked
+
+
+@pytest.mark.parametrize("said", ["", "much", "2", "-1", "1.6", "nan", "inf", "1e-1", "0.7:0.3", "0,7"])
+def test_a_strength_that_is_none_is_refused(said: str) -> None:
+    with pytest.raises(ValueError, match="give a number from 0, the plain noun, to 1.5: <rex:0.7>, or <rex> for 1"):
+        parse_prompt(f"a <rex:{said}>", NOUNS)
+
+
+def test_the_lora_of_another_program_leads_to_the_setting() -> None:
+    with pytest.raises(ValueError, match=re.escape("backbone.lora=[{path:ink.safetensors,scale:0.8}]")):
+        parse_prompt("a <rex>, <lora:ink:0.8>", NOUNS)
+
+
+def test_names_are_found_whatever_their_strength() -> None:
+    assert mentioned("<tom:0.5> with a <rex> and <tom>, 2 < 3") == ["tom", "rex"]
 
 
 @pytest.mark.parametrize("name", ["rex", "my-dog", "_x", "Rex2"])

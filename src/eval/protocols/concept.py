@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from src.data.images import Picture
-from src.data.ranges import Count, Number, Seed
+from src.data.mentions import mention_of
+from src.data.ranges import Count, Number, Seed, Strength
 from src.data.request import Generator, Request
 from src.eval.concepts import Concept, check_references
 from src.eval.judge import Judge
@@ -113,6 +114,7 @@ class ConceptProtocol(Protocol[Concept]):
             else, so CLIP-T is taken without it.
         ceiling: Whether references are compared with each other, for which a concept needs two; without it there is no
             gap, and no alarm for copies of the one reference.
+        strength: How strongly each concept is meant, ``<rex:0.7>``.
 
     Raises:
         ValueError: If a template has not exactly one slot, or the profile asks for another text or other pairs.
@@ -120,7 +122,7 @@ class ConceptProtocol(Protocol[Concept]):
 
     name, title = "concept", "Concepts on a prompt list"
     scored_by, grouped_by, rated = "concept", ("prompt", "concept", "category"), True
-    settings = ("prompts", "num_seeds", "lead_in")
+    settings = ("prompts", "num_seeds", "lead_in", "strength")
 
     def __init__(
         self,
@@ -131,6 +133,7 @@ class ConceptProtocol(Protocol[Concept]):
         seed: Seed = 0,
         lead_in: Number = 0,
         ceiling: bool = True,
+        strength: Strength = 1.0,
     ) -> None:
         super().__init__(profile, images_dir, seed)
         profile.require(["class_noun"], ["all"])
@@ -140,6 +143,7 @@ class ConceptProtocol(Protocol[Concept]):
         if num_seeds < 1:
             raise ValueError(f"need at least one seed, got {num_seeds}")
         self.prompts, self.num_seeds, self.lead_in, self.ceiling = list(prompts), num_seeds, lead_in, ceiling
+        self.strength = strength
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -168,7 +172,7 @@ class ConceptProtocol(Protocol[Concept]):
                 concept,
             )
             for concept in concepts
-            for arm, word in (("control", concept.class_noun), ("concept", f"<{concept.name}>"))
+            for arm, word in (("control", concept.class_noun), ("concept", mention_of(concept.name, self.strength)))
             for prompt in self.prompts_of(concept)
             for seed in range(self.seed, self.seed + self.num_seeds)
         ]

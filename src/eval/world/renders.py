@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from src.data.mentions import mentioned
 from src.data.request import Identity, ImageStyle, Request
 from src.data.schema import read_json
 from src.data.world.export import LOOKS, known_look
@@ -67,7 +68,7 @@ def scene_of(request: Request, subjects: str | None = None) -> Scene:
         ValueError: If its prompt lacks a noun or a place of the world, has too many of them, has others places for them
             than columns, or names nobody's subject, or its style is none of the world's.
     """
-    named = re.findall(rf"<[\w-]+>|\b(?:{'|'.join(NOUNS)})\b", request.prompt)
+    named = re.findall(rf"<[\w-]+[^<>]*>|\b(?:{'|'.join(NOUNS)})\b", request.prompt)
     places = [place for place, words in BACKGROUNDS.items() if words in request.prompt]
     if not 0 < len(named) <= max(COLUMNS) or len(places) != 1:
         raise ValueError(
@@ -81,7 +82,8 @@ def scene_of(request: Request, subjects: str | None = None) -> Scene:
         scene = subject_scene(index, request.seed, named[0], places[0])
     else:
         looks = [
-            subject(index + at, name) if name in NOUNS else _look(name[1:-1], subjects) for at, name in enumerate(named)
+            subject(index + at, name) if name in NOUNS else _look(mentioned(name)[0], subjects)
+            for at, name in enumerate(named)
         ]
         scene = looks_scene(looks, "left of" if len(looks) == 2 else None, places[0], FIRST_VIEW + request.seed)
     return replace(scene, style=_style(request))

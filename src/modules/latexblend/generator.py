@@ -13,7 +13,7 @@ from src.data.banks import BankFile
 from src.data.identity import warn_of_another
 from src.data.known_words import KnownWords
 from src.data.layout import Region, bounding_box, regions_of
-from src.data.mentions import check_name, parse_prompt
+from src.data.mentions import check_name, mentioned, parse_prompt
 from src.data.prompts import FIXED_TEMPLATE, TEMPLATES, concept_positions, concept_span, tokenize
 from src.data.ranges import BatchSize, BelowOne, Sampling, Share1
 from src.data.request import Identity, Request
@@ -26,8 +26,13 @@ from src.modules.latexblend.bank import ConceptBank, ProjectionCache, cached_pro
 from src.modules.latexblend.guidance import BlendingGuidance
 from src.modules.latexblend.rectification import Rectification
 
-Placement = tuple[ConceptBank, list[int]]
-"""A bank and the S token positions of one mention of its concept."""
+
+class Placement(NamedTuple):
+    """A bank, the S token positions of one mention of its concept, and the strength that the mention asks for."""
+
+    bank: ConceptBank
+    positions: list[int]
+    strength: float = 1.0
 
 
 class Placed(NamedTuple):
@@ -42,11 +47,14 @@ class Placed(NamedTuple):
     def objects(self) -> list[Grounded]:
         """The nouns that the layout puts into boxes, for a UNet that reads these."""
         placed = zip(self.concepts, self.regions, strict=True)
-        return [Grounded(bank.class_noun, bounding_box(region)) for (bank, _), region in placed if region is not None]
+        return [Grounded(bank.class_noun, bounding_box(region)) for (bank, *_), region in placed if region is not None]
 
 
 class BlendedText:
     """A ``Transform`` that writes concepts into the conditional rows of a batch, ``Blend(h_b, h_c1, ..., h_cN)``.
+
+    A concept of strength s moves rows by s times the way from the plain prompt's to its own, ``h_b + s (h_c - h_b)``:
+    exactly the plain prompt's at 0 and the concept's at 1.
 
     Args:
         placements: The concepts that each prompt of the batch mentions, in the pipeline's order.
@@ -70,11 +78,12 @@ class BlendedText:
             raise ValueError(f"concepts were placed for {number} prompts, but the denoiser got {rows} rows of text")
         blended = projected.clone()  # (rows, L, D)
         for row, placements in enumerate(self.placements, start=rows - number):
-            for bank, positions in placements:
+            for bank, positions, strength in placements:
                 concept = bank.rows[name] + blended[row, positions] if self.keep_context else bank.rows[name]
-                blended[row] = replace_rows(blended[row], concept, positions)
+                whole = replace_rows(blended[row], concept, positions)
                 if self.bind and name.startswith("k."):
-                    blended[row, positions[0]] = blended[row, positions[-1]]
+                    whole[positions[0]] = whole[positions[-1]]
+                blended[row] = torch.lerp(blended[row], whole, strength)
         return blended
 
 
@@ -214,8 +223,11 @@ class ConceptGenerator(TracedGenerator[Placed]):
         """
         marked, rows = concept_positions(self.backbone.tokenizers[0], prompt, self._nouns, self.backbone.as_read)
         tokenize(self.backbone.tokenizers[0], [marked.plain])
-        placements = [(self.banks[name], positions) for name, positions in rows]
-        for (name, positions), (bank, _) in zip(rows, placements, strict=True):
+        placements = [
+            Placement(self.banks[name], positions, mention.strength)
+            for (name, positions), mention in zip(rows, marked.mentions, strict=True)
+        ]
+        for (name, positions), (bank, *_) in zip(rows, placements, strict=True):
             if len(positions) != bank.num_tokens:
                 raise ValueError(
                     f"<{name}> takes {len(positions)} tokens here, but its bank has {bank.num_tokens}: it was learnt "
@@ -249,7 +261,7 @@ class ConceptGenerator(TracedGenerator[Placed]):
         drawn_with = (of_call["num_inference_steps"], of_call["guidance_scale"], self.blending_start, bind)
         banks = {f"bank.{name}": bank.metadata.get("sha256", "") for name, bank in self.banks.items()}
         if prompt is not None:
-            banks = {key: value for key, value in banks.items() if f"<{key.removeprefix('bank.')}>" in prompt}
+            banks = {f"bank.{name}": banks[f"bank.{name}"] for name in self.banks if name in mentioned(prompt)}
         return {
             "backbone": self.backbone.identity,
             "settings": " ".join(map(str, (*drawn_with, of_call["resolution"]))),
@@ -293,7 +305,7 @@ class ConceptGenerator(TracedGenerator[Placed]):
 
     def draw(self, batch: Sequence[Placed]) -> list[Image.Image]:
         """Draw one batch with a stock call of the pipeline while concepts are blended in."""
-        phrases = [[positions for _, positions in one.concepts] for one in batch]
+        phrases = [[placement.positions for placement in one.concepts] for one in batch]
         regions = [one.regions for one in batch]
         grounding = grounded(self.backbone, [one.objects for one in batch])
         rectifying = self.rectification.acting(self.backbone, phrases, regions)

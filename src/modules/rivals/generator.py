@@ -12,7 +12,7 @@ from src.data.banks import ConceptFile, refuse_other_method
 from src.data.identity import warn_of_another
 from src.data.known_words import KnownWords
 from src.data.layout import Region, regions_of
-from src.data.mentions import check_name, parse_prompt
+from src.data.mentions import check_name, mentioned, parse_prompt
 from src.data.prompts import TEMPLATES, concept_positions, tokenize
 from src.data.ranges import BatchSize, Sampling
 from src.data.request import Identity, Request
@@ -117,7 +117,7 @@ class RivalGenerator(TracedGenerator[Mentioned]):
 
     def identity(self, prompt: str | None = None) -> Identity:
         """Return what an image depends on beside text and seed; with ``prompt``, only the concepts that it mentions."""
-        names = [name for name in self.concepts if prompt is None or f"<{name}>" in prompt]
+        names = [name for name in self.concepts if prompt is None or name in mentioned(prompt)]
         return {
             "method": type(self).__name__,
             "backbone": self.backbone.identity,
@@ -146,14 +146,16 @@ class RivalGenerator(TracedGenerator[Mentioned]):
         """Find the concepts of a request's prompt.
 
         Raises:
-            ValueError: If the request asks for a style, for an unknown concept, or for more text than the text encoder
-                takes.
+            ValueError: If the request asks for a style, for an unknown concept, for a strength, or for more text than
+                the text encoder takes.
         """
         if request.style is not None:
             raise ValueError("a style was given, but this method draws concepts, not styles: add method=style_svd")
         tokenizer = self.backbone.tokenizers[0]
         marked, rows = concept_positions(tokenizer, request.prompt, self._nouns, self.backbone.as_read)
         tokenize(tokenizer, [marked.plain])
+        if odd := [mention.name for mention in marked.mentions if mention.strength != 1]:
+            raise ValueError(f"{type(self).__name__} knows no strength of a mention; write <{odd[0]}>")
         names = tuple(name for name, _ in rows)
         positions = [positions for _, positions in rows]
         return Mentioned(marked.plain, names, positions, request.seed, regions_of(request.layout, names))

@@ -19,7 +19,7 @@ from src.modules.backbones.base import Backbone, cross_attention_projections
 from src.modules.backbones.denoising import LEVELS
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank, replace_rows, transformed_projections
-from src.modules.latexblend.generator import BlendedText, ConceptGenerator, blended, concept_offsets
+from src.modules.latexblend.generator import BlendedText, ConceptGenerator, Placement, blended, concept_offsets
 from tests.tiny import tiny_sd, tiny_sdxl
 
 PIPELINES = {"sd": tiny_sd, "sdxl": tiny_sdxl}
@@ -69,7 +69,7 @@ def test_only_conditional_rows_change_and_the_unet_comes_back(backbone: UNetBack
     before = {name: vars(linear).keys() for name, linear in cross_attention_projections(backbone.unet).items()}
     with torch.no_grad():
         plain = backbone.unet(**inputs).sample
-        with blended(backbone.unet, [[(concept, [1, 2])], []]):
+        with blended(backbone.unet, [[Placement(concept, [1, 2])], []]):
             changed = backbone.unet(**inputs).sample
         again = backbone.unet(**inputs).sample
     assert torch.equal(changed[[0, 1, 3]], plain[[0, 1, 3]])
@@ -81,7 +81,7 @@ def test_only_conditional_rows_change_and_the_unet_comes_back(backbone: UNetBack
 
 def test_hooks_and_cache_agree(backbone: UNetBackbone) -> None:
     inputs = unet_inputs(backbone, 2)
-    placements = [[(bank(backbone, 0), [1, 2])]]
+    placements = [[Placement(bank(backbone, 0), [1, 2])]]
     with torch.no_grad():
         with transformed_projections(backbone.unet, BlendedText(placements)):
             hooked = backbone.unet(**inputs).sample
@@ -103,7 +103,7 @@ def test_another_text_or_one_changed_in_place_is_projected_anew(backbone: UNetBa
 
 def test_the_order_of_concepts_does_not_matter(backbone: UNetBackbone) -> None:
     inputs = unet_inputs(backbone, 1)
-    first, second = (bank(backbone, 0), [1, 2]), (bank(backbone, 1), [4, 5])
+    first, second = Placement(bank(backbone, 0), [1, 2]), Placement(bank(backbone, 1), [4, 5])
     with torch.no_grad():
         with blended(backbone.unet, [[first, second]]):
             one = backbone.unet(**inputs).sample
@@ -112,11 +112,52 @@ def test_the_order_of_concepts_does_not_matter(backbone: UNetBackbone) -> None:
     assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("keep_context", [False, True])
+@pytest.mark.parametrize("bind", [False, True])
+def test_strength_goes_from_the_prompts_own_rows_to_the_concepts(
+    backbone: UNetBackbone, keep_context: bool, bind: bool
+) -> None:
+    concept, positions, name = bank(backbone, 0), [1, 2], "k.mid_block.attentions.0.transformer_blocks.0.attn2"
+    plain = torch.randn(2, 77, concept.rows[name].shape[1], generator=torch.Generator().manual_seed(1))
+
+    def rows(strength: float) -> torch.Tensor:
+        blend = BlendedText([[Placement(concept, positions, strength)]], bind, keep_context)
+        return blend(name, plain, plain)
+
+    whole = concept.rows[name] + plain[1, positions] if keep_context else concept.rows[name]
+    whole = whole[[1, 1]] if bind else whole
+    assert torch.equal(rows(0.0), plain)
+    assert torch.equal(rows(1.0)[1, positions], whole)
+    for strength in (0.25, 0.7, 1.5):
+        moved = rows(strength)
+        expected = plain[1, positions] + strength * (whole - plain[1, positions])
+        torch.testing.assert_close(moved[1, positions], expected)
+        assert torch.equal(moved[0], plain[0])
+        assert torch.equal(moved[1, 3:], plain[1, 3:])
+
+
+def test_each_mention_has_a_strength_of_its_own(backbone: UNetBackbone) -> None:
+    drawing = generator(backbone, {"rex": bank(backbone, 0), "tom": bank(backbone, 1, "cat")})
+    weak, strong, plain, again = drawing.sample(
+        [Request(prompt, 0) for prompt in ("a <rex:0.5>", "a <rex:1.0>", "a <rex:0>", "a <rex>")]
+    )
+    assert np.array_equal(pixels([strong]), pixels([again]))
+    assert np.array_equal(pixels([plain]), pixels(backbone.draw(["a dog"], [0], drawing.sampling)))
+    assert not np.array_equal(pixels([weak]), pixels([again]))
+    assert [each.strength for each in drawing.place("a <rex:0.3>, a <tom> and a <rex:1.5>")[1]] == [0.3, 1.0, 1.5]
+
+
+def test_a_mention_with_a_strength_depends_on_its_bank(backbone: UNetBackbone) -> None:
+    drawing = generator(backbone, {"rex": bank(backbone, 0)})
+    assert "bank.rex" in drawing.identity("a <rex:0.5>")
+    assert "bank.rex" not in drawing.identity("a dog")
+
+
 def test_binding_gives_the_modifier_the_key_of_the_noun(backbone: UNetBackbone) -> None:
     name = next(iter(cross_attention_projections(backbone.unet)))
     concept = bank(backbone, 0)
     projected = torch.zeros(1, 8, concept.rows[name].shape[1])
-    text = BlendedText([[(concept, [1, 3])]], bind=True)
+    text = BlendedText([[Placement(concept, [1, 3])]], bind=True)
     keys, values = text(name, projected, projected)[0], text("v" + name[1:], projected, projected)[0]
     assert torch.equal(keys[1], concept.rows[name][1]) and torch.equal(keys[3], concept.rows[name][1])
     assert torch.equal(values[1], concept.rows["v" + name[1:]][0])
@@ -144,7 +185,7 @@ def test_a_concept_that_changes_nothing_keeps_every_image_as_it_is(backbone: UNe
 def test_context_is_kept_by_adding_what_the_concept_changes(backbone: UNetBackbone) -> None:
     concept = bank(backbone, 0)
     offsets = concept_offsets(backbone, concept)
-    text = BlendedText([[(offsets, [5, 6])]], keep_context=True)
+    text = BlendedText([[Placement(offsets, [5, 6])]], keep_context=True)
     here = generic_rows(backbone, "a cat left of a dog", [5, 6])
     extracted = generic_rows(backbone, "photo of a dog", [3, 4])
     for name, linear in cross_attention_projections(backbone.unet).items():
@@ -158,7 +199,7 @@ def test_concepts_act_below_a_timestep(backbone: UNetBackbone) -> None:
     inputs, concept = unet_inputs(backbone, 1), bank(backbone, 0)
     with torch.no_grad():
         plain = {t: backbone.unet(**(inputs | {"timestep": t})).sample for t in (950, 500)}
-        with blended(backbone.unet, [[(concept, [1, 2])]], acts_below=900):
+        with blended(backbone.unet, [[Placement(concept, [1, 2])]], acts_below=900):
             early = backbone.unet(**(inputs | {"timestep": 950})).sample
             late = backbone.unet(**(inputs | {"timestep": 500})).sample
     assert torch.equal(early, plain[950])
@@ -194,7 +235,7 @@ def test_any_stock_pipeline_takes_concepts(tmp_path: Path) -> None:
         return pixels(pipeline("a dog", image=image, num_inference_steps=4, strength=0.5, generator=seeded).images)
 
     plain = draw()
-    with blended(pipeline.unet, [[(bank(backbone, 0), [1, 2])]]):
+    with blended(pipeline.unet, [[Placement(bank(backbone, 0), [1, 2])]]):
         changed = draw()
     assert not np.array_equal(plain, changed)
     assert np.array_equal(plain, draw())
@@ -221,7 +262,7 @@ def test_a_controlnet_pipeline_steers_concepts_too(tmp_path: Path) -> None:
         return pixels(pipeline("a dog", image=edges, generator=seeded, **settings).images)
 
     plain = draw(0.0)
-    with blended(pipeline.unet, [[(bank(backbone, 0), [1, 2])]]):
+    with blended(pipeline.unet, [[Placement(bank(backbone, 0), [1, 2])]]):
         concept, steered = draw(0.0), draw(1.0)
     assert not np.array_equal(plain, concept)
     assert not np.array_equal(concept, steered)
@@ -273,7 +314,7 @@ def test_blending_starts_at_a_share_of_the_schedule_whatever_its_length(tmp_path
 
     with torch.no_grad():
         plain = predictions()
-        with generator(backbone, {}, blending_start=0.5)._blended([[(concept, [1, 2])]]):
+        with generator(backbone, {}, blending_start=0.5)._blended([[Placement(concept, [1, 2])]]):
             found = predictions()
     assert [torch.equal(*pair) for pair in zip(found, plain, strict=True)] == [True, True, False]
 
@@ -291,9 +332,9 @@ def test_blending_ends_at_a_share_of_the_schedule_whatever_its_length(tmp_path: 
 
     with torch.no_grad():
         plain = predictions()
-        with generator(backbone, {}, blending_start=0.8, blending_end=0.2)._blended([[(concept, [1, 2])]]):
+        with generator(backbone, {}, blending_start=0.8, blending_end=0.2)._blended([[Placement(concept, [1, 2])]]):
             found = predictions()
-        with generator(backbone, {}, blending_end=0.2)._blended([[(concept, [1, 2])]]):
+        with generator(backbone, {}, blending_end=0.2)._blended([[Placement(concept, [1, 2])]]):
             from_the_start = predictions()
     assert [torch.equal(*pair) for pair in zip(found, plain, strict=True)] == [True, True, False, False, False, True]
     assert [torch.equal(*pair) for pair in zip(from_the_start, plain, strict=True)] == [False] * 5 + [True]

@@ -186,7 +186,7 @@ def test_prompts_of_a_batch_keep_their_own_segments_at_any_size(tmp_path: Path, 
     batch = [drawing.prepare(request) for request in requests]
 
     def latents(members: list) -> torch.Tensor:
-        phrases = [[positions for _, positions in one.concepts] for one in members]
+        phrases = [[placement.positions for placement in one.concepts] for one in members]
         text = backbone.encode_text([one.plain for one in members]).prompt_embeds
         noise = [
             torch.randn(4, sides[0] // 8, sides[1] // 8, generator=torch.Generator().manual_seed(one.seed))

@@ -351,6 +351,8 @@ def test_a_file_of_another_method_is_refused_in_a_sentence(make, tmp_path):
     moved = RivalConcept(concepts["rex"].tensors, {**concepts["rex"].metadata, "backbone_hash": "f00"})
     with pytest.raises(RefusedFileError, match="learnt with the backbone"):
         TextualInversion.draws(make(), {"rex": moved}, SAMPLING)
+    with pytest.raises(ValueError, match="knows no strength of a mention; write <rex>"):
+        TextualInversion.draws(make(), concepts, SAMPLING).check([Request("a <rex:0.5>", 0)])
 
 
 def test_masked_cells_do_not_count(make, tmp_path, root):
