@@ -34,6 +34,7 @@ from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.learner import LLMDiff
 from src.modules.training.learner import LearnerModule
 from tests.llms import tiny_tokenizer
+from tests.single_files import write_single_file
 from tests.tiny import SDXL_UNET, tokenizer
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -163,6 +164,25 @@ def test_sdxl_learns_and_draws_within_24_gib(tmp_path: Path) -> None:
     assert 665_600 < size < 690_000
     assert module.sample([Request("a <subject> on the grass", 0)])[0].size == (512, 512)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < WITHIN_KIB
+
+
+@pytest.mark.slow
+def test_a_single_file_of_sd15_draws_with_clips_own_words_within_20_gib(tmp_path: Path) -> None:
+    with made_in(torch.float16):
+        pipeline = sd15(tmp_path)
+    path = write_single_file(pipeline, tmp_path / "model.safetensors")
+    weights = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
+    backbone = UNetBackbone.from_pretrained(str(path), "float16")
+    assert sum(parameter.numel() for parameter in backbone.unet.parameters()) == 859_520_964
+    loaded = backbone.unet.state_dict()
+    assert loaded.keys() == weights.keys() and all(torch.equal(loaded[name], weights[name]) for name in weights)
+    assert len(backbone.tokenizers[0]) == 49408 and backbone.resolution == 512
+    backbone = UNetBackbone.from_pretrained(str(path))
+    drawn = backbone.draw(["a dog"], [0], backbone.settled({"num_inference_steps": 1, "resolution": 128}))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"peak {peak / 2**20:.1f} GiB")
+    assert drawn[0].size == (128, 128) and peak < 20 * 2**20
+    path.unlink()
 
 
 @pytest.mark.slow

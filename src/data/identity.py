@@ -195,8 +195,8 @@ def warn_of_another(made_with: Mapping[str, str], content_hash: str, name: str, 
     """
     if made_with.get("backbone_content", content_hash) != content_hash:
         logging.getLogger(__name__).warning(
-            "%s was trained with another version of %s: the same cross-attention, but another scheduler, autoencoder "
-            "or other weights, with which images may differ",
+            "%s was trained with other files than %s: the same cross-attention, but perhaps another scheduler, "
+            "autoencoder or other weights, with which images may differ",
             what,
             name,
         )
@@ -224,6 +224,23 @@ def _part_files(folder: Path) -> list[Path]:
     if any(folder.glob("*.safetensors")):
         return model_files(folder)
     return [path for path in folder.iterdir() if path.suffix in READ and not path.name.startswith(".")]
+
+
+def file_parts(folder: Path, file: Path) -> dict[str, str]:
+    """Hash each part of a pipeline whose weights are all in one file.
+
+    Args:
+        folder: Folder in diffusers' layout with the configurations and tokenizers; weights in it are left alone.
+        file: The weights, whatever the file is called.
+    """
+    (weights,) = hashed(file.parent, [file], beside=False).values()
+    settings = read_model_index(folder)
+    parts = {"settings": _json_hash(settings)}
+    for name in (name for name, value in settings.items() if isinstance(value, list) and (folder / name).is_dir()):
+        files = [one for one in (folder / name).iterdir() if one.suffix in READ and one.suffix != ".safetensors"]
+        told = {one.name: _json_hash(_read_json(one)) for one in files if not one.name.endswith(".index.json")}
+        parts[name] = joined({**told, **({"weights": weights} if "config.json" in told else {})})
+    return parts
 
 
 def parts_in_memory(pipeline: Any) -> dict[str, str]:

@@ -9,8 +9,8 @@ Shapes: B prompts or images, L tokens, D text width, C latent channels.
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,13 +19,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from src.data.finite import check_finite
-from src.data.first_looks import ModelPlace, looks_local
-from src.data.identity import joined, parts_in_memory, pipeline_parts, projections_hash, read_tensors
+from src.data.first_looks import ModelPlace
+from src.data.identity import joined, parts_in_memory, projections_hash
 from src.data.known_words import KnownWords
-from src.data.model_index import read_model_index
 from src.data.prompts import tokenize
 from src.data.ranges import Sampling
 from src.modules.backbones.autoencoder import scaled_latents
+from src.modules.backbones.checkpoint import Checkpoint
+from src.modules.backbones.projections import cross_attention_projections, projections_on_disk
 from src.modules.backbones.tensors import Noised, Text
 from src.modules.generator import model_sampling, pictures, settled
 from src.modules.training.diffusion import diffusion_target, draw_noise
@@ -51,15 +52,17 @@ class Backbone(ABC):
         fingerprint: Hash of the weights that read text, 16 hexadecimal digits; a bank fits only the same fingerprint.
         noise_scheduler: Noise schedule of training.
         known_words: The words that the model was taught, where it carries their list.
+        checkpoint: What the pipeline was loaded from; None for one that was made in memory.
 
     Raises:
         ValueError: If ``sampling`` has another key, or the pipeline is of another kind.
     """
 
     known_words: KnownWords | None = None
+    checkpoint: Checkpoint | None = None
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
     """Stock pipelines that this backbone takes."""
-    incidental: ClassVar[tuple[str, ...]] = ("path", "local_files_only")
+    incidental: ClassVar[tuple[str, ...]] = ("path", "local_files_only", "config")
     """What does not change what is learnt with a model: it is known by its content, not by its path."""
     option: ClassVar[str] = ""
     """Configuration of this kind of backbone in a command; empty for the default kind."""
@@ -98,48 +101,46 @@ class Backbone(ABC):
         local_files_only: bool = False,
         sampling: Sampling | None = None,
         safety_checker: bool = False,
+        config: ModelPlace | None = None,
     ) -> Self:
-        """Load a hub id or a local folder in diffusers' layout.
+        """Load a hub id, a local folder in diffusers' layout or, as a ``UNetBackbone``, one file of weights.
+
+        Args:
+            path: The model; a file ends in ``.safetensors`` and has the original layout.
+            dtype: Working precision.
+            local_files_only: Whether what is on the hub must have been fetched before.
+            sampling: As of the class.
+            safety_checker: As of the class.
+            config: Folder or hub id with the configurations of a file; None for those of the published model.
 
         Raises:
-            ValueError: If the folder is missing or of another kind, or ``dtype`` or a key of ``sampling`` is unknown.
+            ValueError: If the folder is missing or of another kind, the file holds something else, or ``dtype`` or a
+                key of ``sampling`` is unknown.
         """
         if dtype not in DTYPES:
             raise ValueError(f"backbone.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
         sampling = model_sampling(SAMPLING, sampling)  # Refused here, before the weights are read.
-        local = looks_local(path)
-        if local and not (Path(path).expanduser() / "model_index.json").exists():
-            raise ValueError(f"{path} is no diffusers pipeline folder: it has no model_index.json")
-        if local:
-            read_model_index(path)
-        pipeline = DiffusionPipeline.from_pretrained(
-            str(Path(path).expanduser()) if local else path,
-            dtype=DTYPES[dtype],
-            local_files_only=local_files_only,
-            use_safetensors=True,
-        )
-        folder = cls._folder(path, local_files_only=True)
-        parts = cls.content({"path": path, "local_files_only": True})
-        backbone = cls(pipeline, folder.name if local else path, sampling, safety_checker, parts)
-        backbone.known_words = KnownWords.read(path) if local else None
+        checkpoint = Checkpoint(path, local_files_only, config)
+        pipeline = checkpoint.load(DTYPES[dtype])
+        # What was fetched just now is on the disk.
+        checkpoint = replace(checkpoint, local_files_only=True)
+        backbone = cls(pipeline, checkpoint.name, sampling, safety_checker, checkpoint.parts())
+        backbone.checkpoint = checkpoint
+        backbone.known_words = KnownWords.read(path) if checkpoint.place else None
         if dtype == "bfloat16":
-            backbone.fingerprint = projections_hash(backbone._projections_in(folder))
+            (part,) = (name for name, one in pipeline.components.items() if one is backbone.denoiser)
+            layers = backbone.text_layers()
+            backbone.fingerprint = projections_hash(projections_on_disk(checkpoint, part, backbone.denoiser, layers))
         return backbone
 
-    def _projections_in(self, folder: Path) -> dict[str, list[Tensor]]:
-        """The weights of ``text_layers`` as files have them: bfloat16 rounds them otherwise than fingerprints do."""
-        (part,) = (name for name, module in self.pipeline.components.items() if module is self.denoiser)
-        names = {id(weights): name for name, weights in self.denoiser.named_parameters()}
-        layers = {layer: [names[id(w)] for w in linear.parameters()] for layer, linear in self.text_layers().items()}
-        tensors = read_tensors(folder / part, [name for each in layers.values() for name in each])
-        return {layer: [tensors[name] for name in each] for layer, each in layers.items()}
+    @classmethod
+    def first_look(cls, settings: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint that cannot be loaded, before anything slow.
 
-    @staticmethod
-    def _folder(path: str, local_files_only: bool) -> Path:
-        """Where a model is on this machine; a hub id is fetched, unless that is forbidden."""
-        if looks_local(path):
-            return Path(path).expanduser()
-        return Path(DiffusionPipeline.download(path, local_files_only=local_files_only, use_safetensors=True))
+        Raises:
+            ValueError: As in ``from_pretrained``.
+        """
+        Checkpoint.of(settings).check()
 
     @classmethod
     def content(cls, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -148,7 +149,7 @@ class Backbone(ABC):
         Raises:
             ValueError: If the folder is missing or of another kind.
         """
-        return pipeline_parts(cls._folder(settings["path"], settings.get("local_files_only", False)))
+        return Checkpoint.of(settings).parts()
 
     @property
     @abstractmethod
@@ -195,7 +196,8 @@ class Backbone(ABC):
         """Settings that choose this backbone on the command line, whatever configuration it came from."""
         dtype = str(self.dtype).removeprefix("torch.")
         path = {"backbone.path": self.pipeline.name_or_path, "backbone.dtype": dtype}
-        return {"backbone": self.option, **path} if self.option else path
+        chosen = {**path, **(self.checkpoint.overrides if self.checkpoint else {})}
+        return {"backbone": self.option, **chosen} if self.option else chosen
 
     @cached_property
     def parts(self) -> Mapping[str, str]:
@@ -327,18 +329,3 @@ class Backbone(ABC):
         """Compute ``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise``, with noise ``(B, C, h, w)`` and timesteps ``(B,)``."""
         target = diffusion_target(self.noise_scheduler, latents, noise, timesteps)
         return Noised(self.noise_scheduler.add_noise(latents, noise, timesteps), timesteps, target)
-
-
-def cross_attention_projections(denoiser: nn.Module) -> dict[str, nn.Linear]:
-    """Find the text projections of every cross-attention layer: ``k.<layer>`` and ``v.<layer>``, in module order.
-
-    Raises:
-        ValueError: If keys and values were fused, which leaves nothing to hook.
-    """
-    found: dict[str, nn.Linear] = {}
-    for name, module in denoiser.named_modules():
-        if name.endswith("attn2"):
-            if getattr(module, "fused_projections", False):
-                raise ValueError("fuse_qkv_projections() is on; call unet.unfuse_qkv_projections() first")
-            found[f"k.{name}"], found[f"v.{name}"] = module.to_k, module.to_v
-    return found
