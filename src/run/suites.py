@@ -105,8 +105,8 @@ class Suite:
         """
         if not self._joint:
             return {f"bank.{name}": self._training((name,)) for name in self.subjects}
-        mentioned = [tuple(name for name in self.subjects if name in mentioned(one.prompt)) for one in requests]
-        combinations = [names for names in dict.fromkeys(mentioned) if names]
+        named = [tuple(name for name in self.subjects if name in mentioned(one.prompt)) for one in requests]
+        combinations = [names for names in dict.fromkeys(named) if names]
         return {JOINED.join(f"bank.{name}" for name in names): self._training(names) for names in combinations}
 
     @cached_property
