@@ -118,10 +118,10 @@ def projections_hash(projections: Mapping[str, Iterable[Tensor]]) -> str:
     return found.hexdigest()[:16]
 
 
-def read_tensors(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
+def read_tensors(folder: Path, names: Collection[str], variant: str | None = None) -> dict[str, Tensor]:
     """Read some weights of one model by their names, in the precision of its files; the others stay on the disk."""
     found: dict[str, Tensor] = {}
-    for path in model_files(folder):
+    for path in model_files(folder, variant):
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 found |= {name: file.get_tensor(name) for name in set(names).intersection(file.keys())}
@@ -137,8 +137,17 @@ def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
     return found.hexdigest()[:16]
 
 
-def model_files(folder: Path) -> list[Path]:
+def is_variant(path: Path, variant: str) -> bool:
+    """Tell whether a file holds weights of this variant, such as ``fp16`` in ``model.fp16.safetensors``."""
+    return path.suffix == ".safetensors" and path.name.partition(".")[2].startswith((f"{variant}.", f"{variant}-"))
+
+
+def model_files(folder: Path, variant: str | None = None) -> list[Path]:
     """List what a model is loaded from: weights, configuration and tokenizer, without its subfolders.
+
+    Args:
+        folder: The model.
+        variant: Weights that are taken before the plain ones, if there are any, such as ``fp16``.
 
     Raises:
         ValueError: If there are no ``*.safetensors``.
@@ -147,6 +156,9 @@ def model_files(folder: Path) -> list[Path]:
     weights = [path for path in found if path.suffix == ".safetensors"]
     if not weights:
         raise ValueError(f"{folder} holds no *.safetensors; weights in another format are not read")
+    chosen = [path for path in weights if variant is not None and is_variant(path, variant)]
+    if chosen:
+        return [path for path in found if path in chosen or path not in weights]
     unread = [path for path in weights if VARIANT.match(path.name)]
     # A folder that holds nothing else is read by them.
     return found if len(unread) == len(weights) else [path for path in found if path not in unread]
@@ -164,6 +176,12 @@ def folder_identity(folder: str | Path) -> str:
 def files_digest(files: Iterable[Path]) -> str:
     """Hash what a few files hold in this order, whatever their names are, to 64 hexadecimal digits."""
     return hashlib.sha256(b"".join(bytes.fromhex(_sha256(path)) for path in files)).hexdigest()
+
+
+def file_hash(file: Path) -> str:
+    """Hash the content of one file, whatever it is called, to 64 hexadecimal digits, which the user's cache keeps."""
+    (found,) = hashed(file.parent, [file], beside=False).values()
+    return found
 
 
 def place_digest(place: Path) -> str:
@@ -202,7 +220,7 @@ def warn_of_another(made_with: Mapping[str, str], content_hash: str, name: str, 
         )
 
 
-def pipeline_parts(folder: str | Path) -> dict[str, str]:
+def pipeline_parts(folder: str | Path, variant: str | None = None) -> dict[str, str]:
     """Hash each part of a folder in diffusers' layout, such as ``unet`` and ``scheduler``, and its own settings.
 
     A part that is named and has no folder is left out: whether it may be missing is for diffusers to say.
@@ -213,16 +231,16 @@ def pipeline_parts(folder: str | Path) -> dict[str, str]:
     folder = Path(folder)
     settings = read_model_index(folder)
     named = [name for name, value in settings.items() if isinstance(value, list) and (folder / name).is_dir()]
-    read = {name: _part_files(folder / name) for name in named}
+    read = {name: _part_files(folder / name, variant) for name in named}
     found = hashed(folder, [path for files in read.values() for path in files])
     parts = {name: joined({key: found[key] for key in found if key.startswith(f"{name}/")}) for name in named}
     return {**parts, "settings": _json_hash(settings)}
 
 
-def _part_files(folder: Path) -> list[Path]:
+def _part_files(folder: Path, variant: str | None) -> list[Path]:
     """List the files of a part; schedulers and tokenizers have no weights."""
     if any(folder.glob("*.safetensors")):
-        return model_files(folder)
+        return model_files(folder, variant)
     return [path for path in folder.iterdir() if path.suffix in READ and not path.name.startswith(".")]
 
 
@@ -233,7 +251,7 @@ def file_parts(folder: Path, file: Path) -> dict[str, str]:
         folder: Folder in diffusers' layout with the configurations and tokenizers; weights in it are left alone.
         file: The weights, whatever the file is called.
     """
-    (weights,) = hashed(file.parent, [file], beside=False).values()
+    weights = file_hash(file)
     settings = read_model_index(folder)
     parts = {"settings": _json_hash(settings)}
     for name in (name for name, value in settings.items() if isinstance(value, list) and (folder / name).is_dir()):

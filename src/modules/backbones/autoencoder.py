@@ -1,13 +1,23 @@
-"""Encode images with a stock autoencoder to the latents that its denoiser was trained on."""
+"""Encode images with a stock autoencoder to the latents that its denoiser was trained on, and load another one."""
 
 import contextlib
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from src.data.finite import check_finite
+from src.data.first_looks import looks_local
+from src.data.identity import file_hash, folder_identity, joined
+from src.data.schema import read_json
+from src.modules.backbones.headers import described, read_header
 
 
 @torch.no_grad()
@@ -48,3 +58,91 @@ def _upcast(vae: Any) -> Iterator[None]:
         yield
     finally:
         nn.Module.to(vae, torch.float16)
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """An autoencoder that takes the place of a model's own.
+
+    Attributes:
+        path: Folder or hub id in diffusers' layout, or ``.safetensors`` in either layout.
+        local_files_only: Whether what is on the hub must have been fetched before.
+    """
+
+    path: str
+    local_files_only: bool = False
+
+    def check(self) -> None:
+        """Refuse what is no autoencoder, before weights are read; a hub id is looked at when it is fetched.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        place = Path(self.path).expanduser()
+        if place.is_file():
+            metadata, shapes = read_header(place)
+            if not any(name.endswith("decoder.conv_in.weight") for name in shapes):
+                raise ValueError(f"{place} holds {described(metadata, shapes)}, but backbone.vae takes an autoencoder")
+        elif looks_local(self.path):
+            self._check_kind(place)
+
+    def load(self, own: Any, dtype: torch.dtype) -> AutoencoderKL:
+        """Load it.
+
+        Args:
+            own: The model's own autoencoder: a file has its configuration, and all must have latents of its size.
+            dtype: Working precision.
+
+        Raises:
+            ValueError: As in ``check``, or if its latents are of another size.
+        """
+        place = Path(self.path).expanduser()
+        if not place.is_file():
+            folder = self._folder()
+            self._check_kind(folder)
+            self._check_size(AutoencoderKL.load_config(str(folder)), own)
+            return AutoencoderKL.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
+        _, shapes = read_header(place)
+        name = next(name for name in shapes if name.endswith("decoder.conv_in.weight"))
+        self._check_size({**own.config, "latent_channels": shapes[name][1]}, own)
+        with TemporaryDirectory() as temporary:
+            (Path(temporary) / "config.json").write_text(json.dumps(dict(own.config), default=str), encoding="utf-8")
+            try:
+                return AutoencoderKL.from_single_file(str(place), config=temporary, dtype=dtype, local_files_only=True)
+            except (NotImplementedError, ValueError) as error:
+                raise ValueError(
+                    f"{place} is an autoencoder of another size than the model's own; give backbone.vae=FOLDER, a "
+                    "folder in diffusers' layout"
+                ) from error
+
+    def content_hash(self, own: str) -> str:
+        """Hash what is loaded.
+
+        Args:
+            own: Hash of the model's own autoencoder, whose configuration a file has.
+        """
+        place = Path(self.path).expanduser()
+        if place.is_file():
+            return joined({"file": file_hash(place), "configuration": own})
+        return folder_identity(self._folder())[:16]
+
+    def _folder(self) -> Path:
+        if looks_local(self.path):
+            return Path(self.path).expanduser()
+        files = ["config.json", "*.safetensors"]
+        return Path(snapshot_download(self.path, allow_patterns=files, local_files_only=self.local_files_only))
+
+    def _check_kind(self, folder: Path) -> None:
+        path = folder / "config.json"
+        kind = read_json(path, "the configuration of an autoencoder (backbone.vae)").get("_class_name")
+        if kind != "AutoencoderKL":
+            raise ValueError(f"backbone.vae={self.path} holds {kind}, but an AutoencoderKL is needed")
+
+    def _check_size(self, config: Any, own: Any) -> None:
+        sizes = [(one["latent_channels"], len(one["block_out_channels"])) for one in (config, own.config)]
+        if sizes[0] != sizes[1]:
+            (channels, blocks), (own_channels, own_blocks) = sizes
+            raise ValueError(
+                f"backbone.vae={self.path} has {channels} channels of latents, {2 ** (blocks - 1)} times smaller than "
+                f"the image, but this model has {own_channels}, {2 ** (own_blocks - 1)} times smaller"
+            )

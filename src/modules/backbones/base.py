@@ -32,7 +32,6 @@ from src.modules.generator import model_sampling, pictures, settled
 from src.modules.training.diffusion import diffusion_target, draw_noise
 
 _log = logging.getLogger(__name__)
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SAMPLING: dict[str, Any] = {"num_inference_steps": 30, "guidance_scale": 5.0, "keep_context": False}
 """Settings of drawing, unless the backbone has its own or the call gives others."""
 
@@ -62,7 +61,7 @@ class Backbone(ABC):
     checkpoint: Checkpoint | None = None
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
     """Stock pipelines that this backbone takes."""
-    incidental: ClassVar[tuple[str, ...]] = ("path", "local_files_only", "config")
+    incidental: ClassVar[tuple[str, ...]] = ("path", "local_files_only", "config", "variant", "revision", "vae")
     """What does not change what is learnt with a model: it is known by its content, not by its path."""
     option: ClassVar[str] = ""
     """Configuration of this kind of backbone in a command; empty for the default kind."""
@@ -102,6 +101,9 @@ class Backbone(ABC):
         sampling: Sampling | None = None,
         safety_checker: bool = False,
         config: ModelPlace | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        vae: ModelPlace | None = None,
     ) -> Self:
         """Load a hub id, a local folder in diffusers' layout or, as a ``UNetBackbone``, one file of weights.
 
@@ -111,17 +113,18 @@ class Backbone(ABC):
             local_files_only: Whether what is on the hub must have been fetched before.
             sampling: As of the class.
             safety_checker: As of the class.
-            config: Folder or hub id with the configurations of a file; None for those of the published model.
+            config: As of ``Checkpoint``, and so are ``variant``, ``revision`` and ``vae``.
+            variant: As there.
+            revision: As there.
+            vae: As there.
 
         Raises:
-            ValueError: If the folder is missing or of another kind, the file holds something else, or ``dtype`` or a
-                key of ``sampling`` is unknown.
+            ValueError: As of ``Checkpoint.load``, or if a key of ``sampling`` is unknown.
         """
-        if dtype not in DTYPES:
-            raise ValueError(f"backbone.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+        checkpoint = Checkpoint(path, dtype, local_files_only, config, variant, revision, vae)
+        checkpoint.check()
         sampling = model_sampling(SAMPLING, sampling)  # Refused here, before the weights are read.
-        checkpoint = Checkpoint(path, local_files_only, config)
-        pipeline = checkpoint.load(DTYPES[dtype])
+        pipeline = checkpoint.load()
         # What was fetched just now is on the disk.
         checkpoint = replace(checkpoint, local_files_only=True)
         backbone = cls(pipeline, checkpoint.name, sampling, safety_checker, checkpoint.parts())
@@ -194,9 +197,8 @@ class Backbone(ABC):
     @property
     def overrides(self) -> dict[str, str]:
         """Settings that choose this backbone on the command line, whatever configuration it came from."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        path = {"backbone.path": self.pipeline.name_or_path, "backbone.dtype": dtype}
-        chosen = {**path, **(self.checkpoint.overrides if self.checkpoint else {})}
+        made = Checkpoint(self.pipeline.name_or_path, str(self.dtype).removeprefix("torch."))
+        chosen = (self.checkpoint or made).overrides
         return {"backbone": self.option, **chosen} if self.option else chosen
 
     @cached_property

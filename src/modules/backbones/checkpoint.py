@@ -5,14 +5,18 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from src.data.first_looks import looks_local
-from src.data.identity import pipeline_parts, read_tensors
+from src.data.identity import is_variant, pipeline_parts, read_tensors
 from src.data.model_index import read_model_index
+from src.modules.backbones.autoencoder import Autoencoder
 from src.modules.backbones.single_file import SingleFile
+from src.modules.backbones.tensors import DTYPES
+
+HALF = "fp16"
+"""The variant that a working precision of 16 bits takes, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,22 @@ class Checkpoint:
 
     Attributes:
         path: Folder, hub id or ``.safetensors``.
+        dtype: Working precision, a key of ``DTYPES``.
         local_files_only: Whether what is on the hub must have been fetched before.
         config: Folder or hub id with the configurations of a file; None for those of the published model.
+        variant: Files of weights that are read, such as ``fp16``; None for these where ``dtype`` has 16 bits and the
+            model has them, and else for the plain ones.
+        revision: Branch, tag or commit of a hub id; None for its main branch.
+        vae: Folder, hub id or file of another autoencoder; None for the model's own.
     """
 
     path: str
+    dtype: str = "float32"
     local_files_only: bool = False
     config: str | None = None
+    variant: str | None = None
+    revision: str | None = None
+    vae: str | None = None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -47,6 +60,11 @@ class Checkpoint:
         return SingleFile(place, self.config, self.local_files_only) if place is not None and is_file else None
 
     @property
+    def autoencoder(self) -> Autoencoder | None:
+        """What takes the place of the model's own autoencoder."""
+        return None if self.vae is None else Autoencoder(self.vae, self.local_files_only)
+
+    @property
     def name(self) -> str:
         """Name of the model in banks and reports."""
         return self.path if self.place is None else self.place.name
@@ -54,14 +72,24 @@ class Checkpoint:
     @property
     def overrides(self) -> dict[str, str]:
         """Settings that choose this checkpoint on the command line."""
-        return {"backbone.path": self.path, **({"backbone.config": self.config} if self.config else {})}
+        chosen = {name: getattr(self, name) for name in ("path", "dtype", "config", "variant", "revision", "vae")}
+        return {f"backbone.{name}": value for name, value in chosen.items() if value is not None}
 
     def check(self) -> None:
         """Refuse what cannot be loaded, before weights are read.
 
         Raises:
-            ValueError: If the folder is missing or of another kind, or the file holds something else.
+            ValueError: If the folder is missing or of another kind, the file holds something else, or an option does
+                not go with it.
         """
+        if self.dtype not in DTYPES:
+            raise ValueError(f"backbone.dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+        for name, value in (("revision", self.revision), ("variant", self.variant)):
+            if value is not None and (self.file or name == "revision" and self.place):
+                takes = "the hub" if name == "revision" else "a folder or the hub"
+                raise ValueError(f"backbone.{name} is for a model of {takes}, not for {self.path}: leave it out")
+        if self.autoencoder:
+            self.autoencoder.check()
         if self.file:
             self.file.check()
             return
@@ -72,20 +100,27 @@ class Checkpoint:
         if self.place is not None:
             if not (self.place / "model_index.json").exists():
                 raise ValueError(f"{self.path} is no diffusers pipeline folder: it has no model_index.json")
-            read_model_index(self.place)
+            self._variant(self.place)
 
-    def load(self, dtype: torch.dtype) -> DiffusionPipeline:
+    def load(self) -> DiffusionPipeline:
         """Load the pipeline.
 
         Raises:
-            ValueError: As in ``check``.
+            ValueError: As in ``check``, or if the other autoencoder does not fit.
         """
         self.check()
+        dtype = DTYPES[self.dtype]
         if self.file:
-            return self.file.load(dtype)
-        return DiffusionPipeline.from_pretrained(
-            str(self.place or self.path), dtype=dtype, local_files_only=self.local_files_only, use_safetensors=True
-        )
+            pipeline = self.file.load(dtype)
+        else:
+            folder = self._folder()
+            pipeline = DiffusionPipeline.from_pretrained(
+                str(folder), dtype=dtype, variant=self._variant(folder), local_files_only=True, use_safetensors=True
+            )
+            pipeline.register_to_config(_name_or_path=str(self.place or self.path))
+        if self.autoencoder:
+            pipeline.register_modules(vae=self.autoencoder.load(pipeline.vae, dtype))
+        return pipeline
 
     def parts(self) -> dict[str, str]:
         """Hash each part of what is loaded, without loading it; a hub id is fetched.
@@ -93,7 +128,12 @@ class Checkpoint:
         Raises:
             ValueError: As in ``check``.
         """
-        return self.file.parts() if self.file else pipeline_parts(self._folder())
+        if self.file:
+            parts = self.file.parts()
+        else:
+            folder = self._folder()
+            parts = pipeline_parts(folder, self._variant(folder))
+        return {**parts, "vae": self.autoencoder.content_hash(parts["vae"])} if self.autoencoder else parts
 
     def denoiser_tensors(self, part: str, names: list[str]) -> dict[str, Tensor]:
         """Read some weights of the denoiser by their names, in the precision of its files.
@@ -102,10 +142,38 @@ class Checkpoint:
             part: The denoiser's folder, ``unet`` or ``transformer``.
             names: Names in diffusers.
         """
-        return self.file.unet_tensors(names) if self.file else read_tensors(self._folder() / part, names)
+        if self.file:
+            return self.file.unet_tensors(names)
+        folder = self._folder()
+        return read_tensors(folder / part, names, self._variant(folder))
 
     def _folder(self) -> Path:
         """The folder on this machine; a hub id is fetched, unless that is forbidden."""
         if self.place is not None:
             return self.place
-        return Path(DiffusionPipeline.download(self.path, local_files_only=self.local_files_only, use_safetensors=True))
+        wanted = self.variant or (None if self.dtype == "float32" else HALF)
+        return Path(
+            DiffusionPipeline.download(
+                self.path,
+                variant=wanted,
+                revision=self.revision,
+                local_files_only=self.local_files_only,
+                use_safetensors=True,
+            )
+        )
+
+    def _variant(self, folder: Path) -> str | None:
+        """The variant that is read from a folder.
+
+        Raises:
+            ValueError: If the one that is asked for is not there, or the folder is no pipeline.
+        """
+        parts = [folder / name for name, value in read_model_index(folder).items() if isinstance(value, list)]
+        weights = {part: list(part.glob("*.safetensors")) for part in parts}
+        wanted = self.variant or HALF
+        having = [part for part, files in weights.items() if any(is_variant(one, wanted) for one in files)]
+        if self.variant is not None and not having:
+            raise ValueError(f"{self.path} has no files of backbone.variant={self.variant}, such as *.{self.variant}.*")
+        # A folder may hold nothing but these.
+        alone = any(all(is_variant(one, wanted) for one in weights[part]) for part in having)
+        return wanted if having and (self.variant or alone or self.dtype != "float32") else None

@@ -4,8 +4,8 @@ What the file is, its header says, before any weight is read. Diffusers' own loa
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,42 +14,21 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from diffusers.loaders.single_file_utils import (
     SingleFileComponentError,
     convert_ldm_unet_checkpoint,
-    infer_diffusers_model_type,
 )
 from diffusers.utils import logging
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from src.data.first_looks import looks_local
 from src.data.identity import file_parts
 from src.data.model_index import read_model_index
 from src.modules.backbones.architectures import SD1, SD2, SDXL, Architecture
+from src.modules.backbones.headers import FIRST_LAYER, LAST_LAYER, described, holds, read_header
 
-UNET = "model.diffusion_model."
-FIRST_LAYER, LAST_LAYER = f"{UNET}input_blocks.0.0.weight", f"{UNET}out.2.weight"
 TEXT = {"cond_stage_model.transformer.": SD1, "cond_stage_model.model.": SD2, "conditioner.embedders.1.": SDXL}
 """How the text encoder of each architecture is called in a file."""
-LORA = ("lora_down.weight", "lora_A.weight", "lora.down.weight")
 CONFIGURATIONS = ["*.json", "*.txt", "*/*.json", "*/*.txt"]
-Shapes = Mapping[str, tuple[int, ...]]
-"""Name of each tensor of a file to its shape."""
-
-
-def read_header(path: Path) -> tuple[dict[str, str], Shapes]:
-    """Read the metadata of a ``.safetensors`` and the shapes of its tensors; the weights stay on the disk.
-
-    Raises:
-        ValueError: If it is none, or damaged.
-    """
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path} is no .safetensors; weights in another format are not read, for they can run code")
-    try:
-        with safe_open(path, "pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            return dict(file.metadata() or {}), shapes
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as .safetensors ({error}); it may be truncated") from error
 
 
 def architecture_of(path: Path) -> Architecture:
@@ -59,10 +38,10 @@ def architecture_of(path: Path) -> Architecture:
         ValueError: If it holds none, another one, or only a part of one.
     """
     metadata, shapes = read_header(path)
-    found = next((one for prefix, one in TEXT.items() if _holds(shapes, prefix)), None)
+    found = next((one for prefix, one in TEXT.items() if holds(shapes, prefix)), None)
     # A UNet that reads more channels than it predicts inpaints or edits.
     reads, predicts = shapes.get(FIRST_LAYER, (0, 0))[1], shapes.get(LAST_LAYER, (1,))[0]
-    if found is None or reads != predicts or not _holds(shapes, "first_stage_model.") or "edm_mean" in shapes:
+    if found is None or reads != predicts or not holds(shapes, "first_stage_model.") or "edm_mean" in shapes:
         raise ValueError(
             f"{path} holds {described(metadata, shapes)}, but backbone.path takes a whole text-to-image model: "
             f"{', '.join(one.name for one in TEXT.values())}, in the original layout"
@@ -72,24 +51,6 @@ def architecture_of(path: Path) -> Architecture:
         velocity = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in shapes}
         found = replace(found, scheduler=(kind, {**schedule, **velocity}))
     return found
-
-
-def described(metadata: Mapping[str, str], shapes: Shapes) -> str:
-    """Say in a few words what a file holds that is no whole model."""
-    if any(name.endswith(LORA) for name in shapes):
-        return "a LoRA"
-    if metadata.get("format", "").startswith("atelier"):
-        return "what was learnt here, such as a concept (give it as bank.NAME=FILE)"
-    known = infer_diffusers_model_type({name: _Shaped(shape) for name, shape in shapes.items()})
-    if known != "v1":
-        return f"a model of the kind {known}"
-    if FIRST_LAYER in shapes:
-        return "a UNet without its text encoder or autoencoder"
-    if any(name.endswith("decoder.conv_in.weight") for name in shapes):
-        return "an autoencoder alone"
-    if _holds(shapes, "down_blocks."):
-        return "one part of a folder in diffusers' layout (give the folder)"
-    return "nothing that diffusers knows"
 
 
 class SingleFile:
@@ -197,14 +158,3 @@ class SingleFile:
         if named != kind.pipeline:
             raise ValueError(f"{self.path} is a {kind.name}, but backbone.config={self.config} is of a {named}")
         yield found
-
-
-@dataclass(frozen=True)
-class _Shaped:
-    """What diffusers asks of a tensor to tell what it belongs to."""
-
-    shape: tuple[int, ...]
-
-
-def _holds(shapes: Shapes, prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in shapes)

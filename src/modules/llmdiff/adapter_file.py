@@ -4,7 +4,7 @@ from typing import Annotated
 
 from src.data.first_looks import FirstLook
 from src.data.schema import HASH, WIDEST, FileKind, Metadata, Shapes, number, of_dataclass, one_of, parsed, shown
-from src.modules.backbones.base import DTYPES
+from src.modules.backbones.tensors import DTYPES
 from src.modules.llmdiff.options import AdapterOptions, EncodingOptions
 
 PARTS = ("aggregation", "phi", "phi_bias", "bottleneck", "layers", "pooled")

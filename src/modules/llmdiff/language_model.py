@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from src.data.first_looks import LanguageModelPlace, looks_local
 from src.data.identity import folder_identity
-from src.modules.backbones.base import DTYPES
+from src.modules.backbones.tensors import DTYPES
 from src.modules.llmdiff.decoder import Decoder
 from src.modules.llmdiff.options import EncodingOptions
 

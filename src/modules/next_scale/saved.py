@@ -10,7 +10,7 @@ from src.data.first_looks import ModelPlace
 from src.data.identity import pipeline_parts
 from src.data.known_words import KnownWords
 from src.data.model_index import read_model_index
-from src.modules.backbones.base import DTYPES
+from src.modules.backbones.tensors import DTYPES
 from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
 from src.modules.next_scale.infinity.pipeline import InfinityPipeline
 from src.modules.next_scale.infinity.transformer import InfinityTransformer

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from src.data.first_looks import ModelPlace
 from src.data.ranges import Sampling
-from src.modules.backbones.base import DTYPES
+from src.modules.backbones.tensors import DTYPES
 from src.modules.next_scale.infinity.autoencoder import BSQTokenizer
 from src.modules.next_scale.infinity.pipeline import InfinityPipeline
 from src.modules.next_scale.infinity.transformer import InfinityTransformer

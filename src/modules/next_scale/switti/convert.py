@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from src.data.first_looks import ModelPlace
 from src.data.ranges import Sampling
 from src.data.schema import RefusedFileError, read_json
-from src.modules.backbones.base import DTYPES
+from src.modules.backbones.tensors import DTYPES
 from src.modules.next_scale.loading import Placement, filled, published_parts, read_weights
 from src.modules.next_scale.switti.autoencoder import VQVAE
 from src.modules.next_scale.switti.pipeline import SwittiPipeline
