@@ -19,6 +19,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from hydra import compose
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, LlamaConfig, LlamaForCausalLM
 
@@ -33,6 +34,7 @@ from src.modules.llmdiff.encoder import LLMEncoder
 from src.modules.llmdiff.language_model import LanguageModel
 from src.modules.llmdiff.learner import LLMDiff
 from src.modules.training.learner import LearnerModule
+from src.run.doctor import examined
 from tests.llms import tiny_tokenizer
 from tests.single_files import write_single_file
 from tests.tiny import SDXL_UNET, tokenizer
@@ -183,6 +185,21 @@ def test_a_single_file_of_sd15_draws_with_clips_own_words_within_20_gib(tmp_path
     print(f"peak {peak / 2**20:.1f} GiB")
     assert drawn[0].size == (128, 128) and peak < 20 * 2**20
     path.unlink()
+
+
+@pytest.mark.slow
+def test_the_doctor_passes_sd15(
+    root: Path, tmp_path: Path, configurations: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    with made_in(torch.float32):
+        sd15(tmp_path).save_pretrained(tmp_path / "sd15")
+    few = ("method.sampling.num_inference_steps=1", "method.device=cpu", "paths.run_dir=none")
+    page = examined(compose("doctor", ["backbone=sd15", f"backbone.path={tmp_path / 'sd15'}", *few]), "sd15")
+    print(page.markdown())
+    assert page.failed == [] and len(page.findings) == 7
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < WITHIN_KIB
+    shutil.rmtree(tmp_path / "sd15")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OURS = {"src", "tests", "train", "generate", "eval", "experiments", "benchmarks"}
+OURS = {"src", "tests", "train", "generate", "eval", "doctor", "experiments", "benchmarks"}
 IMPLIED = {"nvidia-ml-py", "pyyaml", "fsspec", "huggingface-hub", "tqdm", "webdataset", "lightning-utilities"}
 """Imported, and brought by a declared package that cannot do without: OmegaConf, torch, Lightning, transformers."""
 

@@ -18,7 +18,7 @@ from src.run.types import check_types
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-START = re.compile(r"python (train|generate|eval)\.py\b")
+START = re.compile(r"python (train|generate|eval|doctor)\.py\b")
 PAGES = [
     path
     for folder in (ROOT / "experiments", ROOT / "src", ROOT / "world")

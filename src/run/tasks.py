@@ -60,6 +60,17 @@ class Eval:
     dry_run: bool
 
 
+class Doctor:
+    """Of doctor.py."""
+
+    task: Literal["doctor"]
+    name: FolderName
+    seed: Seed
+    bank: Mapping[str, str]
+    training: Mapping[str, Any]
+    report: Text
+
+
 class Paths:
     """Below ``paths``, in every task."""
 
@@ -69,5 +80,5 @@ class Paths:
     cache_dir: Text
 
 
-TASKS: dict[str, type] = {"train": Train, "generate": Generate, "eval": Eval}
+TASKS: dict[str, type] = {"train": Train, "generate": Generate, "eval": Eval, "doctor": Doctor}
 """By the name of the entry point."""
