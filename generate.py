@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
 from src.run import cli
 from src.run.cli import friendly, point
+from src.run.recall import worth_noting
 from src.run.targets import build
 
 
@@ -53,7 +55,8 @@ def main(cfg: DictConfig) -> None:
     if cfg.dry_run:
         cli.console.print(measured_plan(generator, requests, folder).plain(), highlight=False)
         return
-    paths = draw_missing(generator, requests, folder)
+    command = worth_noting(HydraConfig.get().overrides.task)
+    paths = draw_missing(generator, requests, folder, command)
     write_grid(paths, requests, cfg.num_images, folder / "grid.png")
     cli.console.print(f"{len(paths)} images: {folder}", highlight=False)
     cli.console.print(f"grid: {folder / 'grid.png'}", highlight=False)

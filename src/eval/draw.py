@@ -18,6 +18,7 @@ from rich.progress import track
 from src.data.files import save_png, take_turns
 from src.data.images import check_png, load_image
 from src.data.layout import layout_key
+from src.data.notes import chunks
 from src.data.request import Generator, Request, Style
 from src.data.store import read_or_remove
 from src.eval.results.results import Table
@@ -69,14 +70,22 @@ def _style_keys(requests: Sequence[Request]) -> dict[Style, str]:
     return {style: style.key() for style in {request.style for request in requests} if style is not None}
 
 
-def draw_missing(generator: Generator, requests: Sequence[Request], folder: str | Path) -> list[Path]:
+def draw_missing(
+    generator: Generator, requests: Sequence[Request], folder: str | Path, command: Sequence[str] | None = None
+) -> list[Path]:
     """Draw what ``folder`` does not hold yet.
 
     A run that was killed goes on where it stopped; several processes share the work. Batches are cut from the whole
     list, so that what is drawn anew stands in the batch that it stood in: not even rounding differs.
 
+    Args:
+        generator: Draws them; its ``sampling``, if it has one, is told to viewers of the images.
+        requests: All that there should be.
+        folder: Where they are and will be.
+        command: Arguments of the command that asks, as of ``Note``.
+
     Returns:
-        One path per request, in order. The request stands in the PNG's text chunks.
+        One path per request, in order. How each was drawn stands in the PNG's text chunks, see ``src.data.notes``.
 
     Raises:
         ValueError: If a request could not be drawn, or its style cannot be read; nothing was drawn then.
@@ -98,8 +107,8 @@ def draw_missing(generator: Generator, requests: Sequence[Request], folder: str 
                 if not path.exists():
                     # What a generator has to say of an image, such as its singular spectra.
                     said = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
-                    told = said | {"prompt": request.prompt, "seed": str(request.seed)}
-                    save_png(image, path, told | noted[path])
+                    sampling = getattr(generator, "sampling", {})
+                    save_png(image, path, chunks(request, image.size, noted[path], sampling, command, said))
     return paths
 
 

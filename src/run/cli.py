@@ -28,6 +28,7 @@ from src.data.checkpoints import newest_run, stored
 from src.run.endings import INTERRUPTED, remove_empty, stopped
 from src.run.errors import explain
 from src.run.home import expand_home, typed_at_home
+from src.run.recall import recalled
 from src.run.spelling import ARGUMENT, GIVEN_WHOLE, METHODS, RESPELLED
 from src.run.start import check_start, refuse_places
 from src.run.targets import CONF, refuse_foreign_files
@@ -155,14 +156,13 @@ def friendly(main: Callable[..., None]) -> Callable[..., None]:
         for category in (UserWarning, FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module="lightning")
         wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
-        # Without it, Hydra prints its own text and exits before we see the error.
-        os.environ["HYDRA_FULL_ERROR"] = "1"
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Without it, Hydra prints its own text and exits before us.
         setattr(JobReturn, "return_value", property(_outcome, JobReturn.__dict__["return_value"].fset))  # noqa: B010
-        sys.argv[1:] = flags_first(sys.argv[1:])
-        given = [_with_plus(argument) for argument in sys.argv[1:]]
-        sys.argv[1:] = respelled(sys.argv[1:], sys.argv[0])
-        typed.update(zip(sys.argv[1:], given, strict=True))
         try:
+            sys.argv[1:] = flags_first(recalled(sys.argv[1:]))
+            given = [_with_plus(argument) for argument in sys.argv[1:]]
+            sys.argv[1:] = respelled(sys.argv[1:], sys.argv[0])
+            typed.update(zip(sys.argv[1:], given, strict=True))
             check_utf8(sys.argv[1:])
             refuse_words(sys.argv[1:])
             refuse_foreign_files(sys.argv[1:])

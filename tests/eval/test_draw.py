@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from src.data import files as whole_file
+from src.data.notes import read_note
 from src.data.request import ImageStyle, Request, TextStyle
 from src.eval.draw import draw_missing, manifest_lines, measured_plan, request_paths
 from src.run.errors import explain
@@ -106,7 +107,7 @@ def test_a_reference_is_part_of_the_key_by_its_content(tmp_path: Path) -> None:
     assert red == same and len({plain, red, blue, words}) == 4
     assert plain == request_paths(Counting(), [Request("a dog", 0)], tmp_path / "images")[0]
     paths = draw_missing(Counting(), requests, tmp_path / "images")
-    noted = Image.open(paths[1]).text["reference"]
+    noted = read_note(str(paths[1])).drawn_with["reference"]
     lines = [json.loads(line) for line in manifest_lines(requests, paths).splitlines()]
     assert "reference" not in lines[0] and lines[1]["reference"] == lines[2]["reference"] == noted
     assert lines[4]["reference"] == "text:neon"
