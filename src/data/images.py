@@ -141,6 +141,19 @@ def check_png(path: str | Path) -> None:
         opened.verify()
 
 
+def image_texts(path: str | Path) -> dict[str, str]:
+    """Read the text chunks of an image; only PNG files have some.
+
+    Raises:
+        ValueError: As in ``load_image``.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"there is no image file {path}")
+    with _opened(path, str(path), 1) as opened:
+        opened.load()
+        return {str(key): text for key, text in opened.info.items() if isinstance(text, str)}
+
+
 def decode_image(file: str | Path | BinaryIO, name: str, min_side: int = MIN_SIDE) -> Image.Image:
     """Read one image from a path or an open file like ``load_image``; ``name`` is its name in errors."""
     with _opened(file, name, min_side) as opened:

@@ -8,12 +8,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
-from src.data.mentions import shown
+from src.data.images import image_texts
 from src.data.request import Identity, ImageStyle, Request
 
 PARAMETERS, ATELIER = "parameters", "atelier"
@@ -91,14 +88,7 @@ def read_note(path: str) -> Note:
     Raises:
         ValueError: If there is no such picture, or it says nothing, or no sense.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"there is no picture {shown(path)}")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            text = image.info.get(ATELIER)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is no picture that can be read: {error}") from error
+    text = image_texts(path).get(ATELIER)
     if text is None:
         raise ValueError(
             f"{path} does not say how it was drawn: it is no PNG of generate.py, or another program has written it anew"

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from src.data.files import digest, whole_file
+from src.data.model_spec import FIELDS, START, model_spec
 
 
 class RefusedFileError(ValueError):
@@ -181,7 +182,9 @@ class FileKind:
         """
         # Tensors are copied, because a view would drag its whole storage into the file.
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        told = {**metadata, "format": self.format, "sha256": digest(whole)}
+        content = digest(whole)
+        own = {key: text for key, text in metadata.items() if not key.startswith(START)}
+        told = {**own, "format": self.format, "sha256": content, **model_spec(path, self.name, own, content)}
         self.check(path, told)
         self._check_shapes(path, told, {name: tuple(tensor.shape) for name, tensor in whole.items()})
         self._refuse_infinite(path, whole)
@@ -200,7 +203,8 @@ class FileKind:
         Raises:
             RefusedFileError: If a field is missing, unknown, or of another value than its kind may have.
         """
-        known = {"format": one_of(self.format), "sha256": SHA256, **self.required, **self.optional}
+        spec = {f"{START}{name}": shown(20_000) for name in FIELDS}
+        known = {"format": one_of(self.format), "sha256": SHA256, **spec, **self.required, **self.optional}
         missing = [name for name in (*self.required, *sorted(stamps)) if name not in metadata]
         if missing:
             raise RefusedFileError(f"{path} is not {self.name}: its metadata has no {missing[0]}")

@@ -49,10 +49,10 @@ def test_a_picture_that_says_nothing_is_refused(tmp_path: Path) -> None:
         ValueError, match="does not say how it was drawn: it is no PNG of generate.py, or another program"
     ):
         read_note(str(tmp_path / "plain.png"))
-    with pytest.raises(ValueError, match="there is no picture"):
+    with pytest.raises(ValueError, match="there is no image file"):
         read_note(str(tmp_path / "none.png"))
     (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
-    with pytest.raises(ValueError, match="no picture that can be read"):
+    with pytest.raises(ValueError, match="cannot read the image"):
         read_note(str(tmp_path / "text.png"))
 
 
