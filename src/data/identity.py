@@ -214,7 +214,7 @@ def warn_of_another(made_with: Mapping[str, str], content_hash: str, name: str, 
     if made_with.get("backbone_content", content_hash) != content_hash:
         logging.getLogger(__name__).warning(
             "%s was trained with other files than %s: the same cross-attention, but perhaps another scheduler, "
-            "autoencoder or other weights, with which images may differ",
+            "autoencoder, other LoRAs or weights, with which images may differ",
             what,
             name,
         )

@@ -26,6 +26,7 @@ from src.data.prompts import tokenize
 from src.data.ranges import Sampling
 from src.modules.backbones.autoencoder import scaled_latents
 from src.modules.backbones.checkpoint import Checkpoint
+from src.modules.backbones.lora import apply_loras
 from src.modules.backbones.projections import cross_attention_projections, projections_on_disk
 from src.modules.backbones.tensors import Noised, Text
 from src.modules.generator import model_sampling, pictures, settled
@@ -61,7 +62,7 @@ class Backbone(ABC):
     checkpoint: Checkpoint | None = None
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
     """Stock pipelines that this backbone takes."""
-    incidental: ClassVar[tuple[str, ...]] = ("path", "local_files_only", "config", "variant", "revision", "vae")
+    incidental: ClassVar[tuple[str, ...]] = ("path", "local_files_only", "config", "variant", "revision", "vae", "lora")
     """What does not change what is learnt with a model: it is known by its content, not by its path."""
     option: ClassVar[str] = ""
     """Configuration of this kind of backbone in a command; empty for the default kind."""
@@ -104,6 +105,7 @@ class Backbone(ABC):
         variant: str | None = None,
         revision: str | None = None,
         vae: ModelPlace | None = None,
+        lora: Sequence[Any] = (),
     ) -> Self:
         """Load a hub id, a local folder in diffusers' layout or, as a ``UNetBackbone``, one file of weights.
 
@@ -113,15 +115,16 @@ class Backbone(ABC):
             local_files_only: Whether what is on the hub must have been fetched before.
             sampling: As of the class.
             safety_checker: As of the class.
-            config: As of ``Checkpoint``, and so are ``variant``, ``revision`` and ``vae``.
+            config: As of ``Checkpoint``, and so are the others.
             variant: As there.
             revision: As there.
             vae: As there.
+            lora: As there; a bank fits with them and without, but where they differ drawing says so.
 
         Raises:
             ValueError: As of ``Checkpoint.load``, or if a key of ``sampling`` is unknown.
         """
-        checkpoint = Checkpoint(path, dtype, local_files_only, config, variant, revision, vae)
+        checkpoint = Checkpoint(path, dtype, local_files_only, config, variant, revision, vae, tuple(lora))
         checkpoint.check()
         sampling = model_sampling(SAMPLING, sampling)  # Refused here, before the weights are read.
         pipeline = checkpoint.load()
@@ -134,6 +137,8 @@ class Backbone(ABC):
             (part,) = (name for name, one in pipeline.components.items() if one is backbone.denoiser)
             layers = backbone.text_layers()
             backbone.fingerprint = projections_hash(projections_on_disk(checkpoint, part, backbone.denoiser, layers))
+        # After the fingerprint: a model with LoRAs is one of the same cross-attention, with other weights.
+        apply_loras(pipeline, checkpoint.loras)
         return backbone
 
     @classmethod

@@ -1,6 +1,6 @@
 """What a pipeline is loaded from: a folder in diffusers' layout, a repository of the hub, or one file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +11,9 @@ from torch import Tensor
 from src.data.first_looks import looks_local
 from src.data.identity import is_variant, pipeline_parts, read_tensors
 from src.data.model_index import read_model_index
+from src.data.schema import read_json
 from src.modules.backbones.autoencoder import Autoencoder
+from src.modules.backbones.lora import Lora, loras_hash
 from src.modules.backbones.single_file import SingleFile
 from src.modules.backbones.tensors import DTYPES
 
@@ -32,6 +34,7 @@ class Checkpoint:
             model has them, and else for the plain ones.
         revision: Branch, tag or commit of a hub id; None for its main branch.
         vae: Folder, hub id or file of another autoencoder; None for the model's own.
+        lora: Changes of low rank, each ``{path: FILE, scale: 0.8}`` or a path alone.
     """
 
     path: str
@@ -41,6 +44,7 @@ class Checkpoint:
     variant: str | None = None
     revision: str | None = None
     vae: str | None = None
+    lora: Sequence[str | Mapping[str, Any]] = ()
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -65,15 +69,21 @@ class Checkpoint:
         return None if self.vae is None else Autoencoder(self.vae, self.local_files_only)
 
     @property
+    def loras(self) -> list[Lora]:
+        """The changes of low rank, in their order."""
+        return [Lora.of(one) for one in self.lora]
+
+    @property
     def name(self) -> str:
         """Name of the model in banks and reports."""
         return self.path if self.place is None else self.place.name
 
     @property
-    def overrides(self) -> dict[str, str]:
+    def overrides(self) -> dict[str, Any]:
         """Settings that choose this checkpoint on the command line."""
-        chosen = {name: getattr(self, name) for name in ("path", "dtype", "config", "variant", "revision", "vae")}
-        return {f"backbone.{name}": value for name, value in chosen.items() if value is not None}
+        names = ("path", "dtype", "config", "variant", "revision", "vae", "lora")
+        chosen = {name: getattr(self, name) for name in names}
+        return {f"backbone.{name}": value for name, value in chosen.items() if value}
 
     def check(self) -> None:
         """Refuse what cannot be loaded, before weights are read.
@@ -90,6 +100,9 @@ class Checkpoint:
                 raise ValueError(f"backbone.{name} is for a model of {takes}, not for {self.path}: leave it out")
         if self.autoencoder:
             self.autoencoder.check()
+        width = self._text_width()
+        for lora in self.loras:
+            lora.check(width)
         if self.file:
             self.file.check()
             return
@@ -133,7 +146,9 @@ class Checkpoint:
         else:
             folder = self._folder()
             parts = pipeline_parts(folder, self._variant(folder))
-        return {**parts, "vae": self.autoencoder.content_hash(parts["vae"])} if self.autoencoder else parts
+        if self.autoencoder:
+            parts["vae"] = self.autoencoder.content_hash(parts["vae"])
+        return {**parts, "lora": loras_hash(self.loras)} if self.lora else parts
 
     def denoiser_tensors(self, part: str, names: list[str]) -> dict[str, Tensor]:
         """Read some weights of the denoiser by their names, in the precision of its files.
@@ -146,6 +161,15 @@ class Checkpoint:
             return self.file.unet_tensors(names)
         folder = self._folder()
         return read_tensors(folder / part, names, self._variant(folder))
+
+    def _text_width(self) -> int | None:
+        """Width of the text that the UNet's cross-attention reads; None where that takes more than a look."""
+        if self.file:
+            return self.file.text_width()
+        path = self.place / "unet" / "config.json" if self.place else None
+        return (
+            read_json(path, "the UNet's configuration").get("cross_attention_dim") if path and path.exists() else None
+        )
 
     def _folder(self) -> Path:
         """The folder on this machine; a hub id is fetched, unless that is forbidden."""

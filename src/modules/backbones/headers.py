@@ -33,10 +33,10 @@ def read_header(path: Path) -> tuple[dict[str, str], Shapes]:
 def described(metadata: Mapping[str, str], shapes: Shapes) -> str:
     """Say in a few words what a file holds that is no whole model."""
     if any(name.endswith(LORA) for name in shapes):
-        return "a LoRA"
+        return "a LoRA (give it as backbone.lora=[{path: FILE}])"
     if metadata.get("format", "").startswith("atelier"):
         return "what was learnt here, such as a concept (give it as bank.NAME=FILE)"
-    known = infer_diffusers_model_type({name: _Shaped(shape) for name, shape in shapes.items()})
+    known = infer_diffusers_model_type({name: Shaped(shape) for name, shape in shapes.items()})
     if known != "v1":
         return f"a model of the kind {known}"
     if FIRST_LAYER in shapes:
@@ -49,7 +49,7 @@ def described(metadata: Mapping[str, str], shapes: Shapes) -> str:
 
 
 @dataclass(frozen=True)
-class _Shaped:
+class Shaped:
     """What diffusers asks of a tensor to tell what it belongs to."""
 
     shape: tuple[int, ...]

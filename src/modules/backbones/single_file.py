@@ -114,6 +114,11 @@ class SingleFile:
             original = self._unet_names(folder)
             return {name: file.get_tensor(original[name]) for name in names}
 
+    def text_width(self) -> int | None:
+        """Return the width of the text that the UNet's cross-attention reads; None if the file holds no UNet."""
+        _, shapes = read_header(self.path)
+        return next((shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), None)
+
     @property
     def _misfit(self) -> str:
         return (

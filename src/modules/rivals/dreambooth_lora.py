@@ -21,15 +21,9 @@ TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 def add_lora(module: Any, layers: Sequence[str], rank: int) -> None:
-    """Wrap the layers of these names in a module of diffusers or transformers with changes of low rank.
+    """Wrap the layers of these names in a module of diffusers or transformers with changes of low rank."""
+    from peft import LoraConfig  # Seconds, which no other method needs.
 
-    Raises:
-        ValueError: If peft is not installed.
-    """
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ValueError('this method learns with peft, which is not here; pip install -e ".[lora]"') from error
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(layers))
     module.add_adapter(config)
 
@@ -111,9 +105,6 @@ class DreamBoothLoRA(RivalLearner):
         initializer: The rare word whose embedding the identifier keeps.
         sampling: As there.
         seed: As there.
-
-    Raises:
-        ValueError: If peft is not installed.
     """
 
     method = "dreambooth_lora"

@@ -150,9 +150,6 @@ class MixOfShow(RivalLearner):
         initializer: Word whose embedding V_rand starts from.
         sampling: As there.
         seed: As there.
-
-    Raises:
-        ValueError: If peft is not installed.
     """
 
     method = "mix_of_show"
