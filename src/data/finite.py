@@ -5,6 +5,8 @@ from torch import Tensor
 
 WIDER = "take backbone.dtype=bfloat16 or float32, which overflow later than float16"
 """Advice where a frozen model overflows."""
+DRAWN = "the pixels that were drawn"
+DRAWN_ADVICE = f"{WIDER}; where a model is in training, take a lower learning rate"
 
 
 class NotFiniteError(ValueError):

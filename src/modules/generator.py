@@ -9,7 +9,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from src.data.finite import WIDER, check_finite
+from src.data.finite import DRAWN, DRAWN_ADVICE, check_finite
 from src.data.known_words import KnownWords, warn_of_unknown
 from src.data.request import Identity, Request
 
@@ -97,8 +97,7 @@ def pictures(drawn: np.ndarray) -> list[Image.Image]:
     Raises:
         ValueError: If they are not finite; a stock pipeline would show them as black.
     """
-    advice = f"{WIDER}; where a model is in training, take a lower learning rate"
-    check_finite(torch.from_numpy(drawn), "the pixels that were drawn", advice)
+    check_finite(torch.from_numpy(drawn), DRAWN, DRAWN_ADVICE)
     return VaeImageProcessor.numpy_to_pil(drawn)
 
 

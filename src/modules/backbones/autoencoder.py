@@ -1,6 +1,7 @@
 """Encode images with a stock autoencoder to the latents that its denoiser was trained on, and load another one."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from diffusers import AutoencoderKL
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from src.data.finite import check_finite
+from src.data.finite import DRAWN, DRAWN_ADVICE, check_finite, is_finite
 from src.data.first_looks import looks_local
 from src.data.identity import file_hash, folder_identity, joined
 from src.data.schema import read_json
@@ -35,7 +36,7 @@ def scaled_latents(vae: Any, pixel_values: Tensor) -> Tensor:
         ValueError: If they are not finite.
     """
     config = vae.config
-    with _upcast(vae):
+    with _upcast(vae, vae.config.force_upcast):
         latents = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist.mode()
     check_finite(latents, "the latents of these images")
     mean, deviation = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
@@ -47,9 +48,40 @@ def scaled_latents(vae: Any, pixel_values: Tensor) -> Tensor:
     return (latents * config.scaling_factor).float().contiguous()
 
 
+def guarded(vae: Any) -> Any:
+    """Make an autoencoder decode again, in float32, what overflows in float16; what is not finite then is refused.
+
+    What does not overflow is decoded as in a stock pipeline, bit for bit. A pipeline would show NaN as black, and clip
+    infinity to white.
+
+    Returns:
+        The same autoencoder.
+    """
+    if hasattr(vae.decode, "stock"):
+        return vae
+    stock = vae.decode
+
+    @functools.wraps(stock)
+    def decode(latents: Tensor, *others: Any, **named: Any) -> Any:
+        decoded = stock(latents, *others, **named)
+        if vae.dtype == torch.float16 and not is_finite(_pixels(decoded)):
+            with _upcast(vae, True):
+                decoded = stock(latents.float(), *others, **named)
+        check_finite(_pixels(decoded), DRAWN, DRAWN_ADVICE)
+        return decoded
+
+    decode.stock = stock  # type: ignore[attr-defined]
+    vae.decode = decode
+    return vae
+
+
+def _pixels(decoded: Any) -> Tensor:
+    return decoded[0] if isinstance(decoded, tuple) else decoded.sample
+
+
 @contextlib.contextmanager
-def _upcast(vae: Any) -> Iterator[None]:
-    if vae.dtype != torch.float16 or not vae.config.force_upcast:
+def _upcast(vae: Any, overflows: bool) -> Iterator[None]:
+    if vae.dtype != torch.float16 or not overflows:
         yield
         return
     # Torch's own method: that of diffusers warns of every change of precision, though this one is undone.

@@ -24,10 +24,11 @@ from src.data.identity import joined, parts_in_memory, projections_hash
 from src.data.known_words import KnownWords
 from src.data.prompts import tokenize
 from src.data.ranges import Sampling
-from src.modules.backbones.autoencoder import scaled_latents
-from src.modules.backbones.checkpoint import Checkpoint
+from src.modules.backbones.autoencoder import guarded, scaled_latents
+from src.modules.backbones.checkpoint import KNOWN_BY_CONTENT, Checkpoint
 from src.modules.backbones.lora import apply_loras
 from src.modules.backbones.projections import cross_attention_projections, projections_on_disk
+from src.modules.backbones.schedulers import check_scheduler, scheduler_like
 from src.modules.backbones.tensors import Noised, Text
 from src.modules.generator import model_sampling, pictures, settled
 from src.modules.training.diffusion import diffusion_target, draw_noise
@@ -53,6 +54,7 @@ class Backbone(ABC):
         noise_scheduler: Noise schedule of training.
         known_words: The words that the model was taught, where it carries their list.
         checkpoint: What the pipeline was loaded from; None for one that was made in memory.
+        scheduler: Name of the sampler that takes the place of the checkpoint's own.
 
     Raises:
         ValueError: If ``sampling`` has another key, or the pipeline is of another kind.
@@ -60,9 +62,10 @@ class Backbone(ABC):
 
     known_words: KnownWords | None = None
     checkpoint: Checkpoint | None = None
+    scheduler: str | None = None
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
     """Stock pipelines that this backbone takes."""
-    incidental: ClassVar[tuple[str, ...]] = ("path", "local_files_only", "config", "variant", "revision", "vae", "lora")
+    incidental: ClassVar[tuple[str, ...]] = (*KNOWN_BY_CONTENT, "scheduler")
     """What does not change what is learnt with a model: it is known by its content, not by its path."""
     option: ClassVar[str] = ""
     """Configuration of this kind of backbone in a command; empty for the default kind."""
@@ -84,7 +87,7 @@ class Backbone(ABC):
             pipeline.register_modules(safety_checker=None)
             pipeline.register_to_config(requires_safety_checker=False)
             _log.warning("the safety checker of %s is off; backbone.safety_checker=true switches it on", name)
-        self.vae = pipeline.vae
+        self.vae = guarded(pipeline.vae)
         self.tokenizers, self.text_encoders = zip(*self.encoders(), strict=True)
         for module in (self.denoiser, self.vae, *self.text_encoders):
             module.requires_grad_(False).eval()
@@ -106,6 +109,7 @@ class Backbone(ABC):
         revision: str | None = None,
         vae: ModelPlace | None = None,
         lora: Sequence[Any] = (),
+        scheduler: str | None = None,
     ) -> Self:
         """Load a hub id, a local folder in diffusers' layout or, as a ``UNetBackbone``, one file of weights.
 
@@ -119,12 +123,14 @@ class Backbone(ABC):
             variant: As there.
             revision: As there.
             vae: As there.
-            lora: As there; a bank fits with them and without, but where they differ drawing says so.
+            lora: As there. A bank fits with them and without, but where they differ drawing says so.
+            scheduler: Name of the sampler of drawing, one of ``schedulers.NAMES``; None for the checkpoint's own.
 
         Raises:
             ValueError: As of ``Checkpoint.load``, or if a key of ``sampling`` is unknown.
         """
         checkpoint = Checkpoint(path, dtype, local_files_only, config, variant, revision, vae, tuple(lora))
+        check_scheduler(scheduler)
         checkpoint.check()
         sampling = model_sampling(SAMPLING, sampling)  # Refused here, before the weights are read.
         pipeline = checkpoint.load()
@@ -139,25 +145,26 @@ class Backbone(ABC):
             backbone.fingerprint = projections_hash(projections_on_disk(checkpoint, part, backbone.denoiser, layers))
         # After the fingerprint: a model with LoRAs is one of the same cross-attention, with other weights.
         apply_loras(pipeline, checkpoint.loras)
+        if scheduler is not None:
+            pipeline.register_modules(scheduler=scheduler_like(pipeline.scheduler, scheduler))
+            backbone.scheduler = scheduler
         return backbone
 
     @classmethod
     def first_look(cls, settings: Mapping[str, Any]) -> None:
-        """Refuse a checkpoint that cannot be loaded, before anything slow.
-
-        Raises:
-            ValueError: As in ``from_pretrained``.
-        """
+        """Refuse, as ``from_pretrained`` does, what cannot be loaded, before anything slow."""
+        check_scheduler(settings.get("scheduler"))
         Checkpoint.of(settings).check()
 
     @classmethod
     def content(cls, settings: Mapping[str, Any]) -> dict[str, str]:
-        """Hash each part of what these arguments of ``from_pretrained`` load, without loading it; a hub id is fetched.
+        """Hash what these arguments of ``from_pretrained`` load, part by part, without loading it.
 
         Raises:
-            ValueError: If the folder is missing or of another kind.
+            ValueError: As of ``Checkpoint.parts``.
         """
-        return Checkpoint.of(settings).parts()
+        sampler = {"sampler": settings["scheduler"]} if settings.get("scheduler") else {}
+        return {**Checkpoint.of(settings).parts(), **sampler}
 
     @property
     @abstractmethod
@@ -202,8 +209,9 @@ class Backbone(ABC):
     @property
     def overrides(self) -> dict[str, str]:
         """Settings that choose this backbone on the command line, whatever configuration it came from."""
-        made = Checkpoint(self.pipeline.name_or_path, str(self.dtype).removeprefix("torch."))
-        chosen = (self.checkpoint or made).overrides
+        made = self.checkpoint or Checkpoint(self.pipeline.name_or_path, str(self.dtype).removeprefix("torch."))
+        chosen = made.overrides
+        chosen |= {"backbone.scheduler": self.scheduler} if self.scheduler else {}
         return {"backbone": self.option, **chosen} if self.option else chosen
 
     @cached_property
@@ -223,7 +231,7 @@ class Backbone(ABC):
     @property
     def identity(self) -> str:
         """Hash of every part, and precision: what an image depends on beside the method's own settings."""
-        return f"{self.content_hash} {self.dtype}"
+        return " ".join(filter(None, [self.content_hash, str(self.dtype), self.scheduler]))
 
     @property
     def autoencoder_identity(self) -> str:

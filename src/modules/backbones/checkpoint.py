@@ -17,6 +17,8 @@ from src.modules.backbones.lora import Lora, loras_hash
 from src.modules.backbones.single_file import SingleFile
 from src.modules.backbones.tensors import DTYPES
 
+KNOWN_BY_CONTENT = ("path", "local_files_only", "config", "variant", "revision", "vae", "lora")
+"""Settings that say where a model is: what is there is hashed."""
 HALF = "fp16"
 """The variant that a working precision of 16 bits takes, where there is one."""
 

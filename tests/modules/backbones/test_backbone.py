@@ -166,3 +166,44 @@ def test_what_a_call_leaves_open_the_backbone_says(tmp_path: Path) -> None:
         UNetBackbone(pipeline, "tiny", {"cfg": 2.0})
     with pytest.raises(ValueError, match="no 'cfg'"):
         UNetBackbone.from_pretrained("no/such-hub-id", sampling={"cfg": 2.0})
+
+
+def overflowing(pipeline: StableDiffusionPipeline, force_upcast: bool) -> StableDiffusionPipeline:
+    """Make the decoder overflow in float16 on the way, to pixels that are small again."""
+    decoder = pipeline.vae.decoder
+    with torch.no_grad():
+        decoder.conv_in.weight.mul_(3e5)
+        decoder.conv_in.bias.mul_(3e5)
+    pipeline.vae.register_to_config(force_upcast=force_upcast)
+    return pipeline
+
+
+@pytest.mark.parametrize("maker", [tiny_sd, tiny_sdxl])
+@pytest.mark.parametrize("force_upcast", [True, False])
+def test_an_autoencoder_that_overflows_in_half_precision_draws_the_same_picture(
+    tmp_path: Path, maker, force_upcast: bool
+) -> None:
+    pipeline = overflowing(maker(tmp_path), force_upcast)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = pipeline.vae.decode(latents).sample
+        pipeline.to(dtype=torch.float16)
+        # It is what they compute that overflows.
+        assert torch.isfinite(pipeline.vae.decoder.conv_in.weight).all()
+        assert not torch.isfinite(pipeline.vae.decode(latents.half()).sample).all()
+        backbone = UNetBackbone(pipeline, "half")
+        before = {name: tensor.clone() for name, tensor in backbone.vae.state_dict().items()}
+        found = backbone.vae.decode(latents.half()).sample
+    assert torch.allclose(found.float(), expected, atol=0.05) and backbone.vae.dtype == torch.float16
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.vae.state_dict().items())
+    drawn = backbone.draw(["a dog"], [0], backbone.settled({"num_inference_steps": 1}))[0]
+    assert len(set(drawn.getdata())) > 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_no_precision_can_decode_is_said(tmp_path: Path, value: float) -> None:
+    pipeline = tiny_sd(tmp_path)
+    pipeline.vae.decoder.conv_out.bias.data.fill_(value)
+    backbone = UNetBackbone(pipeline, "sd")
+    with pytest.raises(ValueError, match=r"the pixels that were drawn are not finite \(.*take backbone\.dtype="):
+        backbone.draw(["a dog"], [0], backbone.settled({"num_inference_steps": 1}))
