@@ -240,8 +240,9 @@ class Backbone(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser is."""
-        return self.denoiser.device
+        """Where the denoiser is, or computes where hooks of accelerate move it."""
+        is_moved = hasattr(self.denoiser, "_hf_hook") or self.denoiser.device.type == "meta"
+        return self.pipeline._execution_device if is_moved else self.denoiser.device
 
     @property
     def dtype(self) -> torch.dtype:

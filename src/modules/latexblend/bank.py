@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +91,8 @@ class ConceptBank:
 
 Rows = Mapping[str, Tensor]
 """Keys and values of one concept: ``k.<layer>`` and ``v.<layer>`` to ``(S, D)``."""
+Forward = Callable[[Tensor], Tensor]
+"""Projects ``(B, L, C)`` to ``(B, L, D)``."""
 Transform = Callable[[str, Tensor, Tensor], Tensor]
 """Edits one projection: ``(name, encoder_hidden_states (B, L, C), projected (B, L, D)) -> (B, L, D)``."""
 
@@ -145,8 +148,19 @@ class ProjectionCache:
         self.transform = transform
         self._stored: dict[str, tuple[Tensor, int, Tensor]] = {}
 
-    def __call__(self, name: str, linear: nn.Linear, hidden: Tensor) -> Tensor:
-        """Project ``hidden`` ``(B, L, C)`` to ``(B, L, D)``."""
+    def __call__(self, name: str, linear: nn.Linear, hidden: Tensor, hooked: Forward | None = None) -> Tensor:
+        """Project ``hidden`` ``(B, L, C)`` to ``(B, L, D)``.
+
+        Args:
+            name: ``k.<layer>`` or ``v.<layer>``.
+            linear: The projection.
+            hidden: Text.
+            hooked: What hooks of diffusers or accelerate have put in the place of the projection's own forward. It is
+                called every time, and nothing is stored: it also fetches weights for the layers that come next.
+        """
+        if hooked is not None:
+            projected = hooked(hidden)
+            return projected if self.transform is None else self.transform(name, hidden, projected)
         stored = self._stored.get(name)
         if stored is not None and stored[0] is hidden and stored[1] == hidden._version:
             return stored[2]
@@ -163,20 +177,35 @@ class ProjectionCache:
 def cached_projections(unet: nn.Module, choose: Callable[[], ProjectionCache]) -> Iterator[None]:
     """While active, take cross-attention keys and values from the cache that ``choose`` returns at each call.
 
+    Hooks that move or cast weights (``apply_group_offloading``, ``apply_layerwise_casting``, accelerate's) still act.
+
     Raises:
         ValueError: If another such context is still open on this UNet.
     """
     projections = cross_attention_projections(unet)
-    if any("forward" in vars(linear) for linear in projections.values()):
+    hooked = {name: vars(linear).get("forward") for name, linear in projections.items()}
+    if any(isinstance(forward, _FromCache) for forward in hooked.values()):
         raise ValueError("this UNet already has concepts installed; leave that context first")
-
-    def forward(name: str, linear: nn.Linear):
-        return lambda hidden, *args: choose()(name, linear, hidden)
-
     for name, linear in projections.items():
-        linear.forward = forward(name, linear)  # type: ignore[method-assign]
+        linear.forward = _FromCache(name, linear, choose, hooked[name])  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
-        for linear in projections.values():
-            del linear.forward
+        for name, linear in projections.items():
+            former = hooked[name]
+            if former is None:
+                del linear.forward
+            else:
+                linear.forward = former  # type: ignore[method-assign]
+
+
+class _FromCache:
+    """Stands in the place of one projection's forward."""
+
+    def __init__(
+        self, name: str, linear: nn.Linear, choose: Callable[[], ProjectionCache], hooked: Forward | None
+    ) -> None:
+        self.name, self.linear, self.choose, self.hooked = name, linear, choose, hooked
+
+    def __call__(self, hidden: Tensor, *args: Any) -> Tensor:
+        return self.choose()(self.name, self.linear, hidden, self.hooked)

@@ -267,9 +267,11 @@ class DualFlow:
 
     def project(self, name: str, hidden: Tensor) -> Tensor:
         """Project text rows ``(..., C)`` with one trained projection ``W'``: ``(..., D)``."""
-        # The layer itself is not called, because it has a hook while a flow is transformed.
+        # The layer itself is not called, because it has a hook while a flow is transformed. Between two calls its
+        # weights may be kept elsewhere, or in fewer bits.
         linear = self.projections[name]
-        return F.linear(hidden, linear.weight, linear.bias) + self.delta(name, hidden).to(hidden)
+        weight, bias = (None if one is None else one.to(hidden) for one in (linear.weight, linear.bias))
+        return F.linear(hidden, weight, bias) + self.delta(name, hidden).to(hidden)
 
     def concept_rows(self, average: bool = False) -> dict[str, Tensor]:
         """Compute ``h_c``, the keys and values of "V* noun" in "photo of V* noun" (Eq. 3), ``(S, D)`` each, float32.

@@ -1,5 +1,6 @@
 """LaTexBlend (Jin et al., CVPR 2025, arXiv 2503.06956): learn a subject as rows of cross-attention keys and values."""
 
+import contextlib
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from src.data.request import Request
 from src.data.store import ImageStore, TensorStore
 from src.data.subject import ConceptData, View
 from src.modules.backbones.base import Backbone, Text
+from src.modules.backbones.memory import weights_fetched_again
 from src.modules.latexblend.bank import ConceptBank, transformed_projections
 from src.modules.latexblend.flows import DualFlow, Objective, Subject
 from src.modules.latexblend.generator import ConceptGenerator
@@ -176,12 +178,17 @@ class LaTexBlend(Learner):
         self, latents: Tensor, mask: Tensor, text: Text, transform, generators: list[Generator]
     ) -> Tensor:
         noised = self.backbone.corrupt(latents, generators)  # x_t and target, (B, C, h, w)
-        with transformed_projections(self.backbone.denoiser, transform):
+        denoiser, self._transform = self.backbone.denoiser, transform
+        with transformed_projections(denoiser, transform), weights_fetched_again(denoiser):
             prediction = self.backbone.denoise(noised, text)
         errors = per_sample_mse(prediction, noised.target, mask)  # (B,)
         if self.snr_gamma is not None:
             errors = errors * min_snr_weights(self.backbone.noise_scheduler, noised.timesteps, self.snr_gamma)
         return errors
+
+    def installed(self) -> contextlib.AbstractContextManager[Any]:
+        """Transform keys and values in the backward pass as well, where checkpointed parts run again."""
+        return transformed_projections(self.backbone.denoiser, self._transform)
 
     @torch.no_grad()
     def extract_bank(self, record: TrainingRecord | None = None) -> ConceptBank:

@@ -14,6 +14,7 @@ from src.data.captions.datamodule import EncodedData
 from src.data.commands import command
 from src.data.ranges import BelowOne, Positive, Sampling, Seed
 from src.data.request import Request
+from src.modules.backbones.memory import compute_again, weights_fetched_again
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.llmdiff.adapter import LLMDiffAdapter
 from src.modules.llmdiff.encoder import LLMEncoder
@@ -83,7 +84,7 @@ class LLMDiff(Learner):
         torch.manual_seed(seed)
         self.adapter = LLMDiffAdapter.for_backbone(backbone, encoder, options)
         if gradient_checkpointing:
-            backbone.unet.enable_gradient_checkpointing()
+            compute_again(backbone.unet)
 
     @property
     def backbone(self) -> UNetBackbone:
@@ -160,7 +161,7 @@ class LLMDiff(Learner):
         """
         noised = self.backbone.corrupt(latents, generators)
         text = self.adapter(self.encoder.encode(captions), generators)  # packed, (B, L, W + C + 2)
-        with self.installed():
+        with self.installed(), weights_fetched_again(self.backbone.unet):
             prediction = self.backbone.denoise(noised, text, size_ids)
         errors = per_sample_mse(prediction, noised.target)
         if self.snr_gamma is not None:

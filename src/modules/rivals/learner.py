@@ -19,6 +19,7 @@ from src.data.ranges import Sampling, Seed, Weight
 from src.data.request import Request
 from src.data.subject import ConceptData
 from src.modules.backbones.base import Backbone, Text
+from src.modules.backbones.memory import weights_fetched_again
 from src.modules.latexblend.flows import Subject
 from src.modules.latexblend.learner import class_images, encoded_views
 from src.modules.rivals.concept import RivalConcept, embedded
@@ -110,6 +111,10 @@ class RivalLearner(Learner):
         """Return the context in which trained weights act, beside the tokens."""
         return contextlib.nullcontext()
 
+    def installed(self) -> contextlib.AbstractContextManager[Any]:
+        """Let the weights act in the backward pass as well, where checkpointed parts run again."""
+        return self.acting()
+
     def stock(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which no trained weight acts."""
         return contextlib.nullcontext()
@@ -172,7 +177,9 @@ class RivalLearner(Learner):
                 examples = examples.joined(self.class_photos(index))
                 generators = [*generators, *generators]
             noised = self.backbone.corrupt(examples.latents, generators)
-            errors = per_sample_mse(self.backbone.denoise(noised, examples.text), noised.target, examples.mask)
+            with weights_fetched_again(self.backbone.denoiser):
+                prediction = self.backbone.denoise(noised, examples.text)
+            errors = per_sample_mse(prediction, noised.target, examples.mask)
         prior = {"prior_loss": errors[number:]} if self.prior is not None else {}
         return {"instance_loss": errors[:number], **prior}
 
