@@ -36,14 +36,8 @@ from src.run.types import check_given
 from src.run.utf8 import check_utf8, start_in_utf8
 from src.run.words import flags_first, refuse_words, shortened
 
-ADDABLE = {
-    "experiment=": "+",
-    "bank.": "++",
-    "layout.": "++",
-    "references.": "++",
-    "training.": "++",
-    "suite.subjects.": "++",
-}
+NAMES = ("bank.", "layout.", "references.", "training.", "suite.subjects.")
+ADDABLE = {"experiment=": "+", "card=": "+", "optimizer=": "+", **dict.fromkeys(NAMES, "++")}
 """Keys that a user may add, which plain Hydra wants marked: `+` for what is no part of the defaults list, and `++` for
 names of the user's own, which replace those of an experiment, and for what an evaluation changes of a training."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")

@@ -27,6 +27,7 @@ from src.data.ranges import Sampling
 from src.modules.backbones.autoencoder import guarded, scaled_latents
 from src.modules.backbones.checkpoint import KNOWN_BY_CONTENT, Checkpoint
 from src.modules.backbones.lora import apply_loras
+from src.modules.backbones.memory import Memory, computing_device
 from src.modules.backbones.projections import cross_attention_projections, projections_on_disk
 from src.modules.backbones.schedulers import check_scheduler, scheduler_like
 from src.modules.backbones.tensors import Noised, Text
@@ -63,9 +64,10 @@ class Backbone(ABC):
     known_words: KnownWords | None = None
     checkpoint: Checkpoint | None = None
     scheduler: str | None = None
+    memory: Memory = Memory()
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
     """Stock pipelines that this backbone takes."""
-    incidental: ClassVar[tuple[str, ...]] = (*KNOWN_BY_CONTENT, "scheduler")
+    incidental: ClassVar[tuple[str, ...]] = (*KNOWN_BY_CONTENT, "scheduler", "memory")
     """What does not change what is learnt with a model: it is known by its content, not by its path."""
     option: ClassVar[str] = ""
     """Configuration of this kind of backbone in a command; empty for the default kind."""
@@ -110,6 +112,7 @@ class Backbone(ABC):
         vae: ModelPlace | None = None,
         lora: Sequence[Any] = (),
         scheduler: str | None = None,
+        memory: Memory | Mapping[str, Any] | None = None,
     ) -> Self:
         """Load a hub id, a local folder in diffusers' layout or, as a ``UNetBackbone``, one file of weights.
 
@@ -125,6 +128,7 @@ class Backbone(ABC):
             vae: As there.
             lora: As there. A bank fits with them and without, but where they differ drawing says so.
             scheduler: Name of the sampler of drawing, one of ``schedulers.NAMES``; None for the checkpoint's own.
+            memory: What is done to save memory, or its settings.
 
         Raises:
             ValueError: As of ``Checkpoint.load``, or if a key of ``sampling`` is unknown.
@@ -132,10 +136,9 @@ class Backbone(ABC):
         checkpoint = Checkpoint(path, dtype, local_files_only, config, variant, revision, vae, tuple(lora))
         check_scheduler(scheduler)
         checkpoint.check()
-        sampling = model_sampling(SAMPLING, sampling)  # Refused here, before the weights are read.
+        sampling, memory = model_sampling(SAMPLING, sampling), Memory.of(memory)  # Before the weights are read.
         pipeline = checkpoint.load()
-        # What was fetched just now is on the disk.
-        checkpoint = replace(checkpoint, local_files_only=True)
+        checkpoint = replace(checkpoint, local_files_only=True)  # What was fetched just now is on the disk.
         backbone = cls(pipeline, checkpoint.name, sampling, safety_checker, checkpoint.parts())
         backbone.checkpoint = checkpoint
         backbone.known_words = KnownWords.read(path) if checkpoint.place else None
@@ -147,13 +150,14 @@ class Backbone(ABC):
         apply_loras(pipeline, checkpoint.loras)
         if scheduler is not None:
             pipeline.register_modules(scheduler=scheduler_like(pipeline.scheduler, scheduler))
-            backbone.scheduler = scheduler
+        backbone.scheduler, backbone.memory = scheduler, memory.apply(pipeline, backbone.denoiser)
         return backbone
 
     @classmethod
     def first_look(cls, settings: Mapping[str, Any]) -> None:
         """Refuse, as ``from_pretrained`` does, what cannot be loaded, before anything slow."""
         check_scheduler(settings.get("scheduler"))
+        Memory.of(settings.get("memory"))
         Checkpoint.of(settings).check()
 
     @classmethod
@@ -164,7 +168,7 @@ class Backbone(ABC):
             ValueError: As of ``Checkpoint.parts``.
         """
         sampler = {"sampler": settings["scheduler"]} if settings.get("scheduler") else {}
-        return {**Checkpoint.of(settings).parts(), **sampler}
+        return Checkpoint.of(settings).parts() | sampler | Memory.of(settings.get("memory")).content
 
     @property
     @abstractmethod
@@ -210,7 +214,7 @@ class Backbone(ABC):
     def overrides(self) -> dict[str, str]:
         """Settings that choose this backbone on the command line, whatever configuration it came from."""
         made = self.checkpoint or Checkpoint(self.pipeline.name_or_path, str(self.dtype).removeprefix("torch."))
-        chosen = made.overrides
+        chosen = made.overrides | self.memory.overrides
         chosen |= {"backbone.scheduler": self.scheduler} if self.scheduler else {}
         return {"backbone": self.option, **chosen} if self.option else chosen
 
@@ -231,7 +235,7 @@ class Backbone(ABC):
     @property
     def identity(self) -> str:
         """Hash of every part, and precision: what an image depends on beside the method's own settings."""
-        return " ".join(filter(None, [self.content_hash, str(self.dtype), self.scheduler]))
+        return " ".join(filter(None, [self.content_hash, str(self.dtype), self.scheduler, self.memory.seen]))
 
     @property
     def autoencoder_identity(self) -> str:
@@ -241,8 +245,7 @@ class Backbone(ABC):
     @property
     def device(self) -> torch.device:
         """Where the denoiser is, or computes where hooks of accelerate move it."""
-        is_moved = hasattr(self.denoiser, "_hf_hook") or self.denoiser.device.type == "meta"
-        return self.pipeline._execution_device if is_moved else self.denoiser.device
+        return computing_device(self.pipeline, self.denoiser)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -256,7 +259,7 @@ class Backbone(ABC):
 
     def to(self, device: torch.device | str) -> "Backbone":
         """Move every part."""
-        self.pipeline.to(device)
+        self.memory.place(self.pipeline, self.denoiser, torch.device(device))
         return self
 
     def settled(self, given: Mapping[str, Any] | None) -> dict[str, Any]:

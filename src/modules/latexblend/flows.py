@@ -17,6 +17,7 @@ from src.data.mentions import check_name
 from src.data.prompts import FIXED_TEMPLATE, concept_span, initial_vector, tokenize
 from src.data.ranges import Weight
 from src.modules.backbones.base import Backbone, Text
+from src.modules.backbones.memory import weights_fetched_again
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,8 @@ class DualFlow:
         prompts = [self.backbone.as_read(self.prompts[index]) for index in unique]
         positions = torch.tensor([self.spans[index].start for index in unique])  # (B,), V* of each prompt
         ids = [tokenize(tokenizer, prompts) for tokenizer in self.backbone.tokenizers]
-        with modifier_embedded(self.backbone.text_encoders, list(self.delta.modifier), positions):
+        encoders, modifier = self.backbone.text_encoders, list(self.delta.modifier)
+        with modifier_embedded(encoders, modifier, positions), weights_fetched_again(*encoders):
             text = self.backbone.encode_ids(ids)
         return text.rows([unique.index(index) for index in template_indices])
 

@@ -79,8 +79,8 @@ class BlendedText:
         blended = projected.clone()  # (rows, L, D)
         for row, placements in enumerate(self.placements, start=rows - number):
             for bank, positions, strength in placements:
-                concept = bank.rows[name].to(blended)  # A denoiser that waits elsewhere left its banks there.
-                concept = concept + blended[row, positions] if self.keep_context else concept
+                own = bank.rows[name].to(blended)  # A denoiser that waits elsewhere left its banks there.
+                concept = own + blended[row, positions] if self.keep_context else own
                 whole = replace_rows(blended[row], concept, positions)
                 if self.bind and name.startswith("k."):
                     whole[positions[0]] = whole[positions[-1]]

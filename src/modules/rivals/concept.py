@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from src.data.banks import LEARNT_CONCEPT, subjects_of
 from src.data.schema import RefusedFileError
 from src.modules.backbones.base import Backbone, Text
+from src.modules.backbones.memory import refuse_rounded
 from src.modules.latexblend.flows import token_tables
 
 Changes = Mapping[str, Tensor]
@@ -133,8 +134,11 @@ def changed_weights(backbone: Backbone, changes: Changes) -> dict[str, Tensor]:
 
     Raises:
         RefusedFileError: If a change is of another shape than the weight of its layer.
+        ValueError: If the weights are kept in fewer bits.
     """
-    weights = {name: layer_named(backbone, name).weight.data for name in changes}
+    layers = {name: layer_named(backbone, name) for name in changes}
+    refuse_rounded(layers)
+    weights = {name: layer.weight.data for name, layer in layers.items()}
     for name, weight in weights.items():
         if weight.shape != changes[name].shape:
             raise RefusedFileError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from src.data.banks import ConceptFile
 from src.data.ranges import BatchSize, Rank, Sampling, Seed, Weight
 from src.modules.backbones.base import Backbone
+from src.modules.backbones.memory import refuse_rounded
 from src.modules.latexblend.flows import Subject
 from src.modules.rivals.concept import Changes, RivalConcept
 from src.modules.rivals.generator import Names, RivalGenerator
@@ -21,9 +22,14 @@ TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 def add_lora(module: Any, layers: Sequence[str], rank: int) -> None:
-    """Wrap the layers of these names in a module of diffusers or transformers with changes of low rank."""
+    """Wrap the layers of these names in a module of diffusers or transformers with changes of low rank.
+
+    Raises:
+        ValueError: If the weights are kept in fewer bits.
+    """
     from peft import LoraConfig  # Seconds, which no other method needs.
 
+    refuse_rounded({name: one for name, one in module.named_modules() if name.endswith(tuple(layers))})
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(layers))
     module.add_adapter(config)
 

@@ -171,14 +171,14 @@ class RivalLearner(Learner):
 
     def _losses(self, index: Tensor, generators: list[Generator]) -> dict[str, Tensor]:
         number, index = len(generators), index.cpu()
-        with self.acting():
+        parts = (self.backbone.denoiser, *self.backbone.text_encoders)
+        with self.acting(), weights_fetched_again(*parts):
             examples = self.photos(index, generators)
             if self.prior is not None:
                 examples = examples.joined(self.class_photos(index))
                 generators = [*generators, *generators]
             noised = self.backbone.corrupt(examples.latents, generators)
-            with weights_fetched_again(self.backbone.denoiser):
-                prediction = self.backbone.denoise(noised, examples.text)
+            prediction = self.backbone.denoise(noised, examples.text)
             errors = per_sample_mse(prediction, noised.target, examples.mask)
         prior = {"prior_loss": errors[number:]} if self.prior is not None else {}
         return {"instance_loss": errors[:number], **prior}
