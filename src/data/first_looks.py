@@ -34,9 +34,18 @@ def _model(place: str) -> None:
         raise ValueError(f"there is no model at {place}")
 
 
+def is_gguf(path: Path) -> bool:
+    """Tell by its first bytes whether a file is of GGUF."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 def _language_model(place: str) -> None:
-    if looks_local(place) and not (Path(place).expanduser() / "config.json").exists():
-        raise ValueError(f"{place} is no language model folder: it has no config.json")
+    whole = Path(place).expanduser()
+    if looks_local(place) and not is_gguf(whole) and not (whole / "config.json").exists():
+        raise ValueError(f"{place} is no language model folder: it has no config.json, and it is no GGUF file")
 
 
 def _noun(text: str) -> None:

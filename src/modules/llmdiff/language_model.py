@@ -1,5 +1,6 @@
 """A decoder-only language model on disk: its configuration is read at once, its weights when they are first needed."""
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import is_gguf_available
 
-from src.data.first_looks import LanguageModelPlace, looks_local
-from src.data.identity import folder_identity
+from src.data.first_looks import LanguageModelPlace, is_gguf, looks_local
+from src.data.identity import file_hash, folder_identity
 from src.modules.backbones.tensors import DTYPES
 from src.modules.llmdiff.decoder import Decoder
 from src.modules.llmdiff.options import EncodingOptions
@@ -34,29 +36,35 @@ class LanguageModel:
     """Configuration and tokenizer of a model, and its weights while they are needed.
 
     Args:
-        folder: Folder in the layout of transformers, with safetensors.
+        place: Folder in the layout of transformers, with safetensors; or a GGUF file, which holds its configuration and
+            tokenizer, too. Its quantised weights are read into ``dtype``.
         name: Name of the model in adapters and reports.
         dtype: Precision that it runs in, as torch names it.
 
     Raises:
-        ValueError: If the folder holds no decoder-only model, or ``dtype`` is unknown.
+        ValueError: If there is no decoder-only model, ``dtype`` is unknown, or GGUF files cannot be read here.
     """
 
     incidental: ClassVar[tuple[str, ...]] = ("path", "revision", "local_files_only")
 
-    def __init__(self, folder: str | Path, name: str, dtype: str = "float32") -> None:
+    def __init__(self, place: str | Path, name: str, dtype: str = "float32") -> None:
         if dtype not in DTYPES:
             raise ValueError(f"llm.dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
-        self.folder = Path(folder)
+        place = Path(place)
+        is_file = is_gguf(place)
+        if is_file and not is_gguf_available():
+            raise ValueError(f"{name} is a GGUF file, which needs a package more: pip install -e '.[gguf]'")
+        self._read: dict[str, Any] = {"trust_remote_code": False, **({"gguf_file": place.name} if is_file else {})}
+        self.folder = place.parent if is_file else place
         try:
-            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            config = AutoConfig.from_pretrained(self.folder, **self._read)
+        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
             reason = str(error).partition("\n")[0].partition(" You can inspect")[0]
             raise ValueError(f"{name} cannot be loaded without code of its own: {reason}") from error
         check_decoder_only(config, name)
         self.config = config.get_text_config()
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        self.identity = Identity(name, folder_identity(self.folder), dtype)
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder, **self._read)
+        self.identity = Identity(name, file_hash(place) if is_file else folder_identity(place), dtype)
         self.device = torch.device("cpu")
         self._decoder: Decoder | None = None
 
@@ -68,15 +76,16 @@ class LanguageModel:
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> "LanguageModel":
-        """Find a local folder, or fetch a hub id; the weights are not loaded into memory.
+        """Find a local folder or GGUF file, or fetch a hub id; the weights are not loaded into memory.
 
         Raises:
             ValueError: If there is no such model, or it is not decoder-only.
         """
-        if (Path(path).expanduser() / "config.json").exists():
-            return cls(Path(path).expanduser(), path, dtype)
+        place = Path(path).expanduser()
+        if is_gguf(place) or (place / "config.json").exists():
+            return cls(place, path, dtype)
         if looks_local(path):
-            raise ValueError(f"{path} is no language model folder: it has no config.json")
+            raise ValueError(f"{path} is no language model folder: it has no config.json, and it is no GGUF file")
         try:
             config = AutoConfig.from_pretrained(
                 path, revision=revision, local_files_only=local_files_only, trust_remote_code=False
@@ -121,7 +130,7 @@ class LanguageModel:
         """The frozen model, which is loaded if it is not in memory."""
         if self._decoder is None:
             model = AutoModelForCausalLM.from_pretrained(
-                self.folder, dtype=DTYPES[self.identity.dtype], use_safetensors=True, trust_remote_code=False
+                self.folder, dtype=DTYPES[self.identity.dtype], use_safetensors=True, **self._read
             )
             self._decoder = Decoder(model.to(self.device))
         return self._decoder
