@@ -1,19 +1,21 @@
-"""Measure what each rung of the ladder for small cards saves, on the full-size SDXL with random weights, on a CPU.
+"""Measure what each rung of the ladder for small cards saves, on the full-size SDXL, without its weights and a card.
+
+Torch's fake tensors go through every layer: they have type and size, and no values.
 
 Bytes of weights are those of the parameters as they lie in memory. Bytes of activations are those of the tensors that
 a training step of LaTexBlend's kind keeps for its backward pass, frozen weights left out. Bytes of pictures are the
 largest output of a layer of the autoencoder's decoder. Nothing of it was run on a GPU.
 
-    python -m benchmarks.card_memory          # prints the table of card_memory.md; 15 GB of memory, some minutes
+    python -m benchmarks.card_memory          # prints the tables of card_memory.md
 """
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from src.modules.backbones.memory import Memory
 from src.modules.latexblend.bank import transformed_projections
@@ -36,27 +38,25 @@ GB = 1e9
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure, and print the tables."""
     torch.set_default_dtype(torch.bfloat16)
-    rows = []
-    for name, memory in (
-        ("bfloat16", Memory()),
-        ("compute_again", Memory(compute_again=True)),
-        ("weights=float8_e4m3fn, compute_again", Memory(weights="float8_e4m3fn", compute_again=True)),
-    ):
-        unet = UNet2DConditionModel(**UNET).requires_grad_(False).eval()
+    print("| the denoiser's weights | GB |\n| --- | --- |")
+    for name, memory in (("bfloat16", Memory()), ("weights=float8_e4m3fn", Memory(weights="float8_e4m3fn"))):
+        with torch.device("meta"):
+            unet = UNet2DConditionModel(**UNET)
         memory.apply(None, unet)  # type: ignore[arg-type]
-        rows.append((name, weights(unet), saved(unet)))
-        largest = max(weights(leaf) for leaf in unet.modules() if not list(leaf.children()))
-        del unet
-        gc.collect()
-    print("| denoiser | weights, GB | saved for the backward pass, GB |\n| --- | --- | --- |")
-    for name, held, kept in rows:
-        print(f"| {name} | {held / GB:.2f} | {kept / GB:.2f} |")
-    print(f"\nWith `offload=all` the denoiser leaves its largest layer on the card, {largest / GB:.3f} GB.\n")
-    print("| decoding 1024 x 1024, bfloat16 | largest output of a layer, GB |\n| --- | --- |")
-    for name, memory in (("whole", Memory()), ("tiling", Memory(tiling=True))):
-        print(f"| {name} | {largest_output(memory) / GB:.2f} |")
+        print(f"| {name} | {weights(unet) / GB:.2f} |")
+    largest = max(weights(leaf) for leaf in unet.modules() if not list(leaf.children()))
+    print(f"| offload=all in 8 bits, the largest layer | {largest / GB:.2f} |")
+    with FakeTensorMode():
+        print("\n| kept for the backward pass | GB |\n| --- | --- |")
+        for name, memory in (("everything", Memory()), ("compute_again=true", Memory(compute_again=True))):
+            unet = UNet2DConditionModel(**UNET).requires_grad_(False).eval()
+            memory.apply(None, unet)  # type: ignore[arg-type]
+            print(f"| {name} | {saved(unet) / GB:.2f} |")
+        print("\n| decoding 1024 x 1024, the largest output of a layer | GB |\n| --- | --- |")
+        for name, memory in (("whole", Memory()), ("tiling=true", Memory(tiling=True))):
+            print(f"| {name} | {largest_output(memory) / GB:.2f} |")
 
 
 def weights(module: nn.Module) -> int:
@@ -73,14 +73,14 @@ def saved(unet: nn.Module) -> int:
     def pack(tensor: Tensor) -> Tensor:
         base = tensor if tensor._base is None else tensor._base
         if id(base) not in frozen:
-            held[tensor.untyped_storage().data_ptr()] = tensor
+            held[tensor.untyped_storage()._cdata] = tensor
         return tensor.detach()
 
     def counted(again: Callable) -> Callable:
         def call(module: nn.Module, *inputs: Any) -> Any:
             # What is computed again is computed from these, which are kept outside of autograd.
             for tensor in filter(torch.is_tensor, inputs):
-                held[tensor.untyped_storage().data_ptr()] = tensor
+                held[tensor.untyped_storage()._cdata] = tensor
             return again(module, *inputs)
 
         return call

@@ -13,6 +13,8 @@ from rich.progress import BarColumn
 from rich.table import Column
 from torch import Tensor
 
+from src.data.peak_memory import peak_memory
+
 
 class StepProgress(RichProgressBar):
     """Lightning's bar on one line, which says what it counts; by steps, "Epoch 0/-2" says nothing.
@@ -139,14 +141,3 @@ def _lengths(batch: Any) -> Iterator[int]:
         # A list may hold one entry per sample, or, from torch's own collation, one tensor per field.
         fields = [len(part) for part in batch if isinstance(part, Tensor) and part.ndim]
         yield from fields or [len(batch)]
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that this process has allocated on a GPU; for the CPU its largest resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # Windows has no such module.
-    import resource
-
-    # The unit is bytes on macOS, kibibytes elsewhere.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from PIL import Image
 
-from src.callbacks.progress import peak_memory
+from src.data.peak_memory import peak_memory
 from src.data.request import Request
 from src.modules.training.learner import LearnerModule
 

@@ -3,15 +3,12 @@
 import hashlib
 import json
 import re
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
@@ -19,6 +16,7 @@ from src.data.files import save_png, take_turns
 from src.data.images import check_png, load_image
 from src.data.layout import layout_key
 from src.data.notes import chunks
+from src.data.peak_memory import peak_memory
 from src.data.request import Generator, Request, Style
 from src.data.store import read_or_remove
 from src.eval.results.results import Table
@@ -186,18 +184,9 @@ def measured_plan(generator: Generator, requests: Sequence[Request], folder: str
         ["left to draw", str(left)],
         ["time for them", f"{left * seconds / 60:.1f} min ({seconds:.2f} s an image)"],
         ["disk for them", f"{left * image_bytes / 1e6:.1f} MB"],
-        ["peak memory", f"{_peak_bytes() / 2**30:.1f} GiB"],
+        ["peak memory", f"{peak_memory() / 2**30:.1f} GiB"],
     ]
     return Table("Dry run", ["", ""], rows)
-
-
-def _peak_bytes() -> int:
-    """Of the GPU where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    # Kilobytes on Linux, bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 GAP = 8

@@ -14,7 +14,7 @@ from src.data.known_words import KnownWords, warn_of_unknown
 from src.data.request import Identity, Request
 
 AUTO = "auto"
-"""Name of a device: the GPU if there is one, else the CPU."""
+"""Name of a device: the accelerator that torch names (cuda, mps, xpu) if there is one, else the CPU."""
 Prepared = TypeVar("Prepared")
 """A request in the form that a generator draws, such as a plain prompt, the positions of its concepts and a seed."""
 
@@ -143,10 +143,12 @@ def usable_device(name: str, key: str) -> torch.device:
         ValueError: If torch cannot use it on this machine.
     """
     if name == AUTO:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        found = torch.accelerator.current_accelerator(check_available=True)
+        name = "cpu" if found is None else found.type
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"{key} is {name!r}, which torch cannot use on this machine; give {key}=cpu, or cuda where there is a GPU"
+            f"{key} is {name!r}, which torch cannot use on this machine; give {key}=cpu, or cuda, mps or xpu where "
+            "there is one"
         ) from error

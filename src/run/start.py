@@ -11,6 +11,8 @@ from src.run.types import check_types
 
 PLACES = ("paths.root", "paths.run_dir", "paths.images_dir", "paths.cache_dir", "output")
 """Keys of folders that are written to."""
+OF_LIGHTNING = ("cuda", "mps")
+"""Accelerators that Lightning knows among those that torch names."""
 
 
 def check_start(cfg: DictConfig) -> None:
@@ -97,8 +99,14 @@ def check_machine(cfg: DictConfig) -> None:
     trainer = cfg.get("trainer")
     if not trainer or "accelerator" not in trainer:
         return
-    gpus = torch.cuda.device_count()
-    if trainer.accelerator in ("gpu", "cuda") and not gpus and not torch.backends.mps.is_available():
+    found = torch.accelerator.current_accelerator(check_available=True)
+    gpus = torch.accelerator.device_count() if found else 0
+    if trainer.accelerator in ("gpu", "cuda") and found and found.type not in OF_LIGHTNING:
+        raise ValueError(
+            f"trainer.accelerator={trainer.accelerator}, but Lightning trains on {' and '.join(OF_LIGHTNING)}, and "
+            f"this machine has {found.type}, which only draws (method.device={found.type}); give trainer=cpu"
+        )
+    if trainer.accelerator in ("gpu", "cuda") and not gpus:
         raise ValueError("trainer.accelerator=gpu, but this machine has no GPU that torch can use; give trainer=cpu")
     wanted, kind = _number(trainer.devices), "core" if trainer.accelerator == "cpu" else "GPU"
     there = (os.cpu_count() or 1) if kind == "core" else gpus

@@ -8,7 +8,8 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from src.callbacks.progress import StepProgress, Throughput, peak_memory, samples_in
+from src.callbacks.progress import StepProgress, Throughput, samples_in
+from src.data.peak_memory import peak_memory
 from tests.callbacks.conftest import TinyData, TinyModule, tiny_trainer
 
 

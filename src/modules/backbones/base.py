@@ -28,7 +28,7 @@ from src.modules.backbones.autoencoder import guarded, scaled_latents
 from src.modules.backbones.checkpoint import KNOWN_BY_CONTENT, Checkpoint
 from src.modules.backbones.lora import apply_loras
 from src.modules.backbones.memory import Memory, computing_device
-from src.modules.backbones.projections import cross_attention_projections, projections_on_disk
+from src.modules.backbones.projections import cross_attention_projections, fingerprint_on_disk
 from src.modules.backbones.schedulers import check_scheduler, scheduler_like
 from src.modules.backbones.tensors import Noised, Text
 from src.modules.generator import model_sampling, pictures, settled
@@ -67,7 +67,7 @@ class Backbone(ABC):
     memory: Memory = Memory()
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
     """Stock pipelines that this backbone takes."""
-    incidental: ClassVar[tuple[str, ...]] = (*KNOWN_BY_CONTENT, "scheduler", "memory")
+    incidental: ClassVar[tuple[str, ...]] = (*KNOWN_BY_CONTENT, "scheduler", "memory", "compile")
     """What does not change what is learnt with a model: it is known by its content, not by its path."""
     option: ClassVar[str] = ""
     """Configuration of this kind of backbone in a command; empty for the default kind."""
@@ -113,6 +113,7 @@ class Backbone(ABC):
         lora: Sequence[Any] = (),
         scheduler: str | None = None,
         memory: Memory | Mapping[str, Any] | None = None,
+        compile: bool = False,
     ) -> Self:
         """Load a hub id, a local folder in diffusers' layout or, as a ``UNetBackbone``, one file of weights.
 
@@ -129,6 +130,7 @@ class Backbone(ABC):
             lora: As there. A bank fits with them and without, but where they differ drawing says so.
             scheduler: Name of the sampler of drawing, one of ``schedulers.NAMES``; None for the checkpoint's own.
             memory: What is done to save memory, or its settings.
+            compile: Whether torch compiles the denoiser's repeated blocks, which changes a picture by rounding alone.
 
         Raises:
             ValueError: As of ``Checkpoint.load``, or if a key of ``sampling`` is unknown.
@@ -143,14 +145,12 @@ class Backbone(ABC):
         backbone.checkpoint = checkpoint
         backbone.known_words = KnownWords.read(path) if checkpoint.place else None
         if dtype == "bfloat16":
-            (part,) = (name for name, one in pipeline.components.items() if one is backbone.denoiser)
-            layers = backbone.text_layers()
-            backbone.fingerprint = projections_hash(projections_on_disk(checkpoint, part, backbone.denoiser, layers))
+            backbone.fingerprint = fingerprint_on_disk(checkpoint, pipeline, backbone.denoiser, backbone.text_layers())
         # After the fingerprint: a model with LoRAs is one of the same cross-attention, with other weights.
         apply_loras(pipeline, checkpoint.loras)
         if scheduler is not None:
             pipeline.register_modules(scheduler=scheduler_like(pipeline.scheduler, scheduler))
-        backbone.scheduler, backbone.memory = scheduler, memory.apply(pipeline, backbone.denoiser)
+        backbone.scheduler, backbone.memory = scheduler, memory.apply(pipeline, backbone.denoiser, compile)
         return backbone
 
     @classmethod

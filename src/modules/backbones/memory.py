@@ -16,6 +16,8 @@ Storage = Literal["float8_e4m3fn", "float8_e5m2"]
 Waiting = Literal["autoencoder", "encoders", "all"]
 TILE = 512
 """Largest side of a tile in pixels, in which pictures are decoded with ``tiling``."""
+BACKEND = "inductor"
+"""What torch compiles with; it needs a C++ compiler, and Triton for a GPU."""
 OF_TEXT = (r"attn2\.to_k$", r"attn2\.to_v$")
 """Projections of text, which concepts are made of: they keep all their bits."""
 
@@ -80,8 +82,14 @@ class Memory:
         """What changes a picture, in a few words; empty if nothing does."""
         return " ".join(str(value) for value in (self.weights, "tiling" if self.tiling else "") if value)
 
-    def apply(self, pipeline: DiffusionPipeline, denoiser: Any) -> Self:
-        """Prepare a pipeline, whatever the device; what reads its weights must have read them."""
+    def apply(self, pipeline: DiffusionPipeline, denoiser: Any, compiled: bool = False) -> Self:
+        """Prepare a pipeline, whatever the device; what reads its weights must have read them.
+
+        Args:
+            pipeline: Holds the autoencoder.
+            denoiser: The denoiser.
+            compiled: Whether torch compiles its repeated blocks.
+        """
         if self.weights:
             kept = (*DEFAULT_SKIP_MODULES_PATTERN, *OF_TEXT)
             storage = getattr(torch, self.weights)
@@ -95,6 +103,10 @@ class Memory:
             pipeline.vae.tile_sample_min_size = min(pipeline.vae.tile_sample_min_size, TILE)
             pipeline.vae.tile_latent_min_size = pipeline.vae.tile_sample_min_size // scale
             pipeline.vae.enable_tiling()
+        if compiled:
+            # Torch looks for hooks that come later only if it is told: methods act through them.
+            torch._dynamo.config.skip_nnmodule_hook_guards = False  # type: ignore[attr-defined]
+            denoiser.compile_repeated_blocks(backend=BACKEND)
         return self
 
     def place(self, pipeline: DiffusionPipeline, denoiser: Any, device: torch.device) -> None:

@@ -1,7 +1,9 @@
 """The projections from text to keys and values: what concepts act on, and what a model is known by."""
 
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from src.data.identity import projections_hash
 from src.modules.backbones.checkpoint import Checkpoint
 
 
@@ -18,6 +20,14 @@ def cross_attention_projections(denoiser: nn.Module) -> dict[str, nn.Linear]:
                 raise ValueError("fuse_qkv_projections() is on; call unet.unfuse_qkv_projections() first")
             found[f"k.{name}"], found[f"v.{name}"] = module.to_k, module.to_v
     return found
+
+
+def fingerprint_on_disk(
+    checkpoint: Checkpoint, pipeline: DiffusionPipeline, denoiser: nn.Module, layers: dict[str, nn.Linear]
+) -> str:
+    """Compute a model's fingerprint from its files; the arguments are those of ``projections_on_disk``."""
+    (part,) = (name for name, one in pipeline.components.items() if one is denoiser)
+    return projections_hash(projections_on_disk(checkpoint, part, denoiser, layers))
 
 
 def projections_on_disk(

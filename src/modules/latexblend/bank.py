@@ -207,5 +207,7 @@ class _FromCache:
     ) -> None:
         self.name, self.linear, self.choose, self.hooked = name, linear, choose, hooked
 
+    # A compiled block stops here and goes on behind it: a cache is no graph, and another one compiles nothing anew.
+    @torch.compiler.disable
     def __call__(self, hidden: Tensor, *args: Any) -> Tensor:
         return self.choose()(self.name, self.linear, hidden, self.hooked)
