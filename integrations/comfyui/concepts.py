@@ -8,7 +8,6 @@ Shapes: B rows of text, L tokens, N cells, D width of one layer.
 """
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,36 +19,23 @@ from torch import Tensor, nn
 from src.data.mentions import NAME, check_name, shown
 from src.data.prompts import concept_positions
 from src.data.schema import RefusedFileError
+from src.modules.backbones.original_names import original_name
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.generator import BlendedText, Placement
 
-LAYER = re.compile(r"(down|up|mid)_blocks?(?:\.(\d+))?\.attentions\.(\d+)\.(transformer_blocks\.(\d+)\.attn2)")
 POSITIVE = 0
 """How ComfyUI marks the rows of a positive prompt in ``cond_or_uncond``."""
 
 
-def original(layer: str) -> tuple[str, tuple[str, int, int]]:
-    """Find the place of a cross-attention layer in the original layout, which is ComfyUI's.
-
-    Args:
-        layer: Its name in diffusers, such as ``down_blocks.1.attentions.0.transformer_blocks.0.attn2``.
-
-    Returns:
-        Its name there, ``input_blocks.4.1.transformer_blocks.0.attn2``, and ComfyUI's key of it, ``("input", 4, 0)``.
+def block_of(layer: str) -> tuple[str, int, int]:
+    """Find ComfyUI's key of a layer of diffusers: ``("input", 4, 0)`` of ``input_blocks.4.1.transformer_blocks.0``.
 
     Raises:
-        RefusedFileError: If the UNets of Stable Diffusion and SDXL have no such layer.
+        ValueError: If the UNets of Stable Diffusion and SDXL have no such layer.
     """
-    found = LAYER.fullmatch(layer)
-    if not found:
-        raise RefusedFileError(f"the bank has a layer {layer}; give one of Stable Diffusion 1.x, 2.x or SDXL")
-    side, level, number, inside, index = found.groups()
-    if side == "mid":
-        return f"middle_block.1.{inside}", ("middle", 0, int(index))
-    # Down: the first convolution, then two blocks a level and a change of size. Up: three blocks a level.
-    block = 3 * int(level) + int(number) + (side == "down")
-    name = "input" if side == "down" else "output"
-    return f"{name}_blocks.{block}.1.{inside}", (name, block, int(index))
+    side, *places = original_name(layer).split(".")
+    kind = side.partition("_")[0]
+    return kind, 0 if kind == "middle" else int(places[0]), int(places[-2])
 
 
 def read_banks(text: str) -> dict[str, ConceptBank]:
@@ -71,7 +57,7 @@ def check_fits(name: str, bank: ConceptBank, unet: nn.Module) -> None:
     """Make sure that a bank has the layers of ComfyUI's UNet, and their widths.
 
     Raises:
-        RefusedFileError: If it was made for a model of another kind.
+        ValueError: If it was made for a model of another kind.
     """
     theirs = {
         f"{kind}.{layer}": getattr(module, f"to_{kind}").out_features
@@ -79,7 +65,7 @@ def check_fits(name: str, bank: ConceptBank, unet: nn.Module) -> None:
         if layer.endswith(".attn2")
         for kind in "kv"
     }
-    ours = {f"{row[:2]}{original(row[2:])[0]}": tensor.shape[1] for row, tensor in bank.rows.items()}
+    ours = {f"{row[:2]}{original_name(row[2:])}": tensor.shape[1] for row, tensor in bank.rows.items()}
     if ours != theirs:
         raise RefusedFileError(
             f"the bank of {name} was made for {bank.metadata.get('backbone', 'another model')}, with {len(ours) // 2} "
@@ -207,7 +193,7 @@ class Concepts:
         sampling = patched.get_model_object("model_sampling")
         below = sampling.percent_to_sigma(1 - blending_start) if blending_start < 1 else float("inf")
         for layer in (row[2:] for row in (placements[0].bank.rows if placements else ()) if row.startswith("k.")):
-            key = original(layer)[1]
+            key = block_of(layer)
             before = there.get(key, there.get(key[:2]))
             blending = Blending(layer, placements, conditioning[0][0].shape[1], below, before)
             patched.set_model_attn2_replace(blending, *key)

@@ -14,8 +14,9 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from torch import Tensor, nn
 
 from integrations.comfyui import NODE_CLASS_MAPPINGS
-from integrations.comfyui.concepts import Blending, Concepts, original
+from integrations.comfyui.concepts import Blending, Concepts, block_of
 from src.data.schema import RefusedFileError
+from src.modules.backbones.original_names import original_name
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.generator import BlendedText, ConceptGenerator, Placement, blended
@@ -44,7 +45,7 @@ def layers_of(unet: nn.Module) -> list[str]:
 def test_every_cross_attention_layer_of_the_real_unets_is_met_once(kind: str, config: dict, number: int) -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
-    found = {layer: original(layer) for layer in layers_of(unet)}
+    found = {layer: (original_name(layer), block_of(layer)) for layer in layers_of(unet)}
     expected = {
         (kinds[0], block, index)
         for kinds, depth in DEPTHS[kind].items()
@@ -63,10 +64,8 @@ def test_every_cross_attention_layer_of_the_real_unets_is_met_once(kind: str, co
 
 
 def test_a_layer_that_these_unets_do_not_have_is_refused() -> None:
-    with pytest.raises(
-        RefusedFileError, match=r"has a layer transformer_blocks\.0\.attn2; give one of Stable Diffusion"
-    ):
-        original("transformer_blocks.0.attn2")
+    with pytest.raises(ValueError, match=r"there is no layer transformer_blocks\.0\.attn2 in Stable Diffusion 1\.x"):
+        block_of("transformer_blocks.0.attn2")
 
 
 class Patcher:
@@ -79,7 +78,7 @@ class Patcher:
         for layer, module in unet.named_modules():
             if layer.endswith("attn2"):
                 place = named
-                for part in original(layer)[0].split(".")[:-1]:
+                for part in original_name(layer).split(".")[:-1]:
                     if not hasattr(place, part):
                         place.add_module(part, nn.Module())
                     place = getattr(place, part)
@@ -176,9 +175,7 @@ def noise(backbone: UNetBackbone, text: Tensor) -> Tensor:
 def noise_by_comfyui(backbone: UNetBackbone, patcher: Patcher, text: Tensor, options: dict) -> Tensor:
     before = backbone.unet.attn_processors
     replaced = {
-        name: Patched(patcher.patches[original(name.removesuffix(".processor"))[1]], options)
-        if "attn2" in name
-        else one
+        name: Patched(patcher.patches[block_of(name.removesuffix(".processor"))], options) if "attn2" in name else one
         for name, one in before.items()
     }
     backbone.unet.set_attn_processor(replaced)
@@ -235,7 +232,7 @@ def test_above_the_start_of_blending_a_layer_is_the_stock_one_bit_for_bit(backbo
 
 def test_a_patch_that_was_there_gets_the_blended_keys(backbone: UNetBackbone, banks: dict) -> None:
     model, seen = Patcher(backbone.unet), []
-    key = original(layers_of(backbone.unet)[0])[1]
+    key = block_of(layers_of(backbone.unet)[0])
     model.set_model_attn2_replace(lambda *given: seen.append(given) or given[0], *key)
     patched, _ = Concepts().place(model, Clip(backbone), "a <rex>", str(banks["rex"]), 1.0)
     patch = patched.patches[key]

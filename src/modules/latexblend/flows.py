@@ -84,6 +84,11 @@ class LowRank(nn.Module):
         self.down = nn.Parameter(torch.randn(rank, in_features) / in_features**0.5)
         self.up = nn.Parameter(torch.zeros(out_features, rank))
 
+    @property
+    def weight(self) -> Tensor:
+        """The change itself, ``(D, C)``."""
+        return self.up @ self.down
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Project ``(..., C)`` to ``(..., D)``."""
         return F.linear(F.linear(hidden, self.down), self.up)
@@ -119,6 +124,7 @@ class ConceptDelta(nn.Module):
         super().__init__()
         if rank is not None and rank < 1:
             raise ValueError(f"method.learner.rank is {rank}; give a positive number, or null for full changes")
+        self.rank = rank
         # Module names may not contain dots.
         self.changes = nn.ModuleDict(
             {_key(name): _change(linear.out_features, linear.in_features, rank) for name, linear in projections.items()}
@@ -129,6 +135,15 @@ class ConceptDelta(nn.Module):
         """Compute what the change adds to one projection of ``hidden`` ``(..., C)``: ``(..., D)``, in float32."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.changes[_key(name)](hidden.float())
+
+    def weight(self, name: str) -> Tensor:
+        """Return the change of one projection, ``(D, C)``."""
+        return self.changes[_key(name)].weight  # type: ignore[return-value]
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return the factors of a change of rank r, ``(r, C)`` and ``(D, r)``, whose product ``up down`` it is."""
+        change = self.changes[_key(name)]
+        return change.down, change.up  # type: ignore[return-value]
 
 
 def _change(out_features: int, in_features: int, rank: int | None) -> nn.Module:

@@ -26,6 +26,7 @@ from src.data.subject import ConceptData, View
 from src.modules.backbones.base import Backbone, Text
 from src.modules.backbones.memory import weights_fetched_again
 from src.modules.latexblend.bank import ConceptBank, transformed_projections
+from src.modules.latexblend.exports import Exports
 from src.modules.latexblend.flows import DualFlow, Objective, Subject
 from src.modules.latexblend.generator import ConceptGenerator
 from src.modules.training.diffusion import min_snr_weights, per_sample_mse, step_generator
@@ -47,7 +48,7 @@ class LaTexBlend(Learner):
         backbone: The model that is personalised; it stays frozen and outside of checkpoints.
         subject: The subject that is learnt.
         cache_dir: Folder for class images and latents.
-        export_path: File that the bank is written to.
+        exports: File that the bank is written to, or that and the formats of other programs.
         objective: The loss that is minimised.
         initializer: Word whose embedding V* starts from; None for the class noun.
         rank: Rank of the projections' changes; None for full ones.
@@ -56,17 +57,17 @@ class LaTexBlend(Learner):
         seed: Seed of noise, timesteps, templates and initial weights.
 
     Raises:
-        ValueError: If the rank is out of range or the noun has no tokens.
+        ValueError: If the rank is out of range, the noun has no tokens, or a format does not fit.
     """
 
-    incidental: ClassVar[tuple[str, ...]] = ("cache_dir", "export_path", "sampling")
+    incidental: ClassVar[tuple[str, ...]] = ("cache_dir", "exports", "sampling")
 
     def __init__(
         self,
         backbone: Backbone,
         subject: Subject,
         cache_dir: str,
-        export_path: str,
+        exports: Exports | str,
         objective: Objective | None = None,
         initializer: str | None = "ktn",
         rank: Rank | None = None,
@@ -75,11 +76,13 @@ class LaTexBlend(Learner):
         seed: Seed = 0,
     ) -> None:
         super().__init__()
+        self.exports = Exports(exports) if isinstance(exports, str) else exports
+        self.exports.check(rank, backbone)
         self.subject, self.objective = subject, objective or Objective()
-        self.cache_dir, self.export_path, self.sampling = cache_dir, export_path, sampling
+        self.cache_dir, self.sampling = cache_dir, sampling
         self.initializer, self.rank, self.snr_gamma, self.seed = initializer, rank, snr_gamma, seed
         # What could not be saved at the end is refused at the start.
-        CONCEPT_BANK.check(export_path, self._metadata(backbone))
+        CONCEPT_BANK.check(self.exports.path, self._metadata(backbone))
         torch.manual_seed(seed)
         pool = TEMPLATES if self.objective.templates == "pool" else (FIXED_TEMPLATE,)
         # DualFlow is no nn.Module, so the frozen weights in it stay out of checkpoints.
@@ -257,14 +260,16 @@ class LaTexBlend(Learner):
         ]
 
     def export(self, record: TrainingRecord) -> dict[str, str]:
-        """Write the bank, which is all that generation needs of a training."""
-        path, name = self.extract_bank(record).save(self.export_path), self.subject.concept
+        """Write the bank, which is all that generation needs of a training, and files of other programs."""
+        bank, name = self.extract_bank(record), self.subject.concept
+        path = bank.save(self.exports.path)
+        others = self.exports.write(name, self.delta, self.backbone, bank.metadata)
         given = {key: value for key, value in (self.sampling or {}).items() if value is not None}
         settings = {**self.backbone.sampling, **given}
         drawn_like = {f"method.{'' if key in BLENDING else 'sampling.'}{key}": value for key, value in settings.items()}
         drawing = {"prompt": f"a <{name}> on the beach", f"bank.{name}": str(path), "num_images": 4, "seed": 0}
         following = command("generate.py", {**drawing, **self.backbone.overrides, **drawn_like})
-        return {"concept bank": str(path), "next": following}
+        return {"concept bank": str(path), **others, "next": following}
 
 
 def class_images(
