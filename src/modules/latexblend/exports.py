@@ -3,7 +3,7 @@
 There the whole prompt goes through W', as class images do in training; in a bank only "V* noun" does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,20 @@ Format = Literal["custom_diffusion", "lora", "kohya"]
 """W' for ``load_attn_procs`` of diffusers; its change for ``load_lora_weights``, and by kohya's names."""
 
 LOW_RANK = ("lora", "kohya")
+
+
+def refuse_without_rank(formats: Iterable[str], rank: int | None) -> None:
+    """Refuse formats of changes of low rank for a training of full ones.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name in formats:
+        if name in LOW_RANK and rank is None:
+            raise ValueError(
+                f"method.learner.exports.formats has {name}, which is a change of low rank, and this training learns "
+                "full ones; add method.learner.rank=4"
+            )
 
 
 @dataclass(frozen=True)
@@ -47,12 +61,8 @@ class Exports:
         Raises:
             ValueError: If one needs a rank and there is none, or the backbone is no UNet of Stable Diffusion or SDXL.
         """
+        refuse_without_rank(self.formats, rank)
         for name in self.formats:
-            if name in LOW_RANK and rank is None:
-                raise ValueError(
-                    f"method.learner.exports.formats has {name}, which is a change of low rank, and this training "
-                    "learns full ones; add method.learner.rank=4"
-                )
             if not all(LAYER.fullmatch(layer.partition(".")[2]) for layer in backbone.text_layers()):
                 raise ValueError(
                     f"method.learner.exports.formats has {name}, which is for the UNets of Stable Diffusion and SDXL, "
@@ -102,8 +112,10 @@ def _custom_diffusion(delta: ConceptDelta, backbone: Any) -> dict[str, Tensor]:
     for name, linear in backbone.text_layers().items():
         kind, _, layer = name.partition(".")
         found.pop(f"{layer}.processor", None)
-        trained = linear.weight.float() + delta.weight(name).to(linear.weight.device)
-        found[f"{layer}.processor.to_{kind}_custom_diffusion.weight"] = trained.to(linear.weight.dtype)
+        # Between two calls a layer's weights may be kept elsewhere, or in fewer bits.
+        change = delta.weight(name)
+        trained = linear.weight.to(change) + change
+        found[f"{layer}.processor.to_{kind}_custom_diffusion.weight"] = trained.to(backbone.dtype)
     return found
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from src.data.subject import ConceptData, View
 from src.modules.backbones.base import Backbone, Text
 from src.modules.backbones.memory import weights_fetched_again
 from src.modules.latexblend.bank import ConceptBank, transformed_projections
-from src.modules.latexblend.exports import Exports
+from src.modules.latexblend.exports import Exports, refuse_without_rank
 from src.modules.latexblend.flows import DualFlow, Objective, Subject
 from src.modules.latexblend.generator import ConceptGenerator
 from src.modules.training.diffusion import min_snr_weights, per_sample_mse, step_generator
@@ -88,6 +88,13 @@ class LaTexBlend(Learner):
         # DualFlow is no nn.Module, so the frozen weights in it stay out of checkpoints.
         self.flow = DualFlow(backbone, subject.class_noun, pool, initializer, rank, self.objective.base_flow)
         self.delta = self.flow.delta
+
+    @classmethod
+    def first_look(cls, settings: Mapping[str, Any]) -> None:
+        """Refuse formats that need a rank where there is none, before the weights are read."""
+        exports = settings.get("exports")
+        formats = exports.get("formats") if isinstance(exports, Mapping) else None
+        refuse_without_rank(formats or (), settings.get("rank"))
 
     @property
     def backbone(self) -> Backbone:

@@ -130,6 +130,9 @@ def test_a_format_that_needs_a_rank_is_refused_without_one(tmp_path: Path, name:
         ValueError, match=rf"formats has {name}, which is a change of low rank, .*; add method\.learner\.rank=4"
     ):
         learner(tmp_path, "sd", None, (name,))
+    with pytest.raises(ValueError, match=rf"formats has {name}, which is a change of low rank"):
+        LaTexBlend.first_look({"exports": {"path": "x", "formats": [name]}, "rank": None})
+    LaTexBlend.first_look({"exports": {"path": "x", "formats": [name]}, "rank": 4})
 
 
 def test_a_backbone_that_is_no_unet_of_these_is_refused(tmp_path: Path) -> None:
