@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 INTERRUPTED = 130
@@ -27,7 +28,13 @@ def stopped(script: str, folder: str) -> str:
 
 
 def remove_empty(folders: Iterable[str]) -> None:
-    """Remove run folders that hold nothing but the command that failed."""
+    """Remove run folders that hold nothing but the command, and the folders of their name and task if these are empty.
+
+    What ``paths.root`` names stays: it may be the user's own.
+    """
     for folder in map(Path, folders):
         if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", ".lock"}:
             shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # Other runs are there.
+                folder.parent.rmdir()
+                folder.parent.parent.rmdir()
