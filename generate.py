@@ -24,6 +24,7 @@ def main(cfg: DictConfig) -> None:
     from src.data.mentions import check_name, mentioned, parse_prompt
     from src.data.request import ImageStyle, Request, Style, TextStyle
     from src.eval.draw import draw_missing, measured_plan, write_grid
+    from src.modules.backbones.conditioned import ConditionedPipeline, Pictures
     from src.run.first_looks import look_first
 
     if not cfg.prompt:
@@ -44,10 +45,15 @@ def main(cfg: DictConfig) -> None:
     look_first(cfg)
     for path in listed(cfg.style):
         load_image(path)
+    pictures = Pictures.read(cfg.image, cfg.strength, cfg.mask, cfg.control)
     folder = Path(cfg.output)
     # An image is at most what its raw pixels are: 3 MB a megapixel.
     free_disk_or_raise(folder, 2 * 3 * 2**20 * len(prompts) * cfg.num_images)
     generator = build(cfg.method)
+    if pictures is not None:
+        if not getattr(generator, "takes_pictures", False):
+            raise ValueError("this method draws from text alone: leave image, mask and control out")
+        generator.backbone.conditioned = ConditionedPipeline(generator.backbone, pictures)
     styles: list[Style | None] = [*map(ImageStyle, listed(cfg.style)), *map(TextStyle, listed(cfg.style_prompt))]
     places = [(prompt, cfg.seed + number) for prompt in prompts for number in range(cfg.num_images)]
     regions = {prompt: tuple(one for one in layout if one[0] in mentioned(prompt)) for prompt in prompts}

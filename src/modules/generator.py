@@ -28,6 +28,8 @@ class BatchedGenerator(ABC, Generic[Prepared]):
 
     takes_layouts: ClassVar[bool] = False
     """Whether the method can place concepts."""
+    takes_pictures: ClassVar[bool] = False
+    """Whether its ``backbone`` draws with ``Backbone.draw``, which can start from a picture."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size

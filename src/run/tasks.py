@@ -34,6 +34,10 @@ class Generate:
     adapter: Text | None
     style: Several | None
     style_prompt: Several | None
+    image: Text | None
+    strength: float | None
+    mask: Text | None
+    control: Text | None
     output: Text
     dry_run: bool
 

@@ -56,6 +56,7 @@ class Backbone(ABC):
         known_words: The words that the model was taught, where it carries their list.
         checkpoint: What the pipeline was loaded from; None for one that was made in memory.
         scheduler: Name of the sampler that takes the place of the checkpoint's own.
+        conditioned: A ``ConditionedPipeline``, which draws from pictures as well; None for text alone.
 
     Raises:
         ValueError: If ``sampling`` has another key, or the pipeline is of another kind.
@@ -65,6 +66,7 @@ class Backbone(ABC):
     checkpoint: Checkpoint | None = None
     scheduler: str | None = None
     memory: Memory = Memory()
+    conditioned: Any = None
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
     """Stock pipelines that this backbone takes."""
     incidental: ClassVar[tuple[str, ...]] = (*KNOWN_BY_CONTENT, "scheduler", "memory", "compile")
@@ -114,6 +116,7 @@ class Backbone(ABC):
         scheduler: str | None = None,
         memory: Memory | Mapping[str, Any] | None = None,
         compile: bool = False,
+        controlnet: ModelPlace | None = None,
     ) -> Self:
         """Load a hub id, a local folder in diffusers' layout or, as a ``UNetBackbone``, one file of weights.
 
@@ -131,11 +134,12 @@ class Backbone(ABC):
             scheduler: Name of the sampler of drawing, one of ``schedulers.NAMES``; None for the checkpoint's own.
             memory: What is done to save memory, or its settings.
             compile: Whether torch compiles the denoiser's repeated blocks, which changes a picture by rounding alone.
+            controlnet: As of ``Checkpoint``.
 
         Raises:
             ValueError: As of ``Checkpoint.load``, or if a key of ``sampling`` is unknown.
         """
-        checkpoint = Checkpoint(path, dtype, local_files_only, config, variant, revision, vae, tuple(lora))
+        checkpoint = Checkpoint(path, dtype, local_files_only, config, variant, revision, vae, tuple(lora), controlnet)
         check_scheduler(scheduler)
         checkpoint.check()
         sampling, memory = model_sampling(SAMPLING, sampling), Memory.of(memory)  # Before the weights are read.
@@ -162,11 +166,7 @@ class Backbone(ABC):
 
     @classmethod
     def content(cls, settings: Mapping[str, Any]) -> dict[str, str]:
-        """Hash what these arguments of ``from_pretrained`` load, part by part, without loading it.
-
-        Raises:
-            ValueError: As of ``Checkpoint.parts``.
-        """
+        """Hash what these arguments of ``from_pretrained`` load, part by part, without loading it."""
         sampler = {"sampler": settings["scheduler"]} if settings.get("scheduler") else {}
         return Checkpoint.of(settings).parts() | sampler | Memory.of(settings.get("memory")).content
 
@@ -214,8 +214,9 @@ class Backbone(ABC):
     def overrides(self) -> dict[str, str]:
         """Settings that choose this backbone on the command line, whatever configuration it came from."""
         made = self.checkpoint or Checkpoint(self.pipeline.name_or_path, str(self.dtype).removeprefix("torch."))
-        chosen = made.overrides | self.memory.overrides
-        chosen |= {"backbone.scheduler": self.scheduler} if self.scheduler else {}
+        chosen = (
+            made.overrides | self.memory.overrides | ({"backbone.scheduler": self.scheduler} if self.scheduler else {})
+        )
         return {"backbone": self.option, **chosen} if self.option else chosen
 
     @cached_property
@@ -235,7 +236,9 @@ class Backbone(ABC):
     @property
     def identity(self) -> str:
         """Hash of every part, and precision: what an image depends on beside the method's own settings."""
-        return " ".join(filter(None, [self.content_hash, str(self.dtype), self.scheduler, self.memory.seen]))
+        pictures = getattr(self.conditioned, "identity", None)
+        told = (self.content_hash, str(self.dtype), self.scheduler, self.memory.seen, pictures)
+        return " ".join(filter(None, told))
 
     @property
     def autoencoder_identity(self) -> str:
@@ -263,11 +266,7 @@ class Backbone(ABC):
         return self
 
     def settled(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Complete the settings of a call of the stock pipeline: the model's own stand for missing ones and None.
-
-        Raises:
-            ValueError: If there is no such setting.
-        """
+        """Complete the settings of a call, as ``settled`` does: the model's own stand for missing ones and None."""
         own = {name: value for name, value in self.sampling.items() if name != "keep_context"}
         return settled({**own, "negative_prompt": "", "resolution": self.resolution}, given)
 
@@ -321,7 +320,7 @@ class Backbone(ABC):
             ValueError: As in ``token_ids``, also for the negative prompt, or if the pixels are not finite.
         """
         self.token_ids([*prompts, settings["negative_prompt"]])
-        drawn = self.pipeline(
+        drawn = (self.conditioned or self.pipeline)(
             **({"prompt": list(prompts)} if text is None else self.encoded(text)),
             **self.negatives([settings["negative_prompt"]] * len(prompts)),
             num_inference_steps=settings["num_inference_steps"],

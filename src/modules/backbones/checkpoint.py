@@ -17,7 +17,7 @@ from src.modules.backbones.lora import Lora, loras_hash
 from src.modules.backbones.single_file import SingleFile
 from src.modules.backbones.tensors import DTYPES
 
-KNOWN_BY_CONTENT = ("path", "local_files_only", "config", "variant", "revision", "vae", "lora")
+KNOWN_BY_CONTENT = ("path", "local_files_only", "config", "variant", "revision", "vae", "lora", "controlnet")
 """Settings that say where a model is: what is there is hashed."""
 HALF = "fp16"
 """The variant that a working precision of 16 bits takes, where there is one."""
@@ -37,6 +37,7 @@ class Checkpoint:
         revision: Branch, tag or commit of a hub id; None for its main branch.
         vae: Folder, hub id or file of another autoencoder; None for the model's own.
         lora: Changes of low rank, each ``{path: FILE, scale: 0.8}`` or a path alone.
+        controlnet: Folder or hub id of a ControlNet, which reads ``control=FILE`` of generate.py.
     """
 
     path: str
@@ -47,6 +48,7 @@ class Checkpoint:
     revision: str | None = None
     vae: str | None = None
     lora: Sequence[str | Mapping[str, Any]] = ()
+    controlnet: str | None = None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -83,7 +85,7 @@ class Checkpoint:
     @property
     def overrides(self) -> dict[str, Any]:
         """Settings that choose this checkpoint on the command line."""
-        names = ("path", "dtype", "config", "variant", "revision", "vae", "lora")
+        names = ("path", "dtype", "config", "variant", "revision", "vae", "lora", "controlnet")
         chosen = {name: getattr(self, name) for name in names}
         return {f"backbone.{name}": value for name, value in chosen.items() if value}
 

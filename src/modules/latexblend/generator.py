@@ -170,6 +170,7 @@ class ConceptGenerator(TracedGenerator[Placed]):
     """
 
     takes_layouts = True
+    takes_pictures = True
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class RivalGenerator(TracedGenerator[Mentioned]):
         ValueError: If a concept is of another method or backbone, or torch cannot use the device.
     """
 
+    takes_pictures = True
     method: ClassVar[str]
     """Method that learnt the concepts."""
 
