@@ -15,6 +15,7 @@ from src.data.commands import command
 from src.data.mentions import NAME
 from src.modules.latexblend.reference import bank_of_reference, read_reference
 from src.run.errors import explain
+from src.run.start import quieten_libraries
 from src.run.targets import CONF, build
 from src.run.types import check_types
 
@@ -58,6 +59,7 @@ def imported(arguments: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Import one file; return the exit code."""
+    quieten_libraries()
     try:
         following = imported(arguments)
     except Exception as error:
