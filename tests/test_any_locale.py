@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from src.data.commands import command
+from src.data.images import image_texts
+from src.data.notes import PARAMETERS, read_note
 from src.modules.latexblend.bank import ConceptBank
 from tests.tiny import tiny_sd
 
@@ -96,5 +98,6 @@ def test_a_prompt_of_another_script_is_drawn(place: Path, told: str) -> None:
         "method.sampling.num_inference_steps": 1,
     }
     assert str(place / "\u753b") in typed(place, command("generate.py", settings))
-    texts = [Image.open(path).text for path in (place / "\u753b").glob("*.png")]  # type: ignore[attr-defined]
-    assert any(PROMPT in text.values() for text in texts)
+    (image,) = (path for path in (place / "\u753b").glob("*.png") if path.name != "grid.png")
+    assert read_note(str(image)).prompt == PROMPT
+    assert image_texts(image)[PARAMETERS].startswith(f"{PROMPT}\n")

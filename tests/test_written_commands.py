@@ -73,7 +73,9 @@ def arguments_of(command: str) -> tuple[str, list[str]]:
     plain = re.sub(r"\[(\w[\w.]*=[^\]]*)\]", r"\1", command)
     _, script, *arguments = shlex.split(plain.replace('"$@"', ""))
     values = [re.sub(r"\$\w+", "some/file.safetensors", argument) for argument in arguments]
-    return script, [value for value in values if value not in ("-m", "--help", "...") and not value.endswith("=...")]
+    # A picture brings the arguments that drew it.
+    left_out = ("-m", "--help", "...", "from=IMAGE.png")
+    return script, [value for value in values if value not in left_out and not value.endswith("=...")]
 
 
 def first_of(override: str) -> str:

@@ -24,7 +24,7 @@ from src.modules.backbones.pixart import PixArtBackbone
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.flows import Subject
-from src.modules.latexblend.generator import ConceptGenerator, blended
+from src.modules.latexblend.generator import ConceptGenerator, Placement, blended
 from src.modules.latexblend.learner import LaTexBlend, class_images
 from src.modules.training.learner import LearnerModule
 from tests.tiny import tiny_pixart, tiny_sd, tiny_sdxl
@@ -166,9 +166,9 @@ def test_a_bank_that_says_what_the_prompt_says_changes_nothing(backbone: Backbon
         latents = torch.randn(1, backbone.vae.config.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
         noised = backbone.corrupt(latents, [torch.Generator().manual_seed(1)])
         plain = backbone.denoise(noised, text)
-        with blended(backbone.denoiser, [[(own, positions)]]):
+        with blended(backbone.denoiser, [[Placement(own, positions)]]):
             assert torch.allclose(backbone.denoise(noised, text), plain, atol=1e-5)
-        with blended(backbone.denoiser, [[(bank(backbone), positions)]]):
+        with blended(backbone.denoiser, [[Placement(bank(backbone), positions)]]):
             assert not torch.allclose(backbone.denoise(noised, text), plain, atol=1e-3)
     assert plain.shape == noised.target.shape == latents.shape
 

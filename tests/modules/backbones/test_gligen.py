@@ -16,7 +16,7 @@ from src.modules.backbones.gligen import MOST, Grounded, grounded
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.generator import pictures
 from src.modules.latexblend.bank import ConceptBank
-from src.modules.latexblend.generator import ConceptGenerator, blended
+from src.modules.latexblend.generator import ConceptGenerator, Placement, blended
 from tests.tiny import UNET, tiny_sd
 
 SETTINGS = {"num_inference_steps": 8, "guidance_scale": 4.0}
@@ -101,13 +101,13 @@ def test_concepts_blend_beside_boxes_and_leave_the_gated_layers_alone(pipeline, 
     (image,) = generator.sample([Request(asked, 0, layout=layout)])
     objects = [Grounded("dog", LEFT), Grounded("cat", RIGHT)]
     # "a dog next to a cat on the grass" behind the start token: V* of rex is token 1, of tom token 5.
-    with blended(pipeline.unet, [[(banks["rex"], [1, 2]), (banks["tom"], [5, 6])]]):
+    with blended(pipeline.unet, [[Placement(banks["rex"], [1, 2]), Placement(banks["tom"], [5, 6])]]):
         expected = stock(pipeline, objects)
     assert np.array_equal(pixels(image), expected)
     assert not np.array_equal(expected, stock(pipeline, objects))
     assert backbone.text_layers() and not any("fuser" in name for name in backbone.text_layers())
     (free,) = generator.sample([Request(asked, 0)])
-    with blended(pipeline.unet, [[(banks["rex"], [1, 2]), (banks["tom"], [5, 6])]]):
+    with blended(pipeline.unet, [[Placement(banks["rex"], [1, 2]), Placement(banks["tom"], [5, 6])]]):
         assert np.array_equal(pixels(free), stock(pipeline, objects, gligen_scheduled_sampling_beta=0))
 
 
