@@ -211,10 +211,16 @@ def _one_line(text: str) -> str:
 def provenance() -> dict[str, Any]:
     """What it takes to get the same numbers again: command, commit, package versions."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *_program(), *sys.argv[1:]]),
         "git_commit": _git_commit(),
         "versions": {package: version(package) for package in PACKAGES},
     }
+
+
+def _program() -> list[str]:
+    """What runs, without the place where it lies: that is of no use elsewhere, and the user's own."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return [Path(sys.argv[0]).name] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
 
 
 def write_results(
