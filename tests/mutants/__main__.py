@@ -21,7 +21,10 @@ import pytest
 from tests.mutants.planted import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("src", "tests", "conf", "experiments", "integrations", "train.py", "generate.py", "eval.py", "pyproject.toml")
+COPIED = (
+    *("src", "tests", "conf", "experiments", "integrations", "train.py", "generate.py", "eval.py", "doctor.py"),
+    "pyproject.toml",
+)
 LINKED = ("world",)
 HIDDEN = ("__pycache__", "golden")
 LIBRARIES = ("diffusers", "lightning", "open_clip", "timm", "torchmetrics", "transformers", "wandb")
