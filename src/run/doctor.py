@@ -213,4 +213,4 @@ def _version(package: str) -> str:
 def _place(cfg: DictConfig) -> Path:
     """Where the checkpoint is on this machine; a hub id is fetched, as for drawing."""
     found = Checkpoint.of(cfg.backbone)
-    return found.place or found._folder()
+    return found.place or found.folder()

@@ -130,7 +130,7 @@ class Checkpoint:
         if self.file:
             pipeline = self.file.load(dtype)
         else:
-            folder = self._folder()
+            folder = self.folder()
             pipeline = DiffusionPipeline.from_pretrained(
                 str(folder), dtype=dtype, variant=self._variant(folder), local_files_only=True, use_safetensors=True
             )
@@ -148,7 +148,7 @@ class Checkpoint:
         if self.file:
             parts = self.file.parts()
         else:
-            folder = self._folder()
+            folder = self.folder()
             parts = pipeline_parts(folder, self._variant(folder))
         if self.autoencoder:
             parts["vae"] = self.autoencoder.content_hash(parts["vae"])
@@ -163,7 +163,7 @@ class Checkpoint:
         """
         if self.file:
             return self.file.unet_tensors(names)
-        folder = self._folder()
+        folder = self.folder()
         return read_tensors(folder / part, names, self._variant(folder))
 
     def _text_width(self) -> int | None:
@@ -175,7 +175,7 @@ class Checkpoint:
             read_json(path, "the UNet's configuration").get("cross_attention_dim") if path and path.exists() else None
         )
 
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
         """The folder on this machine; a hub id is fetched, unless that is forbidden."""
         if self.place is not None:
             return self.place
