@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from src.data.files import save_png
-from src.data.images import decode_image, load_image
-from src.eval.draw import image_grid
+from src.data.images import decode_image
+from src.eval.grid import Grid, read_grid
 from src.eval.results.report import Report
 
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -44,7 +44,7 @@ def families(curves: Mapping[str, Curve]) -> dict[str, dict[str, Curve]]:
 @matplotlib.rc_context({"text.parse_math": False})
 def family_figure(family: str, lines: Mapping[str, Curve]) -> Image.Image:
     """Plot a line for each member, from dark to bright; the legend names the first, the last and some between."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
+    figure = Figure(figsize=(5.2, 2.9), layout="constrained")
     axes = figure.subplots()
     last = len(lines) - 1
     named = {round(index * last / (MAX_NAMED - 1)) for index in range(MAX_NAMED)}
@@ -59,7 +59,7 @@ def family_figure(family: str, lines: Mapping[str, Curve]) -> Image.Image:
     if last:
         figure.legend(loc="outside right center", fontsize="small", frameon=False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=144)
     return decode_image(buffer, "curves")
 
 
@@ -71,12 +71,15 @@ def _label(name: str, family: str) -> str:
 
 MACHINE = ("learning rate", "perf/")
 """Beginnings of figures that tell of the machine and the schedule, and are folded away."""
+LOSS = "loss"
+SCORE = "val/"
+"""How the names of scores begin; all but the losses of validation."""
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "hydra-core")
 MAX_GRIDS = 12
 
 
 class RunReport(L.Callback):
-    """Writes ``report.html`` into the run folder when training ends: pictures first, then losses, then the machine.
+    """Writes ``report.html`` into the run folder when training ends: pictures, scores and losses, then the machine.
 
     Metrics whose names differ by a number at the end share a figure; these figures are in ``curves.png``, too.
 
@@ -123,30 +126,43 @@ def write_run_report(run_dir: Path, title: str, legend: Mapping[str, str] | None
 
 
 def _add_pictures(report: Report, folder: Path) -> None:
-    """Add the photos and the last grid, and the earlier grids folded away."""
+    """Add the last grid and the photos, and the earlier grids folded away."""
     grids = _evenly_spaced(sorted(folder.glob("step-*.png")))
-    for path in [*folder.glob("references.png"), *grids[-1:]]:
-        report.add_image(load_image(path, min_side=1), path.stem)
+    for path in grids[-1:]:
+        report.add_grid(read_grid(path), _step(path))
+    for path in folder.glob("references.png"):
+        report.add_grid(read_grid(path), "The photos")
     if grids[:-1]:
         with report.folded("Earlier samples"):
             for path in grids[:-1]:
-                report.add_image(load_image(path, min_side=1), path.stem)
+                report.add_grid(read_grid(path), _step(path))
+
+
+def _step(path: Path) -> str:
+    return f"Step {int(path.stem.removeprefix('step-'))}"
 
 
 def _add_curves(report: Report, curves: dict[str, Curve], path: Path, legend: Mapping[str, str]) -> None:
-    """Add a figure for each family; those with several lines are also written to ``path``."""
+    """Add scores, a figure for each family, the important ones open; those with several lines also go to ``path``."""
+    scores = {name: values for name, (_, values) in curves.items() if name.startswith(SCORE) and LOSS not in name}
+    if scores:
+        rows = [[name.removeprefix(SCORE), f"{values[0]:.3f}", f"{values[-1]:.3f}"] for name, values in scores.items()]
+        report.add_table(["", "first", "last"], rows, "Scores of the samples")
     found = families(curves)
     figures = {family: family_figure(family, lines) for family, lines in found.items()}
+    told = {family: f"{family}: {legend[family]}" for family in figures if family in legend}
+    machine = {family: plot for family, plot in figures.items() if family.startswith(MACHINE)}
+    open_to = {family for family in figures if family in (LOSS, *legend) or SCORE + family in scores}
     report.add_text("", "Curves")
-    told = {family: f"{family}: {legend[family]}" if family in legend else family for family in figures}
-    for family in [family for family in figures if not family.startswith(MACHINE)]:
-        report.add_image(figures[family], told[family])
-    with report.folded("Learning rates, speed and memory"):
-        for family in [family for family in figures if family.startswith(MACHINE)]:
-            report.add_image(figures[family], told[family])
+    report.add_plots({family: figures[family] for family in figures if family in open_to}, told)
+    others = {family: figures[family] for family in figures if family not in open_to | machine.keys()}
+    for heading, plots in (("More curves", others), ("Learning rates, speed and memory", machine)):
+        if plots:
+            with report.folded(heading):
+                report.add_plots(plots, told)
     several = [figures[family] for family, lines in found.items() if len(lines) > 1]
     if several:
-        save_png(image_grid(several, 2), path)
+        save_png(Grid(several, 2).picture(), path)
 
 
 def read_curves(paths: list[Path]) -> dict[str, Curve]:

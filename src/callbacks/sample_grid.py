@@ -10,10 +10,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 
 from src.callbacks.trackers.loggers import log_samples
-from src.data.files import save_png
 from src.data.ranges import Count, Number, Seed
 from src.data.request import Request
-from src.eval.draw import image_grid
+from src.eval.grid import Grid
 from src.eval.profile import Profile
 
 
@@ -80,7 +79,7 @@ class SampleGrid(L.Callback):
             small = [photo.copy() for photo in photos]
             for photo in small:
                 photo.thumbnail((256, 256))
-            save_png(image_grid(small, len(small)), self.folder / "references.png")
+            Grid(small, len(small)).save(self.folder / "references.png")
         self._draw(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
@@ -106,7 +105,7 @@ class SampleGrid(L.Callback):
         metadata = {"step": str(trainer.global_step), "requests": "\n".join(captions)}
         # The file comes last: without it, a training that was killed draws and logs this grid again.
         log_samples(trainer.loggers, self.requests, images, trainer.global_step)
-        save_png(image_grid([*self.plain, *images], self.columns, captions), path, metadata)
+        Grid([*self.plain, *images], self.columns, captions).save(path, metadata)
 
     def _clip_t(self, images: Sequence[Image.Image], profile: Profile) -> float:
         pictures, texts = profile.clip.encode_images(images), profile.clip.encode_texts(self.texts)

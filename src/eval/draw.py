@@ -1,4 +1,4 @@
-"""Requests to images on disk, each drawn once and found again by what it was drawn from; and grids of images."""
+"""Requests to images on disk, each drawn once and found again by what it was drawn from."""
 
 import hashlib
 import json
@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from src.data.files import save_png, take_turns
@@ -19,6 +18,7 @@ from src.data.notes import chunks
 from src.data.peak_memory import peak_memory
 from src.data.request import Generator, Request, Style
 from src.data.store import read_or_remove
+from src.eval.grid import Grid
 from src.eval.results.results import Table
 
 ONLY_WITH_REFERENCE = "reference."
@@ -149,7 +149,7 @@ def _lock_path(batch: Sequence[tuple[Request, Path]]) -> Path:
 def write_grid(paths: Sequence[Path], requests: Sequence[Request], columns: int, target: str | Path) -> None:
     """All images of a call as one picture."""
     images = [load_image(path, min_side=1) for path in paths]
-    save_png(image_grid(images, columns, [f"{r.prompt} | seed {r.seed}" for r in requests]), target)
+    Grid(images, columns, [f"{request.prompt} | seed {request.seed}" for request in requests]).save(target)
 
 
 def measured_plan(generator: Generator, requests: Sequence[Request], folder: str | Path) -> Table:
@@ -187,74 +187,3 @@ def measured_plan(generator: Generator, requests: Sequence[Request], folder: str
         ["peak memory", f"{peak_memory() / 2**30:.1f} GiB"],
     ]
     return Table("Dry run", ["", ""], rows)
-
-
-GAP = 8
-READABLE = 192
-"""Pixels of the longer side that grids enlarge small images to, as nearly as a whole number allows."""
-FONT_SIZE = 13
-
-
-def image_grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
-    """Lay images out in rows on white, each centred in a cell of the largest size, with its whole caption below.
-
-    Small images are enlarged by a whole number, so that every pixel stays a square.
-
-    Args:
-        images: Any sizes and modes.
-        columns: Images per row.
-        captions: One per image.
-
-    Raises:
-        ValueError: If there is no image, no column, or not one caption per image.
-    """
-    if not images or columns < 1:
-        raise ValueError(f"a grid needs at least one image and one column, got {len(images)} and {columns}")
-    if captions is not None and len(captions) != len(images):
-        raise ValueError(f"a grid of {len(images)} images needs as many captions, got {len(captions)}")
-    columns = min(columns, len(images))
-    shown = [_readable(image) for image in images]
-    width, height = max(image.width for image in shown), max(image.height for image in shown)
-    labels = [_wrap(text, width) for text in captions or []]
-    below = max((_text_height(label) for label in labels), default=0)
-    rows = -(-len(images) // columns)
-    size = (columns * (width + GAP) + GAP, rows * (height + below + GAP) + GAP)
-    canvas = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(canvas)
-    for index, image in enumerate(shown):
-        x = GAP + index % columns * (width + GAP)
-        y = GAP + index // columns * (height + below + GAP)
-        canvas.paste(image, (x + (width - image.width) // 2, y + (height - image.height) // 2))
-        if labels:
-            draw.multiline_text((x, y + height + 2), labels[index], fill="black", font=_font(), spacing=2)
-    return canvas
-
-
-def _readable(image: Image.Image) -> Image.Image:
-    factor = max(1, round(READABLE / max(image.size)))
-    return image.convert("RGB").resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
-
-
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(FONT_SIZE)
-
-
-def _wrap(text: str, width: int) -> str:
-    """Break a caption into lines of at most ``width`` pixels; a longer word is broken, too."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if _font().getlength(longer) <= width:
-            lines[-1] = longer
-            continue
-        lines += [""] if lines[-1] else []
-        for letter in word:
-            if lines[-1] and _font().getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return "\n".join(lines)
-
-
-def _text_height(label: str) -> int:
-    box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), label, font=_font(), spacing=2)
-    return int(box[3]) + 6

@@ -34,11 +34,12 @@ def trained(folder: Path, module: L.LightningModule) -> str:
 def test_a_family_of_metrics_is_one_figure_on_the_page_and_in_a_file(tmp_path: Path) -> None:
     page = trained(tmp_path, Levels())
     pictures = [part.split('"')[0] for part in page.split('alt="')[1:]]
-    assert pictures == ["loss", "g: how strong each is", "weight", "learning rate"]
-    assert page.index('alt="weight"') < page.index("<summary>Learning rates") < page.index('alt="learning rate"')
+    assert pictures == ["loss", "g", "weight", "learning rate"] and "<figcaption>g: how strong each is<" in page
+    texts = ("Curves", 'alt="g"', "<summary>More curves", 'alt="weight"', "<summary>Learning rates", 'alt="learning')
+    assert [page.index(text) for text in texts] == sorted(page.index(text) for text in texts)
     with Image.open(tmp_path / "curves.png") as image:
         width, height = image.size
-    assert width > 2 * 800 and height < 2 * 400
+    assert width > 2 * 700 and height < 2 * 450
 
 
 def test_a_run_without_families_leaves_no_such_file(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_curves_that_belong_together_share_a_figure() -> None:
 def test_lines_go_from_dark_to_bright_in_the_order_of_their_numbers() -> None:
     def drawn(*values: float) -> np.ndarray:
         lines = {f"w{number}": ([0, 1], [value, value]) for number, value in zip((2, 10), values, strict=True)}
-        image = np.asarray(family_figure("w", lines))[40:280, 60:780].astype(int)
+        image = np.asarray(family_figure("w", lines))[40:350, 90:560].astype(int)
         coloured = np.ptp(image, axis=2) > 60
         return image[coloured.any(1)][[0, -1]].sum(2).min(1)
 

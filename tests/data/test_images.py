@@ -12,7 +12,6 @@ from PIL import Image, TiffImagePlugin, TiffTags
 from src.data.captions.buckets import nearest_bucket
 from src.data.files import free_disk_or_raise, save_png
 from src.data.images import EXTENSIONS, content_hash, decode_image, find_images, image_size, load_folder, load_image
-from src.eval.draw import image_grid
 
 RED, BLUE = (214, 40, 40), (44, 92, 204)
 
@@ -313,43 +312,6 @@ def test_content_hash_knows_content_and_shape(tmp_path: Path) -> None:
     second.putpixel((0, 0), (0, 0, 0))
     assert content_hash(first) != content_hash(second)
     assert content_hash(Image.new("RGB", (2, 8))) != content_hash(Image.new("RGB", (4, 4)))
-
-
-def test_grid_places_every_image() -> None:
-    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9), (200, 100, 0)]
-    grid = image_grid([Image.new("RGB", (400, 200), color) for color in colors], columns=2)
-    assert grid.size == (2 * 408 + 8, 3 * 208 + 8)
-    for index, color in enumerate(colors):
-        assert grid.getpixel((8 + 200 + 408 * (index % 2), 8 + 100 + 208 * (index // 2))) == color
-
-
-def test_grid_shows_small_images_larger_with_square_pixels() -> None:
-    image = Image.new("RGB", (64, 64), "red")
-    image.putpixel((3, 0), (0, 0, 255))
-    grid = image_grid([image], 1)
-    assert grid.size == (64 * 3 + 16, 64 * 3 + 16)
-    assert np.array_equal(np.asarray(grid)[8:-8:3, 8:-8:3], np.asarray(image))
-    assert np.array_equal(np.asarray(grid)[10:-8:3, 10:-8:3], np.asarray(image))
-
-
-def test_grid_captions_stay_below_their_image_and_are_whole() -> None:
-    images = [Image.new("RGB", (200, 200), "red"), Image.new("RGB", (200, 200), "blue")]
-    words = "a fancy photo of a very striped red dog left of an " + "incomprehensibilities" * 3
-    captioned, plain = image_grid(images, 2, [words, ""]), image_grid(images, 2)
-    assert captioned.width == plain.width
-    for box in ((8, 8, 208, 208), (216, 8, 416, 208)):
-        assert captioned.crop(box).tobytes() == plain.crop(box).tobytes()
-    pixels = np.asarray(captioned)
-    assert pixels[210:, :208].min() < 128
-    assert pixels[210:, 210:].min() == 255
-    longer = image_grid(images, 2, [f"{words} on the grass, in the snow, at night and in a room", ""])
-    assert longer.height > captioned.height > plain.height, "no caption is cut"
-
-
-@pytest.mark.parametrize(("count", "columns", "captions"), [(0, 2, None), (2, 0, None), (2, 2, ["one"])])
-def test_grid_refuses(count: int, columns: int, captions: list[str] | None) -> None:
-    with pytest.raises(ValueError, match="grid"):
-        image_grid([picture()] * count, columns, captions)
 
 
 def test_png_carries_metadata_and_leaves_no_partial(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from src.data.files import write_text
 from src.data.images import Picture, as_image, load_image
 from src.data.request import Generator, Request
-from src.eval.draw import READABLE, draw_timed, image_grid, manifest_lines
+from src.eval.draw import draw_timed, manifest_lines
+from src.eval.grid import READABLE, Grid
 from src.eval.profile import Profile
 from src.eval.results.results import Row, Table, per_group, provenance, write_results, write_rows
 from src.eval.statistics.bootstrap import Interval, bootstrap_mean
@@ -192,7 +193,7 @@ class Protocol(ABC, Generic[Target]):
         title = f"{len(frame.rows)} images, mean [95%], profile {self.profile.name}"
         return [Table(title, ["", *self.scores], [["drawn", *(str(frame.summary[name]) for name in self.scores)]])]
 
-    def grids(self, frame: Frame[Target]) -> dict[str, Image.Image]:
+    def grids(self, frame: Frame[Target]) -> dict[str, Grid]:
         """Pictures by file stem; by default up to 32 of the images, evenly."""
         step = max(1, len(frame.items) // 32)
         shown = range(0, min(len(frame.items), step * 32), step)
@@ -204,11 +205,11 @@ class Protocol(ABC, Generic[Target]):
         """What stands below an image of the default grid."""
         return item.request.prompt
 
-    def grid(self, pictures: Sequence[Picture], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
+    def grid(self, pictures: Sequence[Picture], columns: int, captions: Sequence[str] = ()) -> Grid:
         """Lay images out in rows, large ones at most ``READABLE`` pixels wide and high."""
         images = [as_image(one) for one in pictures]
         cells = [one if max(one.size) <= READABLE else ImageOps.contain(one, (READABLE, READABLE)) for one in images]
-        return image_grid(cells, columns, captions)
+        return Grid(cells, columns, captions)
 
     def identity(self, generator: Generator) -> dict[str, Any]:
         """What the numbers depend on: the generator, the encoders and the profile's rules."""
@@ -251,4 +252,4 @@ class Protocol(ABC, Generic[Target]):
     def _time_tables(self) -> list[Table]:
         """None where every image was there already."""
         lines = [[arm, f"{seconds:.3f}"] for arm, seconds in self.seconds.items() if seconds is not None]
-        return [Table("Time of what this run drew", ["", "seconds an image"], lines)] if lines else []
+        return [Table("Time of what this run drew", ["", "seconds an image"], lines, of_machine=True)] if lines else []

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from src.data.images import Picture
@@ -13,6 +12,7 @@ from src.data.mentions import mention_of
 from src.data.ranges import Count, Number, Seed, Strength
 from src.data.request import Generator, Request
 from src.eval.concepts import Concept, check_references
+from src.eval.grid import Grid
 from src.eval.judge import Judge
 from src.eval.profile import Profile
 from src.eval.protocols import layout
@@ -314,11 +314,11 @@ class ConceptProtocol(Protocol[Concept]):
             tables.append(rating_table({**frame.summary.get("categories", {}), "all": overall}, RATINGS, profile))
         return [*tables, look_table(overall, profile)] if ALL in overall["concept"] else tables
 
-    def grids(self, frame: Frame[Concept]) -> dict[str, Image.Image]:
+    def grids(self, frame: Frame[Concept]) -> dict[str, Grid]:
         """One picture per concept."""
         return {f"grid_{part.targets[0].name}": self._grid(part) for part in frame.parts("concept")}
 
-    def _grid(self, frame: Frame[Concept]) -> Image.Image:
+    def _grid(self, frame: Frame[Concept]) -> Grid:
         """One line per prompt: a reference, then control, then concept."""
         shown, concept = min(self.num_seeds, SHOWN_SEEDS), frame.targets[0]
         cells: list[Picture] = []

@@ -13,6 +13,7 @@ from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.data.trajectory import Trajectory
 from src.eval.concepts import Concept
+from src.eval.grid import Grid
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
 from src.eval.protocols.layout import Box, crop
@@ -158,7 +159,7 @@ class DenoisingDeviationProtocol(Protocol[Combination]):
         title = f"Deviation from the plain model, mean [95% interval], profile {self.profile.name}"
         return [Table(title, ["concepts", *SCORES], lines)]
 
-    def grids(self, frame: Frame[Combination]) -> dict[str, Image.Image]:
+    def grids(self, frame: Frame[Combination]) -> dict[str, Grid]:
         """A line for each of the first prompts and seeds, from no concept to all."""
         width = self.slots + 1
         return {"grid": self.grid(frame.paths[: width * SHOWN_PLACES], width)}

@@ -12,6 +12,7 @@ from src.data.images import Picture, as_image
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.eval.concepts import Concept, check_references
+from src.eval.grid import Grid
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
 from src.eval.protocols.layout import Box, columns, crop, squares
@@ -206,13 +207,13 @@ class MultiConceptProtocol(Protocol[Combination]):
         title = f"Several concepts in one image, mean [95% interval], profile {self.profile.name}"
         return [Table(title, ["concepts", "", *self.scores], lines)]
 
-    def grids(self, frame: Frame[Combination]) -> dict[str, Image.Image]:
+    def grids(self, frame: Frame[Combination]) -> dict[str, Grid]:
         """One picture per number and arm: a line for each combination, with its first prompt and seeds."""
         numbers = list(map(str, self.numbers))
         parts = {(number, arm): frame.part(number=number, arm=arm) for number in numbers for arm in ARMS}
         return {f"grid_{number}_{arm}": self._grid(part) for (number, arm), part in parts.items()}
 
-    def _grid(self, frame: Frame[Combination]) -> Image.Image:
+    def _grid(self, frame: Frame[Combination]) -> Grid:
         shown = min(self.num_seeds, SHOWN_SEEDS)
         lines = frame.parts("combination")
         return self.grid([path for line in lines for path in line.paths[:shown]], shown)

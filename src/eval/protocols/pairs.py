@@ -14,6 +14,7 @@ from src.data.layout import Layout
 from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.eval.concepts import Concept, check_references
+from src.eval.grid import Grid
 from src.eval.judge import Judge
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
@@ -189,7 +190,7 @@ class PairProtocol(Protocol[Pair]):
         title = f"Two concepts in one image, mean [95% interval], profile {self.profile.name}"
         return [Table(title, ["", *self.scores], [*lines, ["ceiling", ceiling, *[""] * (len(self.scores) - 1)]])]
 
-    def grids(self, frame: Frame[Pair]) -> dict[str, Image.Image]:
+    def grids(self, frame: Frame[Pair]) -> dict[str, Grid]:
         """One picture per pair and arm: a line for each of the first prompts, with its first seeds."""
         return {
             f"grid_{pair.items[0].row['pair']}_{arm}": self._grid(pair.part(arm=arm))
@@ -197,7 +198,7 @@ class PairProtocol(Protocol[Pair]):
             for arm in ARMS
         }
 
-    def _grid(self, frame: Frame[Pair]) -> Image.Image:
+    def _grid(self, frame: Frame[Pair]) -> Grid:
         shown = min(self.num_seeds, SHOWN_SEEDS)
         parts = (frame.part(prompt=prompt) for prompt in self.prompts[:SHOWN_PROMPTS])
         return self.grid([path for part in parts for path in part.paths[:shown]], shown)

@@ -12,6 +12,7 @@ from src.data.ranges import Count, Seed
 from src.data.request import Generator, Request
 from src.data.styles import StylePrompt, StyleReference
 from src.eval.draw import draw_timed
+from src.eval.grid import Grid
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
 from src.eval.results.results import Row, Table
@@ -227,11 +228,11 @@ class StyleProtocol(Protocol[StyleReference]):
             tables.append(Table("Of the whole sets", ["", *sets["style"]], lines))
         return tables
 
-    def grids(self, frame: Frame[StyleReference]) -> dict[str, Image.Image]:
+    def grids(self, frame: Frame[StyleReference]) -> dict[str, Grid]:
         """One picture per arm."""
         return {f"grid_{arm}": self._grid(frame.part(arm=arm)) for arm in ARMS}
 
-    def _grid(self, frame: Frame[StyleReference]) -> Image.Image:
+    def _grid(self, frame: Frame[StyleReference]) -> Grid:
         """A column per style: the reference, then the first prompts with the first seed."""
         blank = Image.new("RGB", (1, 1), "white")
         cells: list[Picture] = [style.path if style.is_image else blank for style in self.styles]

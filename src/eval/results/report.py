@@ -3,42 +3,45 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from PIL import Image
 
 from src.data.files import write_text
+from src.data.page import STYLESHEET
+from src.eval.grid import Grid
 from src.eval.results.glossary import GLOSSARY
 
 MAX_BYTES = 9_000_000
 """Of all pictures together, as base64 text."""
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1e21; --soft: #646a73; --paper: #fff; --panel: #f5f6f8; --line: #dfe2e6; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8eb; --soft: #9aa2ad; --paper: #15171a; --panel: #1e2125; --line: #33383f; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 2.5rem 1.5rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1.5rem; }
-h2 { font-size: 1.1rem; margin: 2.5rem 0 .75rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem 1.1rem .4rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1.5rem 0; }
-figure img { max-width: 100%; height: auto; border-radius: 4px; background: #fff; }
-figcaption { color: var(--soft); font-size: .85rem; margin-top: .35rem; }
-pre { background: var(--panel); border: 1px solid var(--line); border-radius: 4px; padding: .8rem 1rem;
-  overflow-x: auto; font: .8rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
-details > summary { cursor: pointer; font-weight: 600; margin-top: 1.5rem; }
-"""
+SMALL = 128
+"""Pixels of the longer side up to which a picture is a little one, whose pixels stay squares when it is enlarged."""
+WIDE = 1000
+"""Pixels from which on a plot takes a line of its own."""
+_MEAN = re.compile(r"(\S+) (\[.*\])")
+"""A number with its interval."""
+
+
+class Picture(NamedTuple):
+    """An image of a page.
+
+    Attributes:
+        image: What is shown.
+        alt: What it is, for those who do not see it.
+        caption: The line below; none if empty.
+        kind: Class of the figure in ``page.css``.
+    """
+
+    image: Image.Image
+    alt: str
+    caption: str
+    kind: str = ""
 
 
 class Report:
@@ -50,7 +53,7 @@ class Report:
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.parts: list[str | tuple[Image.Image, str]] = []
+        self.parts: list[str | Picture] = []
         self.words: set[str] = set()
 
     def add_text(self, text: str, heading: str = "") -> None:
@@ -63,13 +66,34 @@ class Report:
         columns, rows = [columns[at] for at in full], [[row[at] for at in full] for row in rows]
         self.words |= {str(cell) for line in (columns, *rows) for cell in line}
         head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in columns)
-        body = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+        body = "".join(f"<tr>{''.join(f'<td>{_cell(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        self.parts.append(f'{_heading(heading)}<div class="scroll">{table}</div>')
+        self.parts.append(f'{_heading(heading)}<div class="scroll" tabindex="0">{table}</div>')
 
     def add_image(self, image: Image.Image, caption: str = "") -> None:
         """A picture with a line below; many large ones are shrunk when the page is written."""
-        self.parts.append((image.convert("RGB"), caption))
+        self.parts.append(Picture(image.convert("RGB"), caption, caption))
+
+    def add_grid(self, grid: Grid, heading: str = "") -> None:
+        """Pictures side by side, each over its caption as text; more columns than fit scroll in place."""
+        self.parts += [_heading(heading), f'<div class="grid scroll" tabindex="0" style="--columns: {grid.columns}">']
+        captions = grid.captions or [""] * len(grid.images)
+        cells = zip(grid.images, captions, strict=True)
+        self.parts += [Picture(image.convert("RGB"), text or heading, text) for image, text in cells]
+        self.parts.append("</div>")
+
+    def add_plots(self, plots: Mapping[str, Image.Image], captions: Mapping[str, str] | None = None) -> None:
+        """Figures drawn dark on white, as many in a line as fit; on a dark page they are turned over.
+
+        Args:
+            plots: By name, which is told to those who do not see the figure.
+            captions: By name, the line below, where the figure itself does not say enough.
+        """
+        self.parts.append('<div class="plots">')
+        for name, plot in plots.items():
+            kind = "wide scroll" if plot.width >= WIDE else ""
+            self.parts.append(Picture(plot.convert("RGB"), name, (captions or {}).get(name, ""), kind))
+        self.parts.append("</div>")
 
     @contextmanager
     def folded(self, heading: str) -> Iterator[None]:
@@ -86,14 +110,15 @@ class Report:
 
     def html(self) -> str:
         """The whole page."""
-        number = sum(isinstance(part, tuple) for part in self.parts)
-        parts = [part if isinstance(part, str) else _figure(*part, MAX_BYTES // number) for part in self.parts]
+        number = sum(isinstance(part, Picture) for part in self.parts)
+        parts = [part if isinstance(part, str) else _figure(part, MAX_BYTES // number) for part in self.parts]
         body = "\n".join([*parts, _meanings(self.words)])
         title = html.escape(self.title)
         return (
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
-            f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
+            f"<style>\n{STYLESHEET}</style>\n</head>\n"
+            f'<body>\n<main class="report">\n<h1>{title}</h1>\n{body}\n</main>\n</body>\n</html>\n'
         )
 
     def write(self, path: str | Path) -> None:
@@ -111,9 +136,18 @@ def _heading(text: str) -> str:
     return f"<h2>{html.escape(text)}</h2>" if text else ""
 
 
-def _figure(image: Image.Image, caption: str, max_bytes: int) -> str:
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="{_data_uri(image, max_bytes)}"><figcaption>{text}</figcaption></figure>'
+def _cell(text: str) -> str:
+    """A number over its interval, so that a table of them is half as wide."""
+    found = _MEAN.fullmatch(text)
+    return f"{html.escape(found[1])}<small> {html.escape(found[2])}</small>" if found else html.escape(text)
+
+
+def _figure(picture: Picture, max_bytes: int) -> str:
+    small = ' class="small"' if max(picture.image.size) <= SMALL else ""
+    image = f'<img{small} alt="{html.escape(picture.alt)}" src="{_data_uri(picture.image, max_bytes)}">'
+    below = f"<figcaption>{html.escape(picture.caption)}</figcaption>" if picture.caption else ""
+    kind = f' class="{picture.kind}"' if picture.kind else ""
+    return f"<figure{kind}>{image}{below}</figure>"
 
 
 def _data_uri(image: Image.Image, max_bytes: int) -> str:

@@ -8,15 +8,16 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from src.data.files import save_png, whole_file, write_text
+from src.data.files import whole_file, write_text
+from src.eval.grid import Grid
 from src.eval.results.report import Report
 
 Row = dict[str, Any]
@@ -185,11 +186,12 @@ PACKAGES = ("torch", "open_clip_torch", "timm", "diffusers", "pillow", "numpy")
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, with a title."""
+    """Cells as text, with a title; of the machine if it tells of that and not of pictures."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    of_machine: bool = False
 
     def markdown(self) -> str:
         """A pipe table under its title; a cell's own pipes are escaped, and each cell is one line."""
@@ -229,7 +231,7 @@ def write_results(
     metrics: Mapping[str, Any],
     tables: Sequence[Table],
     rows: Sequence[Row],
-    grids: Mapping[str, Image.Image],
+    grids: Mapping[str, Grid],
 ) -> None:
     """Write everything, each file whole or not at all.
 
@@ -239,15 +241,16 @@ def write_results(
         metrics: Content of ``metrics.json``.
         tables: Content of ``table.md``.
         rows: Lines of ``per_image.csv`` and ``per_image.jsonl``, all with the keys of the first.
-        grids: File stem to picture.
+        grids: By file stem; they stand before the tables, the first of them open.
     """
     folder = Path(run_dir)
     report = Report(title)
-    for table in tables:
-        report.add_table(table.columns, table.rows, table.title)
     for name, grid in grids.items():
-        save_png(grid, folder / f"{name}.png")
-        report.add_image(grid, name)
+        grid.save(folder / f"{name}.png")
+    add_grids(report, {_told(name): grid for name, grid in grids.items()})
+    for table in sorted(tables, key=lambda table: table.of_machine):
+        with report.folded(table.title) if table.of_machine else nullcontext():
+            report.add_table(table.columns, table.rows, "" if table.of_machine else table.title)
     report.add_config(
         {key: metrics[key] for key in ("profile", "encoders", "generator", "seed") if key in metrics}, "Profile"
     )
@@ -257,6 +260,19 @@ def write_results(
     write_text(folder / "table.md", "\n".join(table.markdown() for table in tables))
     # Last: where metrics.json is, everything is.
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def _told(stem: str) -> str:
+    """What a grid is called on the page."""
+    name = stem.removeprefix("grid").strip("_").replace("_", " ")
+    return f"Pictures: {name}" if name else "Pictures"
+
+
+def add_grids(report: Report, grids: Mapping[str, Grid]) -> None:
+    """Show the first of several grids under its name, and the others at a click on theirs."""
+    for at, (name, grid) in enumerate(grids.items()):
+        with report.folded(name) if at else nullcontext():
+            report.add_grid(grid, "" if at else name)
 
 
 def _git_commit() -> str:

@@ -11,13 +11,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from src.data.images import decode_image, load_image
-from src.eval.draw import image_grid
+from src.eval.grid import Grid, read_grid
 from src.eval.results.report import Report
-from src.eval.results.results import Table, disagreements, provenance, worst
+from src.eval.results.results import Table, add_grids, disagreements, provenance, worst
 from src.eval.statistics.bootstrap import Interval
 from src.eval.sweeps.points import Point
 
 INK, SOFT = "#2f6fde", "#9aa2ad"
+PANELS = 4
+"""In a line of a figure: more could not be read on a page."""
 
 
 # A dollar sign in a label is a dollar sign, not the start of a formula.
@@ -25,7 +27,7 @@ INK, SOFT = "#2f6fde", "#9aa2ad"
 def comparison_figure(
     labels: Sequence[str], means: Sequence[Mapping[str, Interval]], frontiers: Sequence[tuple[str, str]] = ()
 ) -> Image.Image:
-    """One panel per score, points from top to bottom; then one score against another, pair by pair.
+    """One panel per score, points from top to bottom; then one score against another, pair by pair; four in a line.
 
     Args:
         labels: What each point is called, the baseline first.
@@ -35,13 +37,16 @@ def comparison_figure(
     scores = list(means[0])
     panels = len(scores) + len(frontiers)
     # A Figure of its own: pyplot keeps global state and picks a display.
-    figure = Figure(figsize=(1.5 + 2.6 * panels, 1.2 + 0.45 * max(len(labels), 3)), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    across, lines = min(panels, PANELS), -(-panels // PANELS)
+    figure = Figure(figsize=(1.5 + 2.6 * across, lines * (1.2 + 0.45 * max(len(labels), 3))), layout="constrained")
+    axes = figure.subplots(lines, across, squeeze=False).flat
     for index, (panel, score) in enumerate(zip(axes, scores, strict=False)):
         _forest(panel, [by[score] for by in means], score)
-        panel.set_yticks(range(len(labels)), labels if index == 0 else [""] * len(labels))
-    for panel, frontier in zip(axes[len(scores) :], frontiers, strict=True):
+        panel.set_yticks(range(len(labels)), labels if index % across == 0 else [""] * len(labels))
+    for panel, frontier in zip(axes[len(scores) :], frontiers, strict=False):
         _frontier(panel, labels, means, *frontier)
+    for panel in axes[panels:]:
+        panel.remove()
     return _picture(figure)
 
 
@@ -126,28 +131,36 @@ def comparison_page(
 ) -> Report:
     """Put the page together; images come from ``folder/images``."""
     report = Report(title)
-    report.add_image(figure, "means with 95% intervals; points are numbered from top to bottom in the frontier")
+    told = "a line per point, numbered as in the frontier; the same seed in every column"
+    add_grids(report, {f"{name}: {told}": grid for name, grid in prompt_grids(folder / "images", points).items()})
+    if found := sorted(points[0].folder.glob("grid_*.png"))[:GRIDS]:
+        with report.folded(f"More of {points[0].label}, beside its references"):
+            for path in found:
+                report.add_grid(read_grid(path), path.stem.removeprefix("grid_"))
+    report.add_text("points are numbered from top to bottom in the frontier", "Means with 95% intervals")
+    report.add_plots({"means": figure})
     for table in tables:
         report.add_table(table.columns, table.rows, table.title)
     for label, sentence in failures.items():
         report.add_text(sentence, f"Failed: {label}")
-    for name, grid in prompt_grids(folder / "images", points).items():
-        report.add_image(grid, f"{name}: a line per point, numbered as in the frontier; the same seed in every column")
-    for path in sorted(points[0].folder.glob("grid_*.png"))[:GRIDS]:
-        report.add_image(load_image(path, min_side=1), f"{path.stem} of {points[0].label}, beside its references")
     text, image = points[0].scores[0], points[0].scores[-1]
     columns = [*points[0].keys, *points[0].scores]
-    for point in points:
-        _add_rows(report, worst(point.rows, image, LISTED), columns, f"Lowest {image}: {point.label}")
-    for point in points[1:]:
-        found = disagreements(points[0].rows, point.rows, point.keys, text, image, LISTED)
-        _add_rows(report, found, list(found[0]) if found else [], f"{text} rises and {image} falls: {point.label}")
+    with report.folded(f"Lowest {image} of each point"):
+        for point in points:
+            _add_rows(report, worst(point.rows, image, LISTED), columns, point.label)
+    pairs = {
+        point.label: disagreements(points[0].rows, point.rows, point.keys, text, image, LISTED) for point in points[1:]
+    }
+    if any(pairs.values()):
+        with report.folded(f"Where {text} rises and {image} falls"):
+            for label, rows in pairs.items():
+                _add_rows(report, rows, list(rows[0]) if rows else [], label)
     report.add_config({key: points[0].metrics[key] for key in ("profile", "encoders", "rules")}, "Profile")
     report.add_config(provenance(), "Provenance")
     return report
 
 
-def prompt_grids(images: Path, points: Sequence[Point]) -> dict[str, Image.Image]:
+def prompt_grids(images: Path, points: Sequence[Point]) -> dict[str, Grid]:
     """Points by prompts, of the first members of the last factor, with the first image of each prompt."""
     first = points[0]
     factor = first.keys[-2]
@@ -157,7 +170,7 @@ def prompt_grids(images: Path, points: Sequence[Point]) -> dict[str, Image.Image
         shown = [(point.rows[index], number) for number, point in enumerate(points, 1) for index in at]
         cells = [load_image(images / row["file"], min_side=1) for row, _ in shown]
         captions = [f"{number}. {row['prompt']}" for row, number in shown]
-        grids[f"{factor} {member}"] = image_grid(cells, len(at), captions)
+        grids[f"{factor} {member}"] = Grid(cells, len(at), captions)
     return grids
 
 

@@ -16,6 +16,7 @@ from src.data.world.caption_tests import CaptionTest, caption_tests
 from src.data.world.render import render
 from src.data.world.vocabulary import Look
 from src.eval.encoders.models import BATCH, read_ahead
+from src.eval.grid import Grid
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol, scored_rows
 from src.eval.results.results import Row, Table
@@ -246,7 +247,7 @@ class CaptionProtocol(Protocol[CaptionTest]):
             tables.append(Table(title, ["mean [95%]", *HEADINGS.values()], lines))
         return tables
 
-    def grids(self, frame: Frame[CaptionTest]) -> dict[str, Image.Image]:
+    def grids(self, frame: Frame[CaptionTest]) -> dict[str, Grid]:
         """Of each kind a row of images over the scenes that they were to show."""
         cells: list[Picture] = []
         captions = []

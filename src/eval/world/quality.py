@@ -31,6 +31,7 @@ from src.data.world.scenes import (
 )
 from src.data.world.vocabulary import HELD_OUT_STYLES
 from src.eval.encoders.models import ImageEncoder, TextImageEncoder, read_ahead
+from src.eval.grid import Grid
 from src.eval.profile import Profile
 from src.eval.protocols.base import Frame, Item, Protocol
 from src.eval.results.results import Row, Table
@@ -310,7 +311,7 @@ class WorldQuality(Protocol[Scene]):
         columns = ("measure", "unit", "items", "mean [95%]", "reference [95%]", "what the reference is")
         return [Table("Quality of the world, held-out scenes", columns, lines)]
 
-    def grids(self, frame: Frame[Scene]) -> dict[str, Image.Image]:
+    def grids(self, frame: Frame[Scene]) -> dict[str, Grid]:
         """The start of both sets of samples under their captions."""
         starts = [Frame(part.items[:SHOWN], part.paths[:SHOWN]) for part in frame.parts("drawn")]
         captions = [item.request.prompt for start in starts for item in start.items]

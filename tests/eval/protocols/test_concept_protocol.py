@@ -137,7 +137,9 @@ def test_run_folder_holds_everything(protocol, generator, concepts, clip, dino, 
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert all(word in table for word in ("control", "concept", "ceiling", "DINO gap closed", "tiny"))
     assert (tmp_path / "grid_rex.png").exists()
-    assert "grid_tom" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    places = [page.index(text) for text in ("<h2>Pictures: rex", "<summary>Pictures: tom", "<table>")]
+    assert places == sorted(places) and page.index("<summary>Time of") < page.index("seconds an image")
     assert not list(tmp_path.rglob("*.partial"))
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from src.callbacks.run_report import RunReport, read_curves
+from src.eval.grid import Grid
 from src.eval.results.glossary import GLOSSARY
 from src.eval.results.report import Report
 from src.eval.scores.style import EVERY as STYLE_SCORES
@@ -73,6 +74,22 @@ def test_a_table_has_no_empty_column_and_the_page_says_what_its_words_mean():
     assert "What the columns mean" not in Report("y").html()
 
 
+def test_an_interval_stands_below_its_mean():
+    report = Report("x")
+    report.add_table(["", "dino"], [["a [b] c", "0.512 [0.498, 0.533]"], ["full", "0.512"]])
+    page = report.html()
+    assert "<td>0.512<small> [0.498, 0.533]</small></td>" in page and "<td>a [b] c</td>" in page
+
+
+def test_little_pictures_keep_their_pixels_and_wide_plots_a_line_of_their_own():
+    report = Report("x")
+    report.add_grid(Grid([noise(64), noise(129)], 2, ["little", "large"]))
+    report.add_plots({"narrow": noise(64), "wide": noise(64).resize((1000, 64))})
+    page = report.html()
+    assert 'class="small" alt="little"' in page and '<img alt="large"' in page and "--columns: 2" in page
+    assert page.count('class="wide scroll"') == 1 < page.index("narrow") < page.index("wide scroll")
+
+
 def test_every_score_of_a_shipped_result_stands_in_the_glossary(root):
     """The scores of all studies, and those of the style protocol, whose guards depend on what is there to compare."""
     read = [json.loads(path.read_text(encoding="utf-8")) for path in root.glob("experiments/*/results/comparison.json")]
@@ -90,6 +107,9 @@ def test_nothing_that_is_told_becomes_part_of_the_page():
     report = Report(EVIL)
     report.add_text(EVIL, EVIL)
     report.add_table([EVIL], [[EVIL], [EVIL]], EVIL)
+    report.add_table(["", EVIL], [[EVIL, "<script>0.5</script> [<script>]"]])
+    report.add_grid(Grid([noise(8)], 1, [EVIL]), EVIL)
+    report.add_plots({EVIL: noise(8)}, {EVIL: EVIL})
     report.add_image(noise(8), EVIL)
     with report.folded(EVIL):
         report.add_text(EVIL)
@@ -146,10 +166,8 @@ def test_a_training_ends_with_a_page(tmp_path):
     trainer.fit(OneWeight(), DataLoader(torch.ones(4)))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(parsed(page).sources) == 4
-    assert all(text in page for text in ("OneWeight, 4 steps", 'alt="loss"', "learning_rate: 0.125", "references"))
-    places = [
-        page.index(text) for text in ("references", "step-000003", "Earlier samples", "step-000000", 'alt="loss"')
-    ]
+    assert all(text in page for text in ("OneWeight, 4 steps", 'alt="loss"', "learning_rate: 0.125"))
+    places = [page.index(text) for text in ("Step 3", "The photos", "Earlier samples", "Step 0", 'alt="loss"')]
     assert places == sorted(places), "pictures first, the newest of them open"
 
 

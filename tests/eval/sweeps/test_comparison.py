@@ -9,7 +9,6 @@ import pytest
 import yaml
 from PIL import Image
 
-from src.eval.draw import GAP, READABLE
 from src.eval.results.results import read_rows, write_rows
 from src.eval.statistics.bootstrap import bootstrap_mean
 from src.eval.sweeps.comparison import compare_points
@@ -69,7 +68,9 @@ def test_differences_are_paired_and_signed(sweep: Path) -> None:
     assert "+0.100 | opposite" in table and "+0.100 | undecided" in table
     assert record["published"] == {"method.base_flow=false": {"clip_t": 0.1, "dino": 0.1}}
     page = (sweep / "report.html").read_text(encoding="utf-8")
-    assert "grid_rex of method.base_flow=true, beside its references" in page
+    assert "More of method.base_flow=true, beside its references" in page and "<h2>rex</h2>" in page
+    places = [page.index(text) for text in ('class="grid', 'class="plots"', "<table>", "Lowest dino", "Profile")]
+    assert places == sorted(places), "pictures first, then scores, then the worst of them"
     assert "Base flow" in page and "data:image/" in page and 'src="http' not in page
     assert (sweep / "figure.png").stat().st_size > 1000
 
@@ -263,7 +264,7 @@ def test_grids_show_prompts_evenly_whatever_their_seeds_are(sweep: Path) -> None
     metrics = {"compared": {"factors": ["prompt", "training_seed"]}}
     grids = prompt_grids(sweep / "images", [Point(sweep / "0", "one", metrics, rows)])
     # Every third prompt.
-    assert list(grids) == ["training_seed 0"] and grids["training_seed 0"].width == 9 * (READABLE + GAP) + GAP
+    assert list(grids) == ["training_seed 0"] and grids["training_seed 0"].columns == 9
 
 
 def tell_kinds(folder: Path, gain: float) -> None:

@@ -10,7 +10,8 @@ from PIL import Image
 from src.data.world.caption_tests import KINDS, CaptionTest, caption_tests
 from src.data.world.render import render
 from src.data.world.scenes import Scene
-from src.eval.draw import GAP, READABLE, measured_plan
+from src.eval.draw import measured_plan
+from src.eval.grid import GAP, READABLE
 from src.eval.statistics.bootstrap import bootstrap_mean
 from src.eval.sweeps.comparison import compare_points
 from src.eval.world.captions import LOSS, CaptionProtocol, CaptionScorer, summarise
