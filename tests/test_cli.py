@@ -202,6 +202,17 @@ def test_old_keys_of_pretrainings_reach_the_configuration(root, name, old):
     assert [OmegaConf.select(cfg, argument.partition("=")[0].lstrip("+")) for argument in typed] == list(old.values())
 
 
+@pytest.mark.parametrize(
+    ("experiment", "key"), [("concept_dog", "method.learner.exports.path"), ("llmdiff", "method.learner.export_path")]
+)
+def test_the_old_key_of_an_export_is_that_of_the_method(root, experiment, key):
+    typed = respelled([f"+experiment={experiment}", "method.export_path=a.safetensors"], "train.py")
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        cfg = compose("train", typed)
+    refuse_unknown(cfg)
+    assert OmegaConf.select(cfg, key) == "a.safetensors"
+
+
 def test_banks_reach_the_configuration(root):
     with initialize_config_dir(str(root / "conf"), version_base="1.3"):
         cfg = compose("eval", overrides=["++bank.rex=a.safetensors", "++references.rex=world:3"])

@@ -29,7 +29,7 @@ from src.run.endings import INTERRUPTED, remove_empty, stopped
 from src.run.errors import explain
 from src.run.home import expand_home, typed_at_home
 from src.run.recall import recalled
-from src.run.spelling import ARGUMENT, GIVEN_WHOLE, METHODS, RESPELLED
+from src.run.spelling import ARGUMENT, GIVEN_WHOLE, METHODS, respelling
 from src.run.start import check_start, refuse_places
 from src.run.targets import CONF, refuse_foreign_files
 from src.run.types import check_given
@@ -195,8 +195,8 @@ def respelled(arguments: Sequence[str], script: str) -> list[str]:
         script: The entry point's file, such as ``train.py``.
     """
     role = "train" if Path(script).stem == "train" else "draw"
-    at_home = map(typed_at_home, arguments)
-    return [addable(_with_plus(_with_role(_with_new_keys(argument, role), role))) for argument in at_home]
+    at_home = [_with_new_keys(argument, role, arguments) for argument in map(typed_at_home, arguments)]
+    return [addable(_with_plus(_with_role(argument, role))) for argument in at_home]
 
 
 def addable(override: str) -> str:
@@ -238,13 +238,13 @@ def _file(name: str, role: str) -> str:
     return name if whole else f"{name}/{role}"
 
 
-def _with_new_keys(argument: str, role: str) -> str:
+def _with_new_keys(argument: str, role: str, arguments: Sequence[str]) -> str:
     """An old key by its new name; what an evaluation trains on the way is spelt as in train.py."""
     found = re.match(r"([+~]*)(training\.)?method\.([\w.]+)(.*)", argument, re.DOTALL)
     if found is None:
         return argument
     plus, training, key, rest = found.groups("")
-    new = _new_key(key, RESPELLED["train" if training else role])
+    new = _new_key(key, respelling("train" if training else role, arguments))
     if new == key:
         return argument
     _note(f"{training}method.{key}", f"{training}method.{new}")

@@ -1,6 +1,7 @@
 """Names on the command line: arguments of parts, and what methods and keys were called one version before."""
 
 import re
+from collections.abc import Mapping, Sequence
 
 from src.run.types import PARTS
 
@@ -21,10 +22,11 @@ TRAINING = {
     **{
         name: f"learner.{name}"
         for name in (
-            *("backbone", "cache_dir", "export_path", "initializer", "rank", "snr_gamma", "sampling", "seed"),
+            *("backbone", "cache_dir", "initializer", "rank", "snr_gamma", "sampling", "seed"),
             *("encoder", "options", "caption_dropout", "gradient_checkpointing", "encode_ahead"),
         )
     },
+    "export_path": "learner.exports.path",
 }
 PRETRAINING = {
     **{name: f"learner.size.{name}" for name in ("depth", "width", "base_channels", "layers_per_block")},
@@ -45,5 +47,16 @@ PRETRAINING = {
 DRAWING = {
     name: f"sampling.{name}" for name in ("num_inference_steps", "guidance_scale", "negative_prompt", "resolution")
 } | {"bind": "rectification.bind"}
-RESPELLED = {"train": TRAINING | PRETRAINING, "draw": DRAWING}
-"""Old keys below ``method`` to today's: of trainings, and of what draws images."""
+
+
+def respelling(role: str, arguments: Sequence[str]) -> Mapping[str, str]:
+    """Old keys below ``method`` to today's.
+
+    Args:
+        role: ``train``, or ``draw`` of what draws images.
+        arguments: The whole command line, which says what is trained.
+    """
+    if role == "draw":
+        return DRAWING
+    is_llmdiff = any(re.match(r"\+?(method|experiment)=llmdiff", argument) for argument in arguments)
+    return TRAINING | PRETRAINING | ({"export_path": "learner.export_path"} if is_llmdiff else {})

@@ -1,11 +1,12 @@
 """Four quadrants: the smallest task that a bag of words cannot solve.
 
 A caption lists four different colours; the 8 x 8 image shows them in reading order. Token embeddings carry no order, so
-a model that paints the quadrants right has used the context of each word.
+a model that paints the quadrants right has used the context of each word. ``told`` says the same picture in sentences
+whose meaning needs more of the context: "the one on the left", references across sentences, negation, word order.
 """
 
-from collections.abc import Sequence
-from itertools import permutations
+from collections.abc import Callable, Sequence
+from itertools import pairwise, permutations
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,84 @@ def colors_of(caption: str) -> tuple[str, ...]:
     return colors
 
 
+def told(captions: Sequence[str], form: str) -> list[str]:
+    """Say what each caption lists in one of ``FORMS``; a caption and a form always have the same wording.
+
+    Raises:
+        ValueError: If there is no such form, or a caption does not list four known colours.
+    """
+    if form not in FORMS:
+        raise ValueError(f"unknown form of caption {form!r}; choose one of {', '.join(FORMS)}")
+    listed = [colors_of(caption) for caption in captions]
+    return [FORMS[form](each, np.random.default_rng([9, *map(COLORS.index, each)])) for each in listed]
+
+
+def _listed(colors: Sequence[str], rng: np.random.Generator) -> str:
+    """Reading order alone."""
+    return f"{' '.join(colors)}."
+
+
+def _placed(colors: Sequence[str], rng: np.random.Generator) -> str:
+    """One of a row by its place, the other as the other."""
+    sentences = []
+    for place, row in zip(ROWS, (colors[:2], colors[2:]), strict=True):
+        one = int(rng.integers(2))
+        sentences.append(f"at the {place}, the one on the {SIDES[one]} is {row[one]} and the other is {row[1 - one]}.")
+    return " ".join(_shuffled(sentences, rng))
+
+
+def _referred(colors: Sequence[str], rng: np.random.Generator) -> str:
+    """Once around the picture from any quadrant: every sentence refers to the one before."""
+    around = [AROUND[(at + int(start)) % 4] for start in [rng.integers(4)] for at in range(4)]
+    around = around if rng.integers(2) else [around[0], *reversed(around[1:])]
+    first = around[0]
+    sentences = [f"{colors[first]} is at the {ROWS[first // 2]} {SIDES[first % 2]}."]
+    for before, here in pairwise(around):
+        pronoun = "it" if len(sentences) % 2 else "that"
+        sentences.append(f"{STEPS[here - before]} {pronoun} is {colors[here]}.")
+    return " ".join(sentences)
+
+
+def _negated(colors: Sequence[str], rng: np.random.Generator) -> str:
+    """Who is in a row, and who of them is not on a side."""
+    sentences = []
+    for place, row in zip(ROWS, (colors[:2], colors[2:]), strict=True):
+        named, one = _shuffled(row, rng), int(rng.integers(2))
+        sentences.append(
+            f"{named[0]} and {named[1]} are at the {place}, and {row[one]} is not on the {SIDES[1 - one]}."
+        )
+    return " ".join(_shuffled(sentences, rng))
+
+
+def _ordered(colors: Sequence[str], rng: np.random.Generator) -> str:
+    """Three neighbours in any order: who is left of whom is said by the order of words alone."""
+    sentences = []
+    for first, second in _shuffled(NEIGHBOURS, rng)[1:]:
+        pair = [first, second] if rng.integers(2) else [second, first]
+        sentences.append(f"{colors[pair[0]]} is {STEPS[pair[0] - pair[1]]} {colors[pair[1]]}.")
+    return " ".join(sentences)
+
+
+def _shuffled(items: Sequence[Any], rng: np.random.Generator) -> list[Any]:
+    return [items[index] for index in rng.permutation(len(items))]
+
+
+ROWS, SIDES = ("top", "bottom"), ("left", "right")
+AROUND = (0, 1, 3, 2)
+"""Quadrants in reading order, clockwise."""
+NEIGHBOURS = ((0, 1), (2, 3), (0, 2), (1, 3))
+STEPS = {1: "right of", -1: "left of", 2: "below", -2: "above"}
+"""How quadrants stand to each other, by the difference of their places in reading order."""
+FORMS: dict[str, Callable[[Sequence[str], np.random.Generator], str]] = {
+    "listed": _listed,
+    "placed": _placed,
+    "referred": _referred,
+    "negated": _negated,
+    "ordered": _ordered,
+}
+"""Ways to tell a picture; only ``listed`` is taught to the task's own language model."""
+
+
 def paint(captions: Sequence[str], side: int = SIDE) -> Tensor:
     """Paint the image of each caption, ``(B, 3, side, side)`` in [-1, 1]; ``side`` is even."""
     indices = torch.tensor([[COLORS.index(color) for color in colors_of(caption)] for caption in captions])
@@ -64,10 +143,17 @@ def quadrant_text(seed: int) -> Text:
 
 
 class Quadrants(Dataset):
-    """Captions and their images, which take the place of latents: the UNet of this task works on pixels."""
+    """Captions and their images, which take the place of latents: the UNet of this task works on pixels.
 
-    def __init__(self, captions: list[str], side: int = SIDE) -> None:
-        self.captions, self.images = captions, paint(captions, side)
+    Args:
+        captions: Captions that list colours.
+        side: Side of the images, even.
+        forms: How each is told, all captions in the first form, then all in the next.
+    """
+
+    def __init__(self, captions: Sequence[str], side: int = SIDE, forms: Sequence[str] = ("listed",)) -> None:
+        self.captions = [text for form in forms for text in told(captions, form)]
+        self.images = paint(captions, side).repeat(len(forms), 1, 1, 1)  # (F * B, 3, side, side)
 
     def __len__(self) -> int:
         """Number of captions."""
@@ -91,11 +177,17 @@ class QuadrantData(SteppedData):
         seed: Seed of the order.
         num_captions: Captions that are trained on, the first of the 300; None for all.
         side: Side of the images, even.
+        forms: How captions tell the picture, see ``told``; each caption is there in every form.
     """
 
     def __init__(
-        self, batch_size: int = 32, seed: int = 0, num_captions: Count | None = None, side: Count = SIDE
+        self,
+        batch_size: int = 32,
+        seed: int = 0,
+        num_captions: Count | None = None,
+        side: Count = SIDE,
+        forms: Sequence[str] = ("listed",),
     ) -> None:
         super().__init__(batch_size, seed)
         train, held_out = split()
-        self.train, self.val = Quadrants(train[:num_captions], side), Quadrants(held_out, side)
+        self.train, self.val = Quadrants(train[:num_captions], side, forms), Quadrants(held_out, side, forms)

@@ -4,7 +4,7 @@ Shapes: B prompts, K states of a token, L tokens, D width of the language model,
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,19 +37,35 @@ def read_states(decoder: Decoder, input_ids: Tensor, options: EncodingOptions) -
         input_ids: Token ids ``(B, L)``, padded on the right; attention is causal, so no real token sees padding.
         options: Which states to read.
     """
+    return read_each(decoder, input_ids, [options])[0]
+
+
+@torch.no_grad()
+def read_each(decoder: Decoder, input_ids: Tensor, options: Sequence[EncodingOptions]) -> list[Tensor]:
+    """Read several kinds of states as ``read_states`` does; all but ``llmdiff`` share one pass through the model."""
+    plain = any(each.features != "llmdiff" for each in options)
+    shared = _recorded(decoder, decoder.blocks, input_ids) if plain else None
+    return [torch.stack(_states(decoder, input_ids, each, shared), dim=1) for each in options]  # (B, K, L, D) each
+
+
+def _states(
+    decoder: Decoder, input_ids: Tensor, options: EncodingOptions, shared: tuple[Run, list[Tensor]] | None
+) -> list[Tensor]:
     if options.features == "llmdiff":
         deltas = _local_deltas if options.stream == "local" else _global_deltas
-        return torch.stack(deltas(decoder, input_ids, options), dim=1)
-    (embedding, last), outputs = _recorded(decoder, decoder.blocks, input_ids)
+        return deltas(decoder, input_ids, options)
+    assert shared is not None
+    (embedding, last), outputs = shared
     chosen = [outputs[index] for index in _chosen(decoder, options)]
+    if options.features == "ln_mean":
+        return [_normalised_mean(chosen)]
     states = {
         "last": [last],
         "penultimate": [[embedding, *outputs][-2]],
         "embed": [embedding],
-        "ln_mean": [_normalised_mean(chosen)],
         "sum": [embedding, *chosen],
     }
-    return torch.stack(states[options.features], dim=1)  # (B, K, L, D)
+    return states[options.features]
 
 
 def num_terms(number_of_blocks: int, options: EncodingOptions) -> int:

@@ -1,0 +1,1 @@
+"""The features of a language model, each from its own best start."""
