@@ -64,7 +64,7 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Options of the encoding and of the adapter. Of the last three phi's bias has a row for each position, as by default:
 that tells positions by itself, so in all others it starts as one vector."""
 # Guidance destroys samples of so flat a world.
-DRAWING = {"num_inference_steps": 20, "guidance_scale": 1.0, "output_type": "latent"}
+DRAWING: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 1.0, "output_type": "latent"}
 
 
 def language_model(folder: str | Path, seed: int = 0) -> LanguageModel:
