@@ -1,12 +1,14 @@
 """Train something: ``python train.py +experiment=concept_dog``."""
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from src.run import cli
 from src.run.cli import friendly, point
 from src.run.endings import remove_empty
 from src.run.following import without_defaults
+from src.run.push import check_push, pushed
 from src.run.rehearsal import planned
 from src.run.targets import CONF, build
 from src.run.training import fit
@@ -22,10 +24,15 @@ def main(cfg: DictConfig) -> None:
     if cfg.dry_run:
         show_plan(cfg)
         return
+    check_push(cfg)
     cli.console.print(f"run folder: {cfg.paths.run_dir}", highlight=False)
     search = build(cfg.get("hpo"))
-    for what, path in (search.run(cfg) if search else fit(cfg).made).items():
+    fitted = None if search else fit(cfg)
+    for what, path in (fitted.made if fitted else search.run(cfg)).items():
         cli.console.print(f"{what}: {without_defaults(path) if what == 'next' else path}", highlight=False)
+    if fitted and fitted.made and cfg.push:
+        typed = HydraConfig.get().overrides.task
+        cli.console.print(f"pushed: {pushed(cfg, fitted.made, fitted.metrics, typed)}", highlight=False)
 
 
 def show_plan(cfg: DictConfig) -> None:

@@ -19,6 +19,8 @@ class Train:
     seed: Seed
     resume: bool
     dry_run: bool
+    push: Text | None
+    license: Text
 
 
 class Generate:
