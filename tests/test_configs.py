@@ -196,9 +196,9 @@ def test_package_directive_comes_first(name: str) -> None:
         assert first == "# @package _global_"
 
 
-@pytest.mark.parametrize("name", [name for name in PRIMARIES if name != "doctor"])
+@pytest.mark.parametrize("name", [name for name in PRIMARIES if name not in ("doctor", "desk")])
 def test_self_comes_first(name: str) -> None:
-    """Last, it silently cancels experiments and sweeps; the doctor takes neither."""
+    """Last, it silently cancels experiments and sweeps; the doctor and the desk take neither."""
     assert OmegaConf.load(CONF / f"{name}.yaml").defaults[0] == "_self_"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ENTRY_POINTS = {"train", "generate", "eval", "doctor"}
+ENTRY_POINTS = {"train", "generate", "eval", "doctor", "desk"}
 ALLOWED = {
     "data": {"data"},
     "modules": {"modules", "data"},

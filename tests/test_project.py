@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OURS = {"src", "tests", "train", "generate", "eval", "doctor", "experiments", "benchmarks"}
+OURS = {"src", "tests", "train", "generate", "eval", "doctor", "desk", "experiments", "benchmarks"}
 IMPLIED = {"nvidia-ml-py", "pyyaml", "fsspec", "huggingface-hub", "tqdm", "webdataset", "lightning-utilities"}
 """Imported, and brought by a declared package that cannot do without: OmegaConf, torch, Lightning, transformers."""
 
@@ -50,10 +50,15 @@ def test_what_the_program_imports_is_declared_and_what_is_declared_is_imported()
 
 
 def test_an_extra_is_imported_where_it_is_used() -> None:
-    """Three files exist for one such package and say so at once; all others import theirs when they need it."""
+    """Four files exist for one such package and say so at once; all others import theirs when they need it."""
     core = {normalised(each) for each in PROJECT["dependencies"]} | IMPLIED
     late = {name: path.name for name, path in distributions(only_at_once=True).items() if name not in core}
-    assert late == {"lightly": "self_distillation.py", "optuna": "search.py", "wandb-workspaces": "panels.py"}
+    assert late == {
+        "lightly": "self_distillation.py",
+        "optuna": "search.py",
+        "starlette": "app.py",
+        "wandb-workspaces": "panels.py",
+    }
 
 
 def test_licence_version_and_citation_agree() -> None:

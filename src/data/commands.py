@@ -12,7 +12,7 @@ _MEANS_ELSE = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)
 
 def command(script: str, settings: Mapping[str, Any]) -> str:
     """Write ``python <script> key=value ...`` for a POSIX shell."""
-    return " ".join(["python", _in_shell(script), *(_in_shell(override(*one)) for one in settings.items())])
+    return " ".join(["python", in_shell(script), *(in_shell(override(*one)) for one in settings.items())])
 
 
 def override(key: str, value: Any) -> str:
@@ -22,7 +22,7 @@ def override(key: str, value: Any) -> str:
 
 def argument(key: str, value: Any) -> str:
     """Write ``key=value`` for Hydra and for a POSIX shell around it."""
-    return _in_shell(override(key, value))
+    return in_shell(override(key, value))
 
 
 def _in_hydra(value: Any) -> str:
@@ -44,7 +44,8 @@ def _in_hydra(value: Any) -> str:
     return f"'{text}'"
 
 
-def _in_shell(word: str) -> str:
+def in_shell(word: str) -> str:
+    """Quote a word for a POSIX shell."""
     quoted = shlex.quote(word)
     # Texts are quoted for Hydra by ' already: between " they stay readable, where the shell changes nothing in them.
     return f'"{word}"' if quoted != word and not re.search(r'["$`\\!\n]', word) else quoted

@@ -28,7 +28,7 @@ from src.run.targets import CONF
 from src.run.types import options, takes
 from src.run.words import needs_quotes
 
-EXTRAS = {"lightly": "pretrain", "optuna": "hpo"}
+EXTRAS = {"lightly": "pretrain", "optuna": "hpo", "starlette": "desk", "uvicorn": "desk"}
 """Package that is imported with a part of the configuration, to the extra that brings it."""
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 """Hydra's launcher to the extra that brings it."""

@@ -77,6 +77,22 @@ class Doctor:
     report: Text
 
 
+class DeskSettings:
+    """Where the desk is to be reached, and what it may read."""
+
+    host: Text
+    port: Annotated[int, Interval(ge=0, le=65535)]
+    folders: list[Text]
+    open: bool
+
+
+class Desk(Generate):
+    """Of desk.py: what it draws with, and where it is to be reached."""
+
+    task: Literal["desk"]  # type: ignore[assignment]
+    desk: DeskSettings
+
+
 class Paths:
     """Below ``paths``, in every task."""
 
@@ -86,5 +102,5 @@ class Paths:
     cache_dir: Text
 
 
-TASKS: dict[str, type] = {"train": Train, "generate": Generate, "eval": Eval, "doctor": Doctor}
+TASKS: dict[str, type] = {"train": Train, "generate": Generate, "eval": Eval, "doctor": Doctor, "desk": Desk}
 """By the name of the entry point."""

@@ -27,11 +27,13 @@ class NextScalePipeline(DiffusionPipeline, ABC):
         sampling: The model's own values of the arguments that a call leaves out.
         parts: Part of the pipeline to a hash of its files; None for a pipeline that was made in memory.
         known_words: The words that it was taught, where it carries their list.
+        watchers: Hooks that look on at every call, behind its own; they change nothing.
     """
 
     sampling: dict[str, Any]
     parts: Mapping[str, str] | None = None
     known_words: KnownWords | None = None
+    watchers: Sequence[OnScale] = ()
 
     @property
     @abstractmethod
@@ -125,7 +127,7 @@ def check_lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], li
 
 
 def drawn(
-    pipeline: DiffusionPipeline, generation: Generation, hooks: Sequence[OnScale], output_type: str, return_dict: bool
+    pipeline: NextScalePipeline, generation: Generation, hooks: Sequence[OnScale], output_type: str, return_dict: bool
 ) -> ImagePipelineOutput | tuple[list[Image.Image] | Tensor]:
     """Run all scales with a progress bar, and decode the result unless ``output_type`` is ``latent``.
 
@@ -133,7 +135,7 @@ def drawn(
         ValueError: If logits or pixels are not finite.
     """
     with pipeline.progress_bar(total=generation.model.num_scales) as bar:
-        images = generate(generation, [*hooks, lambda *_: bar.update()])
+        images = generate(generation, [*hooks, *pipeline.watchers, lambda *_: bar.update()])
     # Decoding needs the memory.
     generation.cache.clear()
     generation.condition.clear()
