@@ -48,7 +48,7 @@ class Concept:
         """Say to a page what it shows: no path but the bank's own.
 
         Args:
-            facts: Of the model that the desk was started with.
+            facts: What the desk knows of the model that it was started with.
         """
         told = {**asdict(self), "id": named(self.path), "trouble": self.trouble or self._misfit(facts)}
         del told["backbone"], told["photos"]

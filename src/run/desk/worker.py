@@ -84,7 +84,7 @@ class Worker:
     """A process of ``work``, and the thread that listens to it.
 
     Args:
-        arguments: Of ``work``, without the pipe.
+        arguments: Those of ``work``, without the pipe.
         on_message: Is called with each message, from another thread; with ``("died",)`` when the process ends.
     """
 
