@@ -28,7 +28,7 @@ def keep_photo(folder: Path, batch: str, data: bytes) -> Path:
     """Keep one dropped photo as an upright RGB picture; nothing else of the file is kept, its name neither.
 
     Args:
-        folder: Of all dropped photos.
+        folder: Where all dropped photos are kept.
         batch: Name of the photos that are dropped together.
         data: The file.
 
