@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from src.modules.backbones.base import cross_attention_projections
+from src.modules.backbones.base import text_projections
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.generator import Placement, blended
@@ -30,7 +30,7 @@ def placements(backbone: UNetBackbone, number: int) -> list[Placement]:
     for index in range(number):
         rows = {
             name: torch.randn(2, linear.out_features, generator=generator).to(backbone.device, backbone.dtype)
-            for name, linear in cross_attention_projections(backbone.unet).items()
+            for name, linear in text_projections(backbone.unet).items()
         }
         found.append(Placement(ConceptBank(rows, {}), [1 + 3 * index, 2 + 3 * index]))
     return found

@@ -8,8 +8,11 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -154,4 +157,43 @@ def tiny_pixart(folder: Path, kind: type[PixArtSigmaPipeline] = PixArtSigmaPipel
         vae=_vae(),
         transformer=transformer,
         scheduler=DPMSolverMultistepScheduler(beta_schedule="linear"),
+    )
+
+
+def tiny_sd3(folder: Path, t5: bool = True) -> StableDiffusion3Pipeline:
+    """Two joint blocks behind two CLIPs and T5; the second block does not go on with the text, as in the real one."""
+    torch.manual_seed(0)
+    words = tokenizer(folder / "words")
+    write_t5_tokenizer(folder / "t5", LENGTH)
+    pieces = T5TokenizerFast.from_pretrained(folder / "t5")
+    config = T5Config(vocab_size=len(pieces), d_model=48, d_kv=8, d_ff=16, num_layers=1, num_heads=2, dropout_rate=0.0)
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        caption_projection_dim=16,
+        pooled_projection_dim=16 + 24,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+        dual_attention_layers=(0,),
+    )
+    for name, weight in transformer.named_parameters():
+        if name.endswith("weight") and weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.3)
+    vae = _vae()
+    vae.register_to_config(shift_factor=0.1, scaling_factor=0.5)
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=CLIPTextModelWithProjection(_text_config(words, 16)),
+        tokenizer=words,
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(words, 24)),
+        tokenizer_2=words,
+        text_encoder_3=T5EncoderModel(config) if t5 else None,
+        tokenizer_3=pieces if t5 else None,
     )

@@ -28,7 +28,9 @@ MOST_ROWS = 64
 
 
 def _shapes(metadata: Metadata, shapes: Shapes) -> str | None:
-    """What is wrong with the rows."""
+    """What is wrong with the tensors."""
+    if metadata.get("attention") == "joint":
+        return _joint(shapes)
     for name, shape in shapes.items():
         kind, dot, layer = name.partition(".")
         if kind not in ("k", "v") or not dot or not layer or not name.isprintable():
@@ -40,6 +42,22 @@ def _shapes(metadata: Metadata, shapes: Shapes) -> str | None:
             return f"{name[:80]!r} has no partner: each layer has keys and values"
     numbers = sorted({shape[0] for shape in shapes.values()})
     return None if len(numbers) == 1 else f"its layers have {numbers[0]} and {numbers[-1]} rows, not equally many"
+
+
+def _joint(shapes: Shapes) -> str | None:
+    """What is wrong with offsets of text, and with changes of its projections."""
+    if len(rows := shapes.get("text", ())) != 2 or not 2 <= rows[0] <= MOST_ROWS:
+        return f"its offsets of text have shape {tuple(rows)}, but rows are (2 to {MOST_ROWS} tokens, width)"
+    for name, shape in shapes.items():
+        part, _, layer = name.partition(".")
+        if name != "text" and (part not in ("down", "up", "add") or layer[:2] not in ("k.", "v.") or len(shape) != 2):
+            return f"it holds {name[:80]!r}, but changes are down.LAYER, up.LAYER and add.LAYER, of two axes"
+        if part == "add" and shape[0] != rows[0]:
+            return f"{name[:80]!r} has {shape[0]} rows, but its text has {rows[0]}"
+        other = shapes.get(f"{'up' if part == 'down' else 'down'}.{layer}") if part in ("down", "up") else shape
+        if other is None or part == "down" and other[1] != shape[0]:
+            return f"{name[:80]!r} has no partner of its rank: a change is up.LAYER times down.LAYER"
+    return None
 
 
 CONCEPT_BANK = FileKind(
@@ -54,6 +72,8 @@ CONCEPT_BANK = FileKind(
         "templates": one_of("pool", "fixed"),
         "extraction_template": TEMPLATE,
         "bank_templates": one_of("one", "all"),
+        "attention": one_of("joint"),
+        "reading": one_of("concept", "offsets", "constant", "all"),
         "seed": number(-(2**63), 2**64 - 1),
         "steps": number(0, 10**12),
         "training": shown(20_000),

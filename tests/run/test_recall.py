@@ -12,7 +12,7 @@ from PIL import Image
 from src.data.files import save_png
 from src.data.notes import chunks
 from src.data.request import ImageStyle, Request
-from src.modules.backbones.base import cross_attention_projections
+from src.modules.backbones.base import text_projections
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.run.recall import recalled, worth_noting
@@ -64,7 +64,7 @@ def test_a_picture_with_a_concept_is_drawn_again_from_its_file(tmp_path: Path) -
         noise = torch.Generator().manual_seed(seed)
         rows = {
             name: torch.randn(2, linear.out_features, generator=noise)
-            for name, linear in cross_attention_projections(backbone.unet).items()
+            for name, linear in text_projections(backbone.unet).items()
         }
         metadata = {"class_noun": "dog", "backbone_hash": backbone.fingerprint}
         ConceptBank(rows, metadata).save(tmp_path / "rex.safetensors")

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,24 +22,25 @@ from src.data.finite import check_finite
 from src.data.first_looks import ModelPlace
 from src.data.identity import joined, parts_in_memory, projections_hash
 from src.data.known_words import KnownWords
-from src.data.prompts import tokenize
+from src.data.mentions import MarkedPrompt
+from src.data.prompts import concept_positions, tokenize
 from src.data.ranges import Sampling
 from src.modules.backbones.autoencoder import guarded, scaled_latents
 from src.modules.backbones.checkpoint import KNOWN_BY_CONTENT, Checkpoint
 from src.modules.backbones.lora import apply_loras
 from src.modules.backbones.memory import Memory, computing_device
-from src.modules.backbones.projections import cross_attention_projections, fingerprint_on_disk
+from src.modules.backbones.noising import Diffusion
+from src.modules.backbones.projections import fingerprint_on_disk, text_projections
 from src.modules.backbones.schedulers import check_scheduler, scheduler_like
 from src.modules.backbones.tensors import Noised, Text
 from src.modules.generator import model_sampling, pictures, settled
-from src.modules.training.diffusion import diffusion_target, draw_noise
 
 _log = logging.getLogger(__name__)
 SAMPLING: dict[str, Any] = {"num_inference_steps": 30, "guidance_scale": 5.0, "keep_context": False}
 """Settings of drawing, unless the backbone has its own or the call gives others."""
 
 
-class Backbone(ABC):
+class Backbone(Diffusion, ABC):
     """A stock pipeline behind the interface that methods use; its weights are frozen and never change.
 
     Args:
@@ -52,7 +53,6 @@ class Backbone(ABC):
     Attributes:
         denoiser: The UNet or transformer.
         fingerprint: Hash of the weights that read text, 16 hexadecimal digits; a bank fits only the same fingerprint.
-        noise_scheduler: Noise schedule of training.
         known_words: The words that the model was taught, where it carries their list.
         checkpoint: What the pipeline was loaded from; None for one that was made in memory.
         scheduler: Name of the sampler that takes the place of the checkpoint's own.
@@ -73,6 +73,8 @@ class Backbone(ABC):
     """What does not change what is learnt with a model: it is known by its content, not by its path."""
     option: ClassVar[str] = ""
     """Configuration of this kind of backbone in a command; empty for the default kind."""
+    joint: ClassVar[bool] = False
+    """Whether image and text attend to both together, so that a prompt has no keys of its own that stay the same."""
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class Backbone(ABC):
             wanted = " or ".join(one.__name__ for one in self.pipelines)
             raise ValueError(f"{name} holds a {type(pipeline).__name__}, but {type(self).__name__} takes a {wanted}")
         self.pipeline, self.name = pipeline, name
-        self.sampling = model_sampling(SAMPLING, sampling)
+        self.sampling = self.own_sampling(sampling)
         if getattr(pipeline, "safety_checker", None) is not None and not safety_checker:
             pipeline.register_modules(safety_checker=None)
             pipeline.register_to_config(requires_safety_checker=False)
@@ -95,7 +97,7 @@ class Backbone(ABC):
         self.tokenizers, self.text_encoders = zip(*self.encoders(), strict=True)
         for module in (self.denoiser, self.vae, *self.text_encoders):
             module.requires_grad_(False).eval()
-        self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.noise_scheduler = self.training_schedule()
         self.fingerprint = projections_hash({n: linear.parameters() for n, linear in self.text_layers().items()})
         self._file_parts = parts
         pipeline.set_progress_bar_config(disable=True)
@@ -142,7 +144,7 @@ class Backbone(ABC):
         checkpoint = Checkpoint(path, dtype, local_files_only, config, variant, revision, vae, tuple(lora), controlnet)
         check_scheduler(scheduler)
         checkpoint.check()
-        sampling, memory = model_sampling(SAMPLING, sampling), Memory.of(memory)  # Before the weights are read.
+        sampling, memory = cls.own_sampling(sampling), Memory.of(memory)  # Before the weights are read.
         pipeline = checkpoint.load()
         checkpoint = replace(checkpoint, local_files_only=True)  # What was fetched just now is on the disk.
         backbone = cls(pipeline, checkpoint.name, sampling, safety_checker, checkpoint.parts())
@@ -156,6 +158,11 @@ class Backbone(ABC):
             pipeline.register_modules(scheduler=scheduler_like(pipeline.scheduler, scheduler))
         backbone.scheduler, backbone.memory = scheduler, memory.apply(pipeline, backbone.denoiser, compile)
         return backbone
+
+    @classmethod
+    def own_sampling(cls, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Complete a model's own settings of drawing by ``SAMPLING``."""
+        return model_sampling(SAMPLING, given)
 
     @classmethod
     def first_look(cls, settings: Mapping[str, Any]) -> None:
@@ -203,7 +210,11 @@ class Backbone(ABC):
 
     def text_layers(self) -> dict[str, nn.Linear]:
         """Return the projections from text to keys and values: ``k.<layer>`` and ``v.<layer>``, in module order."""
-        return cross_attention_projections(self.denoiser)
+        return text_projections(self.denoiser)
+
+    def place(self, prompt: str, class_nouns: Mapping[str, str]) -> tuple[MarkedPrompt, list[tuple[str, list[int]]]]:
+        """Parse a prompt, and find the rows of each mention in its text, as ``concept_positions`` does."""
+        return concept_positions(self.tokenizers[0], prompt, class_nouns, self.as_read)
 
     @property
     def call(self) -> dict[str, Any]:
@@ -337,13 +348,3 @@ class Backbone(ABC):
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Encode images ``(B, 3, H, W)`` in [-1, 1] to scaled latents ``(B, C, H/8, W/8)``, the posterior's mean."""
         return scaled_latents(self.vae, pixel_values)
-
-    def corrupt(self, latents: Tensor, generators: list[torch.Generator]) -> Noised:
-        """Add noise at random timesteps; the draw of a sample depends only on its own CPU generator."""
-        noise, timesteps = draw_noise(latents, self.noise_scheduler.config.num_train_timesteps, generators)
-        return self.noised(latents, noise, timesteps)
-
-    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Noised:
-        """Compute ``x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise``, with noise ``(B, C, h, w)`` and timesteps ``(B,)``."""
-        target = diffusion_target(self.noise_scheduler, latents, noise, timesteps)
-        return Noised(self.noise_scheduler.add_noise(latents, noise, timesteps), timesteps, target)

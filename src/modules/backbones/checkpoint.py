@@ -131,8 +131,19 @@ class Checkpoint:
             pipeline = self.file.load(dtype)
         else:
             folder = self.folder()
+            # SD3 may do without its third text encoder, which diffusers takes for missing unless it is told.
+            absent = {
+                name: None
+                for name, kind in read_model_index(folder).items()
+                if kind == [None, None] and name.startswith(("text_encoder", "tokenizer"))
+            }
             pipeline = DiffusionPipeline.from_pretrained(
-                str(folder), dtype=dtype, variant=self._variant(folder), local_files_only=True, use_safetensors=True
+                str(folder),
+                dtype=dtype,
+                variant=self._variant(folder),
+                local_files_only=True,
+                use_safetensors=True,
+                **absent,
             )
             pipeline.register_to_config(_name_or_path=str(self.place or self.path))
         if self.autoencoder:

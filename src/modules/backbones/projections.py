@@ -7,18 +7,27 @@ from src.data.identity import projections_hash
 from src.modules.backbones.checkpoint import Checkpoint
 
 
-def cross_attention_projections(denoiser: nn.Module) -> dict[str, nn.Linear]:
-    """Find the text projections of every cross-attention layer: ``k.<layer>`` and ``v.<layer>``, in module order.
+def text_projections(denoiser: nn.Module) -> dict[str, nn.Linear]:
+    """Find every projection from text to keys and values: ``k.<layer>`` and ``v.<layer>``, in module order.
+
+    Cross-attention reads text alone (``attn2``). Joint attention has projections of its own for text
+    (``add_k_proj``), or, where text and image are one row of tokens, as in FLUX's single blocks, shares them.
 
     Raises:
         ValueError: If keys and values were fused, which leaves nothing to hook.
     """
     found: dict[str, nn.Linear] = {}
-    for name, module in denoiser.named_modules():
-        if name.endswith("attn2"):
-            if getattr(module, "fused_projections", False):
-                raise ValueError("fuse_qkv_projections() is on; call unet.unfuse_qkv_projections() first")
-            found[f"k.{name}"], found[f"v.{name}"] = module.to_k, module.to_v
+    modules = dict(denoiser.named_modules())
+    joint = {name for name, module in modules.items() if getattr(module, "add_k_proj", None) is not None}
+    single = {name for name in modules if name.startswith("single_transformer_blocks.") and name.endswith(".attn")}
+    # Where attention is joint, attn2 is what SD3.5 calls a second attention of the image to itself.
+    chosen = joint | single or {name for name in modules if name.endswith("attn2")}
+    for name in filter(chosen.__contains__, modules):
+        module = modules[name]
+        if getattr(module, "fused_projections", False):
+            raise ValueError("fuse_qkv_projections() is on; call unfuse_qkv_projections() of the denoiser first")
+        found[f"k.{name}"] = module.add_k_proj if name in joint else module.to_k
+        found[f"v.{name}"] = module.add_v_proj if name in joint else module.to_v
     return found
 
 

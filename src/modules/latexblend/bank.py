@@ -5,7 +5,7 @@ Shapes: B prompts, L tokens, C text width, D width of one layer's keys, S rows o
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from src.data.banks import CONCEPT_BANK
 from src.data.schema import RefusedFileError
-from src.modules.backbones.base import cross_attention_projections
+from src.modules.backbones.base import text_projections
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ConceptBank:
             RefusedFileError: If the file is missing, truncated, no bank, or its content does not match its hash.
         """
         metadata, rows = CONCEPT_BANK.read(path)
-        return cls(rows, metadata)
+        return (JointBank if metadata.get("attention") == "joint" else ConceptBank)(rows, metadata)
 
     def check(self, backbone_hash: str, widths: Mapping[str, int], name: str) -> None:
         """Make sure that the bank was made for a backbone.
@@ -70,9 +70,7 @@ class ConceptBank:
         Raises:
             RefusedFileError: If it was made for another backbone.
         """
-        if self.metadata.get("backbone_hash") != backbone_hash:
-            made_for = f"{self.metadata.get('backbone')} ({self.metadata.get('backbone_hash')})"
-            raise RefusedFileError(f"this bank was made for the backbone {made_for}, but {name} is {backbone_hash}")
+        self._check_backbone(backbone_hash, name)
         expected = {layer: (self.num_tokens, width) for layer, width in widths.items()}
         actual = {layer: tuple(row.shape) for layer, row in self.rows.items()}
         if expected != actual:
@@ -84,9 +82,42 @@ class ConceptBank:
                 f"bank {actual.get(wrong[0])}, backbone {expected.get(wrong[0])}"
             )
 
+    def _check_backbone(self, backbone_hash: str, name: str) -> None:
+        if self.metadata.get("backbone_hash") != backbone_hash:
+            made_for = f"{self.metadata.get('backbone')} ({self.metadata.get('backbone_hash')})"
+            raise RefusedFileError(f"this bank was made for the backbone {made_for}, but {name} is {backbone_hash}")
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "ConceptBank":
         """Move the rows to a device and a precision."""
-        return ConceptBank({name: row.to(device, dtype) for name, row in self.rows.items()}, self.metadata)
+        return replace(self, rows={name: row.to(device, dtype) for name, row in self.rows.items()})
+
+
+@dataclass(frozen=True)
+class JointBank(ConceptBank):
+    """A concept for joint attention, where text has no keys of its own that stay the same (``joint.py``).
+
+    Attributes:
+        rows: ``text``, offsets of the concept's S rows where text enters, ``(S, C)``; and for each ``k.<layer>`` and
+            ``v.<layer>`` the factors of a change that acts on these rows, ``down.<name>`` ``(r, C_l)`` and
+            ``up.<name>`` ``(D, r)``, or rows that are added to theirs, ``add.<name>`` ``(S, D)``.
+        metadata: As of ``ConceptBank``, and ``reading``.
+    """
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of rows S of the concept in a prompt."""
+        return self.rows["text"].shape[0]
+
+    def check(self, backbone_hash: str, widths: Mapping[str, int], name: str) -> None:
+        """Make sure that the bank was made for a backbone, as ``ConceptBank.check`` does."""
+        self._check_backbone(backbone_hash, name)
+        ends = {"up": 0, "add": 1}  # The axis of each part that is as wide as the layer.
+        for key, tensor in self.rows.items():
+            part, _, layer = key.partition(".")
+            if part in ends and tensor.shape[ends[part]] != widths.get(layer):
+                raise RefusedFileError(
+                    f"{key} of the bank has shape {tuple(tensor.shape)}, which no layer of {name} has"
+                )
 
 
 Rows = Mapping[str, Tensor]
@@ -125,7 +156,7 @@ def transformed_projections(unet: nn.Module, transform: Transform) -> Iterator[N
     def hooked(name: str):
         return lambda module, inputs, output: transform(name, inputs[0], output)
 
-    projections = cross_attention_projections(unet)
+    projections = text_projections(unet)
     handles = [linear.register_forward_hook(hooked(name)) for name, linear in projections.items()]
     try:
         yield
@@ -182,7 +213,7 @@ def cached_projections(unet: nn.Module, choose: Callable[[], ProjectionCache]) -
     Raises:
         ValueError: If another such context is still open on this UNet.
     """
-    projections = cross_attention_projections(unet)
+    projections = text_projections(unet)
     hooked = {name: vars(linear).get("forward") for name, linear in projections.items()}
     if any(isinstance(forward, _FromCache) for forward in hooked.values()):
         raise ValueError("this UNet already has concepts installed; leave that context first")

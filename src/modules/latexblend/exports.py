@@ -70,13 +70,13 @@ class Exports:
                 )
 
     @torch.no_grad()
-    def write(self, concept: str, delta: ConceptDelta, backbone: Any, metadata: Mapping[str, str]) -> dict[str, str]:
+    def write(self, concept: str, delta: Any, backbone: Any, metadata: Mapping[str, str]) -> dict[str, str]:
         """Write what was learnt in each format, and V*, which all of them need; nothing for no format.
 
         Args:
             concept: What prompts call the subject, which names kohya's file.
-            delta: What was learnt.
-            backbone: The model that it was learnt with, ``UNetBackbone``.
+            delta: What was learnt, a ``ConceptDelta`` where there is a format.
+            backbone: The model that it was learnt with, then a ``UNetBackbone``.
             metadata: That of the bank.
 
         Returns:

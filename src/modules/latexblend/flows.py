@@ -4,8 +4,8 @@ Shapes: B samples, L tokens of a prompt, S tokens of "V* noun", C width of text,
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -18,6 +18,7 @@ from src.data.prompts import FIXED_TEMPLATE, concept_span, initial_vector, token
 from src.data.ranges import Weight
 from src.modules.backbones.base import Backbone, Text
 from src.modules.backbones.memory import weights_fetched_again
+from src.modules.latexblend.bank import Transform
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class ConceptDelta(nn.Module):
     """The trained parameters: float32 changes of every key and value projection, and one V* per text encoder.
 
     Args:
-        projections: ``k.<layer>`` and ``v.<layer>`` to the projection, as ``cross_attention_projections`` returns.
+        projections: ``k.<layer>`` and ``v.<layer>`` to the projection, as ``text_projections`` returns.
         modifier: Initial V* of each text encoder, a vector of the width of its embeddings.
         rank: Rank of the changes; None for full ones.
 
@@ -251,9 +252,27 @@ class DualFlow:
             text = self.backbone.encode_ids(ids)
         return text.rows([unique.index(index) for index in template_indices])
 
-    def transform(
-        self, concept: Text, concept_at: Sequence[int], base_at: Sequence[int]
-    ) -> Callable[[str, Tensor, Tensor], Tensor]:
+    def read(
+        self, text: Text, concept_at: Sequence[int], base_at: Sequence[int], faithful: bool = False
+    ) -> tuple[Text, Transform]:
+        """Return what the denoiser reads in a training step, and the transform of its keys and values.
+
+        Args:
+            text: Generic prompts of the first B samples, and after them those of prior images.
+            concept_at: Index of each sample's template in the concept flow, B of them.
+            base_at: Index of each sample's template in the base flow.
+            faithful: Whether SDXL's pooled text comes from the prompt with V*, as in the reference code.
+        """
+        concept = self.concept_text(concept_at)
+        transform = self.transform(concept, concept_at, base_at)
+        whole = concept.joined(text.rows(range(len(concept_at), len(text.prompt_embeds))))
+        if faithful:
+            text = replace(text, pooled_prompt_embeds=whole.pooled_prompt_embeds)
+        if not self.base_flow:
+            text = replace(text, prompt_embeds=whole.prompt_embeds, mask=whole.mask)
+        return text, transform
+
+    def transform(self, concept: Text, concept_at: Sequence[int], base_at: Sequence[int]) -> Transform:
         """Make the transform of keys and values: ``Blend`` for the first B samples, trained projections for the rest.
 
         Args:

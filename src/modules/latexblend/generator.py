@@ -14,7 +14,7 @@ from src.data.identity import warn_of_another
 from src.data.known_words import KnownWords
 from src.data.layout import Region, bounding_box, regions_of
 from src.data.mentions import check_name, mentioned, parse_prompt
-from src.data.prompts import FIXED_TEMPLATE, TEMPLATES, concept_positions, concept_span, tokenize
+from src.data.prompts import FIXED_TEMPLATE, TEMPLATES, concept_span, tokenize
 from src.data.ranges import BatchSize, BelowOne, Sampling, Share1
 from src.data.request import Identity, Request
 from src.modules.backbones.base import Backbone
@@ -24,6 +24,7 @@ from src.modules.backbones.trajectory import TracedGenerator
 from src.modules.generator import usable_device
 from src.modules.latexblend.bank import ConceptBank, ProjectionCache, cached_projections, replace_rows
 from src.modules.latexblend.guidance import BlendingGuidance
+from src.modules.latexblend.joint import joint_blended, refuse_what_reads_attention
 from src.modules.latexblend.rectification import Rectification
 
 
@@ -200,6 +201,8 @@ class ConceptGenerator(TracedGenerator[Placed]):
         self.backbone, self.sampling = backbone, backbone.settled(sampling)
         backbone.token_ids([self.sampling["negative_prompt"]])  # Refused here, and not after the first batch.
         self.keep_context = backbone.sampling["keep_context"] if keep_context is None else keep_context
+        if backbone.joint:
+            refuse_what_reads_attention(self.keep_context, rectification, blending_guidance)
         widths = {name: linear.out_features for name, linear in backbone.text_layers().items()}
         self.banks = {}
         for name, bank in (banks or {}).items():
@@ -223,7 +226,7 @@ class ConceptGenerator(TracedGenerator[Placed]):
         Raises:
             ValueError: As in ``concept_positions``, or if the prompt is too long or a bank has other tokens.
         """
-        marked, rows = concept_positions(self.backbone.tokenizers[0], prompt, self._nouns, self.backbone.as_read)
+        marked, rows = self.backbone.place(prompt, self._nouns)
         tokenize(self.backbone.tokenizers[0], [marked.plain])
         placements = [
             Placement(self.banks[name], positions, mention.strength)
@@ -295,6 +298,8 @@ class ConceptGenerator(TracedGenerator[Placed]):
             raise ValueError("a style was given, but this method draws concepts, not styles: add method=style_svd")
         prompt = self.readable(request.prompt) if request.truncate else request.prompt
         plain, concepts = self.place(prompt)
+        if self.backbone.joint:
+            refuse_what_reads_attention(layout=request.layout)
         names = [mention.name for mention in parse_prompt(prompt, self._nouns).mentions]
         return Placed(plain, concepts, regions_of(request.layout, names), request.seed)
 
@@ -317,9 +322,11 @@ class ConceptGenerator(TracedGenerator[Placed]):
             return self.backbone.draw(plain, seeds, self.sampling, **guidance)
 
     def _blended(self, placements: Sequence[Sequence[Placement]]) -> contextlib.AbstractContextManager[None]:
-        length, start = self.backbone.noise_scheduler.config.num_train_timesteps, self.blending_start
+        length, start = self.backbone.last_timestep, self.blending_start
         acts_below = start * length if start < 1 else None
         acts_from, bind = self.blending_end * length, self.rectification.bind
+        if self.backbone.joint:
+            return joint_blended(self.backbone.denoiser, placements, acts_below, acts_from)
         return blended(self.backbone.denoiser, placements, acts_below, bind, self.keep_context, acts_from)
 
     def denoising_errors(

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,10 +24,12 @@ from src.data.store import ImageStore, TensorStore
 from src.data.subject import ConceptData, View
 from src.modules.backbones.base import Backbone, Text
 from src.modules.backbones.memory import weights_fetched_again
-from src.modules.latexblend.bank import ConceptBank, transformed_projections
+from src.modules.backbones.noising import FlowMatching
+from src.modules.latexblend.bank import ConceptBank, JointBank, transformed_projections
 from src.modules.latexblend.exports import Exports, refuse_without_rank
 from src.modules.latexblend.flows import DualFlow, Objective, Subject
 from src.modules.latexblend.generator import ConceptGenerator
+from src.modules.latexblend.joint import JointFlow, Reading
 from src.modules.training.diffusion import min_snr_weights, per_sample_mse, step_generator
 from src.modules.training.learner import Learner, TrainingRecord
 
@@ -51,7 +52,8 @@ class LaTexBlend(Learner):
         exports: File that the bank is written to, or that and the formats of other programs.
         objective: The loss that is minimised.
         initializer: Word whose embedding V* starts from; None for the class noun.
-        rank: Rank of the projections' changes; None for full ones.
+        rank: Rank of the projections' changes; None for full ones, or 4 where image and text attend together.
+        reading: What a concept is where image and text attend together, see ``joint.Reading``.
         snr_gamma: Gamma of min-SNR weighting; None for no weighting.
         sampling: Options of ``ConceptGenerator`` for sample grids.
         seed: Seed of noise, timesteps, templates and initial weights.
@@ -74,6 +76,7 @@ class LaTexBlend(Learner):
         snr_gamma: Positive | None = None,
         sampling: Sampling | None = None,
         seed: Seed = 0,
+        reading: Reading = "concept",
     ) -> None:
         super().__init__()
         self.exports = Exports(exports) if isinstance(exports, str) else exports
@@ -81,12 +84,23 @@ class LaTexBlend(Learner):
         self.subject, self.objective = subject, objective or Objective()
         self.cache_dir, self.sampling = cache_dir, sampling
         self.initializer, self.rank, self.snr_gamma, self.seed = initializer, rank, snr_gamma, seed
+        self.reading = reading
+        if snr_gamma is not None and isinstance(backbone, FlowMatching):
+            raise ValueError(
+                f"method.learner.snr_gamma is {snr_gamma}, but {backbone.name} learns by flow matching, which draws "
+                "times by their weight; leave it out"
+            )
         # What could not be saved at the end is refused at the start.
         CONCEPT_BANK.check(self.exports.path, self._metadata(backbone))
         torch.manual_seed(seed)
         pool = TEMPLATES if self.objective.templates == "pool" else (FIXED_TEMPLATE,)
-        # DualFlow is no nn.Module, so the frozen weights in it stay out of checkpoints.
-        self.flow = DualFlow(backbone, subject.class_noun, pool, initializer, rank, self.objective.base_flow)
+        # A flow is no nn.Module, so the frozen weights in it stay out of checkpoints.
+        asked = (backbone, subject.class_noun, pool)
+        self.flow: DualFlow | JointFlow = (
+            JointFlow(*asked, rank, self.objective.base_flow, reading)
+            if backbone.joint
+            else DualFlow(*asked, initializer, rank, self.objective.base_flow)
+        )
         self.delta = self.flow.delta
 
     @classmethod
@@ -171,13 +185,7 @@ class LaTexBlend(Learner):
             latents, mask = torch.cat([latents, prior_latents]), torch.cat([mask, prior_mask])
             text = text.joined(self.class_text.rows([0] * number))
             generators = [*generators, *generators]
-        concept = self.flow.concept_text(concept_at)
-        transform = self.flow.transform(concept, concept_at, base_at)
-        whole = concept.joined(text.rows(range(number, len(latents))))
-        if self.objective.faithful:
-            text = replace(text, pooled_prompt_embeds=whole.pooled_prompt_embeds)
-        if not self.objective.base_flow:
-            text = replace(text, prompt_embeds=whole.prompt_embeds, mask=whole.mask)
+        text, transform = self.flow.read(text, concept_at, base_at, self.objective.faithful)
         errors = self._denoising_errors(latents, mask, text, transform, generators)
         prior = errors[number:] if self.prior is not None else errors.new_zeros(number)
         # The reference code sums the masked error over channels but divides by the cells of one channel.
@@ -207,7 +215,8 @@ class LaTexBlend(Learner):
         if record is not None:
             settings = " ".join(f"{key}={value}" for key, value in self._training_settings(record).items())
             metadata |= {"steps": str(record.steps), "training": settings}
-        return ConceptBank(self.flow.concept_rows(self._averaged), metadata)
+        kind = JointBank if self.backbone.joint else ConceptBank
+        return kind(self.flow.concept_rows(self._averaged), metadata)
 
     @property
     def _averaged(self) -> bool:
@@ -224,6 +233,7 @@ class LaTexBlend(Learner):
             "templates": self.objective.templates,
             "extraction_template": FIXED_TEMPLATE,
             **({"bank_templates": "all"} if self._averaged else {}),
+            **({"attention": "joint", "reading": self.reading} if backbone.joint else {}),
             "seed": str(self.seed),
         }
 

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from src.modules.backbones.base import cross_attention_projections
+from src.modules.backbones.base import text_projections
 
 HIDDEN = -10000.0
 """Bias of a masked position, as in diffusers: its weight after the softmax is 0, and float16 can represent it."""
@@ -169,7 +169,7 @@ def cross_attentions(unet: nn.Module) -> dict[str, Attention]:
     Raises:
         ValueError: If projections are fused, or a layer's processor holds weights, as an IP-Adapter's does.
     """
-    cross_attention_projections(unet)
+    text_projections(unet)
     found = {name: module for name, module in unet.named_modules() if name.endswith("attn2")}
     for name, attention in found.items():
         if isinstance(attention.processor, nn.Module):

@@ -14,7 +14,7 @@ from src.data.banks import ConceptFile
 from src.data.combination import Others
 from src.data.prompts import TEMPLATES
 from src.data.ranges import BatchSize, Sampling, Seed, Weight
-from src.modules.backbones.base import Backbone, cross_attention_projections
+from src.modules.backbones.base import Backbone, text_projections
 from src.modules.latexblend.bank import transformed_projections
 from src.modules.latexblend.flows import ConceptDelta, Subject
 from src.modules.rivals.concept import Changes, RivalConcept, layer_named
@@ -117,7 +117,7 @@ class CustomDiffusion(RivalLearner):
 
     def add_weights(self) -> None:
         """Make a change for every projection."""
-        self.delta = ConceptDelta(cross_attention_projections(self.backbone.denoiser), [])
+        self.delta = ConceptDelta(text_projections(self.backbone.denoiser), [])
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from src.data.request import Request
-from src.modules.backbones.base import SAMPLING, cross_attention_projections
+from src.modules.backbones.base import SAMPLING, text_projections
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.generator import ConceptGenerator
@@ -50,14 +50,14 @@ def test_the_hash_does_not_depend_on_the_working_precision(tmp_path: Path, dtype
 def test_another_backbone_has_another_hash(tmp_path: Path) -> None:
     pipeline = tiny_sd(tmp_path)
     first = UNetBackbone(pipeline, "tiny").fingerprint
-    next(iter(cross_attention_projections(pipeline.unet).values())).weight.data[0, 0] += 1
+    next(iter(text_projections(pipeline.unet).values())).weight.data[0, 0] += 1
     assert UNetBackbone(pipeline, "tiny").fingerprint != first
 
 
 @pytest.mark.parametrize("maker", [tiny_sd, tiny_sdxl])
 def test_keys_and_values_of_every_layer_are_called_so(tmp_path: Path, maker) -> None:
     unet = maker(tmp_path).unet
-    found = cross_attention_projections(unet)
+    found = text_projections(unet)
     for name, linear in found.items():
         kind, _, layer = name.partition(".")
         assert linear is getattr(unet.get_submodule(layer), {"k": "to_k", "v": "to_v"}[kind])
@@ -68,7 +68,7 @@ def test_fused_projections_are_refused(tmp_path: Path) -> None:
     pipeline = tiny_sd(tmp_path)
     pipeline.unet.fuse_qkv_projections()
     with pytest.raises(ValueError, match="unfuse_qkv_projections"):
-        cross_attention_projections(pipeline.unet)
+        text_projections(pipeline.unet)
 
 
 def test_a_folder_that_is_no_pipeline_is_said(tmp_path: Path) -> None:

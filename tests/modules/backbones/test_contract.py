@@ -1,6 +1,8 @@
 """Every backbone keeps the contract of ``src.modules.backbones.base``; a new one is added to ``BACKBONES``."""
 
+import inspect
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +13,6 @@ import torch
 from diffusers import PixArtAlphaPipeline
 from PIL import Image
 
-from src.data.prompts import concept_positions
 from src.data.request import Request
 from src.data.subject import ConceptData, Zoom
 from src.eval.concepts import Concept
@@ -21,13 +22,15 @@ from src.eval.protocols.concept import ConceptProtocol
 from src.modules.backbones.base import Backbone
 from src.modules.backbones.denoising import denoising_errors
 from src.modules.backbones.pixart import PixArtBackbone
+from src.modules.backbones.sd3 import SD3Backbone
 from src.modules.backbones.unet import UNetBackbone
-from src.modules.latexblend.bank import ConceptBank
+from src.modules.latexblend.bank import ConceptBank, JointBank
 from src.modules.latexblend.flows import Subject
 from src.modules.latexblend.generator import ConceptGenerator, Placement, blended
+from src.modules.latexblend.joint import joint_blended
 from src.modules.latexblend.learner import LaTexBlend, class_images
 from src.modules.training.learner import LearnerModule
-from tests.tiny import tiny_pixart, tiny_sd, tiny_sdxl
+from tests.tiny import tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
 
 BACKBONES = {
     "sd": (UNetBackbone, tiny_sd),
@@ -35,6 +38,8 @@ BACKBONES = {
     "sdxl": (UNetBackbone, tiny_sdxl),
     "sdxl with empty text": (UNetBackbone, lambda folder: tiny_sdxl(folder, force_zeros_for_empty_prompt=False)),
     "pixart": (PixArtBackbone, tiny_pixart),
+    "sd3": (SD3Backbone, tiny_sd3),
+    "sd3 without t5": (SD3Backbone, lambda folder: tiny_sd3(folder, t5=False)),
     "pixart alpha": (PixArtBackbone, lambda folder: tiny_pixart(folder, PixArtAlphaPipeline)),
 }
 PROMPTS = ["a dog on the grass", "a red cat"]
@@ -49,8 +54,17 @@ def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> Backbone:
 
 def bank(backbone: Backbone, seed: int = 0) -> ConceptBank:
     generator = torch.Generator().manual_seed(seed)
+    told = {"class_noun": "dog", "backbone_hash": backbone.fingerprint, "sha256": str(seed)}
+    if backbone.joint:
+        ((_, positions),) = backbone.place("a <rex>", {"rex": "dog"})[1]
+        width = backbone.encode_text(["a dog"]).prompt_embeds.shape[-1]
+        rows = {"text": torch.randn(len(positions), width, generator=generator)}
+        for name, one in backbone.text_layers().items():
+            rows[f"down.{name}"] = torch.randn(2, one.in_features, generator=generator)
+            rows[f"up.{name}"] = torch.randn(one.out_features, 2, generator=generator)
+        return JointBank(rows, {**told, "attention": "joint", "reading": "concept"})
     rows = {n: torch.randn(2, one.out_features, generator=generator) for n, one in backbone.text_layers().items()}
-    return ConceptBank(rows, {"class_noun": "dog", "backbone_hash": backbone.fingerprint, "sha256": str(seed)})
+    return ConceptBank(rows, told)
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:
@@ -124,9 +138,11 @@ def test_class_images_are_what_drawing_makes_of_their_prompt(backbone: Backbone,
 
 
 def test_text_is_encoded_as_the_stock_pipeline_does(backbone: Backbone) -> None:
-    extra = {"clean_caption": False} if "clean_caption" in backbone.call else {}
+    known = inspect.signature(backbone.pipeline.encode_prompt).parameters
+    extra = {name: value for name, value in backbone.call.items() if name in known}
+    others = {name: None for name in ("prompt_2", "prompt_3") if name in known and "prompt_3" in known}
     expected = backbone.pipeline.encode_prompt(
-        PROMPTS, do_classifier_free_guidance=False, device="cpu", **{"num_images_per_prompt": 1, **extra}
+        PROMPTS, do_classifier_free_guidance=False, device="cpu", num_images_per_prompt=1, **extra, **others
     )[0]
     text = backbone.encode_text(PROMPTS)
     assert torch.equal(text.prompt_embeds, expected)
@@ -154,21 +170,23 @@ def test_an_image_does_not_depend_on_its_batch(backbone: Backbone) -> None:
 
 
 def test_a_bank_that_says_what_the_prompt_says_changes_nothing(backbone: Backbone) -> None:
-    """Keys and values of "a dog" put in the place of "a dog": the projections and the positions are the right ones."""
-    tokenizer, prompt = backbone.tokenizers[0], "a photo of a <rex> on the grass"
-    marked, ((_, positions),) = concept_positions(tokenizer, prompt, {"rex": "dog"}, backbone.as_read)
+    """What "a dog" is, put in the place of "a dog": the projections and the positions are the right ones."""
+    marked, ((_, positions),) = backbone.place("a photo of a <rex> on the grass", {"rex": "dog"})
+    installed = joint_blended if backbone.joint else blended
     text = backbone.encode_text([marked.plain])
     with torch.no_grad():
-        states = backbone.read_text(text.prompt_embeds)[0, positions]
-        own = ConceptBank(
-            {name: layer(states) for name, layer in backbone.text_layers().items()}, {"class_noun": "dog"}
-        )
+        if backbone.joint:
+            own = replace(bank(backbone), rows={name: 0 * rows for name, rows in bank(backbone).rows.items()})
+        else:
+            states = backbone.read_text(text.prompt_embeds)[0, positions]
+            rows = {name: layer(states) for name, layer in backbone.text_layers().items()}
+            own = ConceptBank(rows, {"class_noun": "dog"})
         latents = torch.randn(1, backbone.vae.config.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
         noised = backbone.corrupt(latents, [torch.Generator().manual_seed(1)])
         plain = backbone.denoise(noised, text)
-        with blended(backbone.denoiser, [[Placement(own, positions)]]):
+        with installed(backbone.denoiser, [[Placement(own, positions)]]):
             assert torch.allclose(backbone.denoise(noised, text), plain, atol=1e-5)
-        with blended(backbone.denoiser, [[Placement(bank(backbone), positions)]]):
+        with installed(backbone.denoiser, [[Placement(bank(backbone), positions)]]):
             assert not torch.allclose(backbone.denoise(noised, text), plain, atol=1e-3)
     assert plain.shape == noised.target.shape == latents.shape
 
@@ -194,7 +212,8 @@ def test_a_concept_is_learnt_kept_and_drawn(backbone: Backbone, tmp_path: Path) 
     ).fit(module, data)  # fmt: skip
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(backbone).items())
     path = module.export()["concept bank"]
-    assert ConceptBank.load(path).rows.keys() == backbone.text_layers().keys()
+    kept = {name.removeprefix("up.") for name in ConceptBank.load(path).rows if not name.startswith(("down.", "text"))}
+    assert kept == backbone.text_layers().keys()
     drawn = ConceptGenerator(backbone, {"rex": path}, SAMPLING).sample([Request("a <rex> at night", 0)])
     assert not np.array_equal(pixels(drawn), pixels(stock(backbone, ["a dog at night"], [0])))
 
@@ -227,7 +246,8 @@ def test_errors_belong_to_image_text_and_seed(backbone: Backbone) -> None:
 
 
 def test_a_bank_of_another_model_is_refused(backbone: Backbone) -> None:
-    other = ConceptBank(bank(backbone).rows, {"class_noun": "dog", "backbone_hash": "0", "backbone": "another"})
+    own = bank(backbone)
+    other = replace(own, metadata={**own.metadata, "backbone_hash": "0", "backbone": "another"})
     with pytest.raises(ValueError, match=r"was made for the backbone another \(0\)"):
         ConceptGenerator(backbone, {"rex": other})
 

@@ -15,7 +15,7 @@ from diffusers import (
 from PIL import Image
 
 from src.data.request import Request
-from src.modules.backbones.base import Backbone, cross_attention_projections
+from src.modules.backbones.base import Backbone, text_projections
 from src.modules.backbones.denoising import LEVELS
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank, replace_rows, transformed_projections
@@ -34,7 +34,7 @@ def bank(backbone: Backbone, seed: int, noun: str = "dog", tokens: int = 2) -> C
     generator = torch.Generator().manual_seed(seed)
     rows = {
         name: torch.randn(tokens, linear.out_features, generator=generator)
-        for name, linear in cross_attention_projections(backbone.denoiser).items()
+        for name, linear in text_projections(backbone.denoiser).items()
     }
     return ConceptBank(rows, {"class_noun": noun, "backbone_hash": backbone.fingerprint, "sha256": str(seed)})
 
@@ -66,7 +66,7 @@ def test_without_concepts_nothing_changes(backbone: UNetBackbone) -> None:
 def test_only_conditional_rows_change_and_the_unet_comes_back(backbone: UNetBackbone) -> None:
     inputs = unet_inputs(backbone, 4)
     concept = bank(backbone, 0)
-    before = {name: vars(linear).keys() for name, linear in cross_attention_projections(backbone.unet).items()}
+    before = {name: vars(linear).keys() for name, linear in text_projections(backbone.unet).items()}
     with torch.no_grad():
         plain = backbone.unet(**inputs).sample
         with blended(backbone.unet, [[Placement(concept, [1, 2])], []]):
@@ -75,7 +75,7 @@ def test_only_conditional_rows_change_and_the_unet_comes_back(backbone: UNetBack
     assert torch.equal(changed[[0, 1, 3]], plain[[0, 1, 3]])
     assert not torch.allclose(changed[2], plain[2])
     assert torch.equal(again, plain)
-    after = {name: vars(linear).keys() for name, linear in cross_attention_projections(backbone.unet).items()}
+    after = {name: vars(linear).keys() for name, linear in text_projections(backbone.unet).items()}
     assert before == after
 
 
@@ -154,7 +154,7 @@ def test_a_mention_with_a_strength_depends_on_its_bank(backbone: UNetBackbone) -
 
 
 def test_binding_gives_the_modifier_the_key_of_the_noun(backbone: UNetBackbone) -> None:
-    name = next(iter(cross_attention_projections(backbone.unet)))
+    name = next(iter(text_projections(backbone.unet)))
     concept = bank(backbone, 0)
     projected = torch.zeros(1, 8, concept.rows[name].shape[1])
     text = BlendedText([[Placement(concept, [1, 3])]], bind=True)
@@ -168,7 +168,7 @@ def generic_rows(backbone: UNetBackbone, prompt: str, positions: list[int]) -> d
     """Plain keys and values of a prompt at some positions."""
     hidden = backbone.encode_text([prompt]).prompt_embeds[0, positions]
     with torch.no_grad():
-        return {name: linear(hidden) for name, linear in cross_attention_projections(backbone.unet).items()}
+        return {name: linear(hidden) for name, linear in text_projections(backbone.unet).items()}
 
 
 def test_a_concept_that_changes_nothing_keeps_every_image_as_it_is(backbone: UNetBackbone) -> None:
@@ -188,7 +188,7 @@ def test_context_is_kept_by_adding_what_the_concept_changes(backbone: UNetBackbo
     text = BlendedText([[Placement(offsets, [5, 6])]], keep_context=True)
     here = generic_rows(backbone, "a cat left of a dog", [5, 6])
     extracted = generic_rows(backbone, "photo of a dog", [3, 4])
-    for name, linear in cross_attention_projections(backbone.unet).items():
+    for name, linear in text_projections(backbone.unet).items():
         projected = torch.zeros(1, 8, linear.out_features)
         projected[0, [5, 6]] = here[name]
         expected = concept.rows[name] + here[name] - extracted[name]

@@ -16,7 +16,7 @@ from PIL import Image
 from src.data.known_words import write_known_words
 from src.data.request import Request
 from src.data.subject import ConceptData, Zoom
-from src.modules.backbones.base import cross_attention_projections
+from src.modules.backbones.base import text_projections
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.flows import Objective, Subject
@@ -242,7 +242,7 @@ def test_an_sdxl_bank_is_as_small_as_the_arithmetic_says(tmp_path: Path) -> None
     """70 layers, 10 x 640 + 60 x 1280 wide, keys and values, two tokens, two bytes: 665,600 bytes and a header."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SDXL_UNET)
-    projections = cross_attention_projections(unet)
+    projections = text_projections(unet)
     assert len(projections) == 140
     assert sum(linear.weight.numel() for linear in projections.values()) == 340_787_200
     rows = {name: torch.zeros(2, linear.out_features) for name, linear in projections.items()}

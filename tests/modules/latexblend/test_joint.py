@@ -1,0 +1,219 @@
+"""LaTexBlend in joint attention: a concept changes its own rows alone, and what is trained is the concept alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.data.request import Request
+from src.modules.backbones.base import Backbone
+from src.modules.backbones.projections import text_projections
+from src.modules.backbones.sd3 import SD3Backbone
+from src.modules.latexblend.bank import ConceptBank, JointBank
+from src.modules.latexblend.flows import Subject
+from src.modules.latexblend.generator import ConceptGenerator, Placement
+from src.modules.latexblend.joint import JointDelta, JointFlow, JointText, Reading, joint_blended
+from src.modules.latexblend.learner import LaTexBlend
+from src.modules.training.diffusion import step_generator
+from src.modules.training.learner import TrainingRecord
+from tests.tiny import tiny_sd3
+
+JOINT: dict[str, Callable[[Path], Backbone]] = {"sd3": lambda folder: SD3Backbone(tiny_sd3(folder), "sd3")}
+TEMPLATES = ("photo of {}", "a photo of a {}")
+
+
+@pytest.fixture(params=JOINT)
+def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> Backbone:
+    return JOINT[request.param](tmp_path)
+
+
+def shaken(delta: JointDelta, seed: int = 0) -> JointDelta:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in delta.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    return delta
+
+
+def bank(backbone: Backbone, seed: int, reading: Reading = "concept", noun: str = "dog") -> JointBank:
+    delta = shaken(JointFlow(backbone, noun, TEMPLATES, reading=reading).delta, seed)
+    told = {"class_noun": noun, "backbone_hash": backbone.fingerprint, "attention": "joint", "reading": reading}
+    return JointBank(delta.tensors(), told)
+
+
+def prediction(backbone: Backbone, plain: str, placements: list[Placement]) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the transformer predicts of fixed noise, and what each projection of text gives on the way."""
+    seen: dict[str, Tensor] = {}
+    grid = backbone.denoiser.config.sample_size
+    latents = torch.randn(
+        1, backbone.vae.config.latent_channels, grid, grid, generator=torch.Generator().manual_seed(0)
+    )
+    noised = backbone.corrupt(latents, [torch.Generator().manual_seed(1)])
+    with torch.no_grad(), joint_blended(backbone.denoiser, [placements]):
+        handles = [
+            one.register_forward_hook(lambda module, inputs, output, name=name: seen.__setitem__(name, output))
+            for name, one in text_projections(backbone.denoiser).items()
+        ]
+        found = backbone.denoise(noised, backbone.encode_text([plain]))
+        for handle in handles:
+            handle.remove()
+    return found, seen
+
+
+def placed(backbone: Backbone, prompt: str, banks: dict[str, JointBank]) -> tuple[str, list[Placement]]:
+    marked, places = backbone.place(prompt, {name: one.class_noun for name, one in banks.items()})
+    strengths = [mention.strength for mention in marked.mentions]
+    both = zip(places, strengths, strict=True)
+    return marked.plain, [Placement(banks[name], positions, strength) for (name, positions), strength in both]
+
+
+def test_a_strength_of_zero_is_the_plain_noun_bit_for_bit(backbone: Backbone) -> None:
+    banks = {"rex": bank(backbone, 1)}
+    plain, none = placed(backbone, "a <rex:0> on the grass", banks)
+    expected, _ = prediction(backbone, plain, [])
+    assert torch.equal(prediction(backbone, plain, none)[0], expected)
+    half, whole = (prediction(backbone, *placed(backbone, f"a <rex:{s}> on the grass", banks))[0] for s in (0.5, 1))
+    assert not torch.allclose(half, expected, atol=1e-4) and not torch.allclose(half, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("reading", ["concept", "constant", "offsets"])
+def test_the_first_block_changes_rows_of_the_concept_alone(backbone: Backbone, reading: Reading) -> None:
+    """Further on, the other rows have attended to the concept's; here they are what they were, bit for bit."""
+    plain, placements = placed(backbone, "a <rex> on the grass", {"rex": bank(backbone, 1, reading)})
+    (_, with_concept), (_, without) = prediction(backbone, plain, placements), prediction(backbone, plain, [])
+    own = torch.tensor(placements[0].positions)
+    others = torch.ones(without["k.transformer_blocks.0.attn"].shape[1], dtype=torch.bool)
+    others[own] = False
+    for name in ("k.transformer_blocks.0.attn", "v.transformer_blocks.0.attn"):
+        assert torch.equal(with_concept[name][:, others], without[name][:, others])
+        assert not torch.isclose(with_concept[name][:, own], without[name][:, own]).all(-1).any()
+
+
+def test_two_concepts_are_each_what_it_is_alone_at_every_projection(backbone: Backbone) -> None:
+    banks = {"rex": bank(backbone, 1), "tom": bank(backbone, 2, noun="cat")}
+    plain, both = placed(backbone, "a <rex> next to a <tom:0.5>", banks)
+    embeds = backbone.encode_text([plain]).prompt_embeds
+    together, orders = JointText([both]), JointText([both[::-1]])
+    alone = [JointText([[one]]) for one in both]
+    entered = together.enter(embeds)
+    assert torch.equal(orders.enter(embeds), entered)
+    for one, own in zip(alone, both, strict=True):
+        assert torch.equal(one.enter(embeds)[0, own.positions], entered[0, own.positions])
+    for name, linear in text_projections(backbone.denoiser).items():
+        hidden = torch.randn(1, embeds.shape[1], linear.in_features, generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            projected = linear(hidden)
+            found = together(name, hidden, projected)
+            assert torch.allclose(found, orders(name, hidden, projected), atol=1e-5)
+            left = torch.ones(embeds.shape[1], dtype=torch.bool)
+            for one, own in zip(alone, both, strict=True):
+                rows = one(name, hidden, projected)[0, own.positions]
+                assert torch.allclose(found[0, own.positions], rows, atol=1e-5)
+                down, up = (own.bank.rows[f"{part}.{name}"] for part in ("down", "up"))
+                change = own.strength * (hidden[0, own.positions] @ down.T @ up.T)
+                assert torch.allclose(rows - projected[0, own.positions], change, atol=1e-4)
+                left[own.positions] = False
+        assert torch.equal(found[0, left], projected[0, left])
+
+
+def test_a_concept_of_all_rows_changes_all_text(backbone: Backbone) -> None:
+    plain, placements = placed(backbone, "a <rex> on the grass", {"rex": bank(backbone, 1, "all")})
+    (_, with_concept), (_, without) = prediction(backbone, plain, placements), prediction(backbone, plain, [])
+    name = "k.transformer_blocks.0.attn"
+    assert not torch.isclose(with_concept[name], without[name]).all(-1).any()
+
+
+def learner(backbone: Backbone, folder: Path, reading: Reading = "concept", **options) -> LaTexBlend:
+    made = LaTexBlend(
+        backbone, Subject("dog"), str(folder), str(folder / "rex.safetensors"), reading=reading, **options
+    )
+    made.prior, made.base_text = None, backbone.encode_text(made.flow.prompts)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    made.instance, made.resolution = (latents, torch.ones(2, 1, 8, 8)), 64
+    return made
+
+
+def loss(made: LaTexBlend, step: int = 0) -> Tensor:
+    return made._losses(torch.tensor([0, 1]), [step_generator(0, step, 0, position) for position in (0, 1)])[0]
+
+
+@pytest.mark.parametrize("reading", ["concept", "offsets", "constant", "all"])
+def test_a_training_reaches_the_concepts_tensors_and_nothing_else(
+    backbone: Backbone, reading: Reading, tmp_path: Path
+) -> None:
+    made = learner(backbone, tmp_path, reading)
+    shaken(made.delta)
+    loss(made).sum().backward()
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    for part in (backbone.denoiser, backbone.vae, *backbone.text_encoders):
+        assert all(parameter.grad is None and not parameter.requires_grad for parameter in part.parameters())
+
+
+@pytest.mark.parametrize("reading", ["concept", "offsets", "constant", "all"])
+def test_drawing_sees_what_training_saw(backbone: Backbone, reading: Reading, tmp_path: Path) -> None:
+    """The prediction of a training step is that of the saved and loaded bank, installed in the stock transformer."""
+    made = learner(backbone, tmp_path, reading)
+    shaken(made.delta)
+    made.extract_bank(TrainingRecord(1, 1e-3, 0.0)).save(tmp_path / "rex.safetensors", torch.float32)
+    kept = ConceptBank.load(tmp_path / "rex.safetensors")
+    assert isinstance(kept, JointBank) and kept.metadata["reading"] == reading
+    plain, placements = placed(backbone, "photo of a <subject>", {"subject": kept})
+    at = made.flow.prompts.index(plain)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noised = backbone.corrupt(latents, [torch.Generator().manual_seed(1)])
+    text, transform = made.flow.read(backbone.encode_text([plain]), [at], [at])
+    with torch.no_grad():
+        made_errors = made._denoising_errors(latents, torch.ones(1, 1, 8, 8), text, transform, [step_generator(1, 0)])
+        with joint_blended(backbone.denoiser, [placements]):
+            again = backbone.corrupt(latents, [step_generator(1, 0)])
+            drawn = backbone.denoise(again, backbone.encode_text([plain]))
+    assert torch.allclose(((drawn - again.target) ** 2).mean(), made_errors[0], rtol=1e-4)
+    assert not torch.equal(noised.noisy_latents, again.noisy_latents)
+
+
+def test_a_flow_is_matched(backbone: Backbone) -> None:
+    """``x_s = (1 - s) x_0 + s noise`` and the target is ``noise - x_0``: from both follows ``x_0 = x_s - s target``."""
+    latents = torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noised = backbone.corrupt(latents, [step_generator(0, 0, 0, position) for position in range(64)])
+    share = (noised.timesteps / 1000).view(-1, 1, 1, 1)
+    assert torch.allclose(noised.noisy_latents - share * noised.target, latents, atol=1e-5)
+    assert share.min() > 0 and share.max() < 1
+    # The schedule is shifted by 3: the middle of a logit-normal draw, s = 0.5, becomes 0.75.
+    assert 0.6 < share.median() < 0.87
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"keep_context": True}, "keep_context"),
+        ({"rectification": {"strength": 1.0}}, "rectification"),
+        ({"blending_guidance": {"num_steps": 3}}, "blending_guidance"),
+    ],
+)
+def test_what_reads_cross_attention_is_refused(backbone: Backbone, asked: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=f"{named}.* acts on the cross-attention"):
+        ConceptGenerator(backbone, {"rex": bank(backbone, 1)}, **asked)
+
+
+def test_a_layout_is_refused(backbone: Backbone) -> None:
+    generator = ConceptGenerator(backbone, {"rex": bank(backbone, 1)})
+    with pytest.raises(ValueError, match="layout acts on the cross-attention"):
+        generator.check([Request("a <rex>", 0, layout={"rex": (0.0, 0.0, 0.5, 1.0)})])
+
+
+def test_weighting_by_signal_to_noise_is_refused(backbone: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"snr_gamma .* flow matching"):
+        learner(backbone, tmp_path, snr_gamma=5.0)
+
+
+def test_hooks_are_gone_afterwards(backbone: Backbone) -> None:
+    before = dict(vars(backbone.denoiser))
+    plain, placements = placed(backbone, "a <rex>", {"rex": bank(backbone, 1)})
+    with joint_blended(backbone.denoiser, [placements]):
+        pass
+    assert vars(backbone.denoiser).keys() == before.keys() and not backbone.denoiser._forward_pre_hooks
+    assert not any(one._forward_hooks for one in text_projections(backbone.denoiser).values())
+    expected, _ = prediction(backbone, plain, [])
+    assert torch.equal(prediction(backbone, plain, [])[0], expected)
