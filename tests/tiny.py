@@ -9,6 +9,8 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
@@ -196,4 +198,38 @@ def tiny_sd3(folder: Path, t5: bool = True) -> StableDiffusion3Pipeline:
         tokenizer_2=words,
         text_encoder_3=T5EncoderModel(config) if t5 else None,
         tokenizer_3=pieces if t5 else None,
+    )
+
+
+def tiny_flux(folder: Path, guidance_embeds: bool = True) -> FluxPipeline:
+    """One double block and two single ones, behind T5 and CLIP."""
+    torch.manual_seed(0)
+    words = tokenizer(folder / "words")
+    write_t5_tokenizer(folder / "t5", LENGTH)
+    pieces = T5TokenizerFast.from_pretrained(folder / "t5")
+    config = T5Config(vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2, dropout_rate=0.0)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 4, 8),
+    )
+    for name, weight in transformer.named_parameters():
+        if name.endswith("weight") and weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.3)
+    vae = _vae()
+    vae.register_to_config(shift_factor=0.1, scaling_factor=0.5)
+    return FluxPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=CLIPTextModel(_text_config(words, 16)),
+        tokenizer=words,
+        text_encoder_2=T5EncoderModel(config),
+        tokenizer_2=pieces,
     )

@@ -21,6 +21,7 @@ from src.eval.profile import Profile
 from src.eval.protocols.concept import ConceptProtocol
 from src.modules.backbones.base import Backbone
 from src.modules.backbones.denoising import denoising_errors
+from src.modules.backbones.flux import FluxBackbone
 from src.modules.backbones.pixart import PixArtBackbone
 from src.modules.backbones.sd3 import SD3Backbone
 from src.modules.backbones.unet import UNetBackbone
@@ -30,7 +31,7 @@ from src.modules.latexblend.generator import ConceptGenerator, Placement, blende
 from src.modules.latexblend.joint import joint_blended
 from src.modules.latexblend.learner import LaTexBlend, class_images
 from src.modules.training.learner import LearnerModule
-from tests.tiny import tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
+from tests.tiny import tiny_flux, tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
 
 BACKBONES = {
     "sd": (UNetBackbone, tiny_sd),
@@ -38,6 +39,8 @@ BACKBONES = {
     "sdxl": (UNetBackbone, tiny_sdxl),
     "sdxl with empty text": (UNetBackbone, lambda folder: tiny_sdxl(folder, force_zeros_for_empty_prompt=False)),
     "pixart": (PixArtBackbone, tiny_pixart),
+    "flux": (FluxBackbone, tiny_flux),
+    "flux schnell": (FluxBackbone, lambda folder: tiny_flux(folder, guidance_embeds=False)),
     "sd3": (SD3Backbone, tiny_sd3),
     "sd3 without t5": (SD3Backbone, lambda folder: tiny_sd3(folder, t5=False)),
     "pixart alpha": (PixArtBackbone, lambda folder: tiny_pixart(folder, PixArtAlphaPipeline)),
@@ -132,7 +135,7 @@ def test_class_images_are_what_drawing_makes_of_their_prompt(backbone: Backbone,
     assert np.array_equal(pixels(made), pixels(drawn))
     assert np.array_equal(pixels(made), pixels(stock(backbone, ["a photo of a dog"] * 2, [0, 1])))
     assert np.array_equal(pixels(class_images(backbone, "dog", 2, backbone.resolution, tmp_path)), pixels(drawn))
-    backbone.sampling |= {"guidance_scale": 7.0}
+    backbone.sampling |= {"num_inference_steps": 3}
     other = class_images(backbone, "dog", 2, backbone.resolution, tmp_path)
     assert not np.array_equal(pixels(other), pixels(made))
 
@@ -140,10 +143,9 @@ def test_class_images_are_what_drawing_makes_of_their_prompt(backbone: Backbone,
 def test_text_is_encoded_as_the_stock_pipeline_does(backbone: Backbone) -> None:
     known = inspect.signature(backbone.pipeline.encode_prompt).parameters
     extra = {name: value for name, value in backbone.call.items() if name in known}
-    others = {name: None for name in ("prompt_2", "prompt_3") if name in known and "prompt_3" in known}
-    expected = backbone.pipeline.encode_prompt(
-        PROMPTS, do_classifier_free_guidance=False, device="cpu", num_images_per_prompt=1, **extra, **others
-    )[0]
+    extra |= {name: None for name in ("prompt_2", "prompt_3") if name in known}
+    extra |= {"do_classifier_free_guidance": False} if "do_classifier_free_guidance" in known else {}
+    expected = backbone.pipeline.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=1, **extra)[0]
     text = backbone.encode_text(PROMPTS)
     assert torch.equal(text.prompt_embeds, expected)
     assert torch.equal(text.rows([1]).joined(text.rows([0])).prompt_embeds, expected[[1, 0]])
