@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -13,6 +14,8 @@ from diffusers import (
     FluxTransformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -24,10 +27,14 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from src.data.world.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 
@@ -233,3 +240,45 @@ def tiny_flux(folder: Path, guidance_embeds: bool = True) -> FluxPipeline:
         text_encoder_2=T5EncoderModel(config),
         tokenizer_2=pieces,
     )
+
+
+def tiny_qwen_image() -> QwenImagePipeline:
+    """Two double blocks behind a language model that reads letters: as with the real tokenizer, no token joins a prompt
+    and the template around it."""
+    torch.manual_seed(0)
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    letters = {letter: at for at, letter in enumerate(sorted(bytes_to_unicode().values()))}
+    words = Qwen2Tokenizer(vocab=letters | {one: len(letters) + at for at, one in enumerate(special)}, merges=[])
+    words.add_special_tokens({"additional_special_tokens": special[1:]})
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10_000.0}
+    config = Qwen2_5_VLConfig(
+        text_config={**size, "num_key_value_heads": 1, "vocab_size": len(words), "rope_parameters": rope},
+        vision_config={"hidden_size": 16, "depth": 1, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32},
+    )
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 6, 6),
+    )
+    for name, weight in transformer.named_parameters():
+        if name.endswith("weight") and weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.3)
+    vae = AutoencoderKLQwenImage(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[1.5] * 4
+    )
+    pipeline = QwenImagePipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=words,
+    )
+    pipeline.default_sample_size = 8
+    start = pipeline.prompt_template_encode.split("{}")[0]
+    pipeline.prompt_template_encode_start_idx = len(words(start).input_ids)
+    return pipeline

@@ -73,6 +73,8 @@ class Backbone(Diffusion, ABC):
     """What does not change what is learnt with a model: it is known by its content, not by its path."""
     option: ClassVar[str] = ""
     """Configuration of this kind of backbone in a command; empty for the default kind."""
+    usual_sampling: ClassVar[Mapping[str, Any]] = SAMPLING
+    """Settings of drawing that a model of this kind may have its own of."""
     joint: ClassVar[bool] = False
     """Whether image and text attend to both together, so that a prompt has no keys of its own that stay the same."""
 
@@ -88,7 +90,7 @@ class Backbone(Diffusion, ABC):
             wanted = " or ".join(one.__name__ for one in self.pipelines)
             raise ValueError(f"{name} holds a {type(pipeline).__name__}, but {type(self).__name__} takes a {wanted}")
         self.pipeline, self.name = pipeline, name
-        self.sampling = self.own_sampling(sampling)
+        self.sampling = model_sampling(self.usual_sampling, sampling)
         if getattr(pipeline, "safety_checker", None) is not None and not safety_checker:
             pipeline.register_modules(safety_checker=None)
             pipeline.register_to_config(requires_safety_checker=False)
@@ -144,7 +146,10 @@ class Backbone(Diffusion, ABC):
         checkpoint = Checkpoint(path, dtype, local_files_only, config, variant, revision, vae, tuple(lora), controlnet)
         check_scheduler(scheduler)
         checkpoint.check()
-        sampling, memory = cls.own_sampling(sampling), Memory.of(memory)  # Before the weights are read.
+        sampling, memory = (
+            model_sampling(cls.usual_sampling, sampling),
+            Memory.of(memory),
+        )  # Before the weights are read.
         pipeline = checkpoint.load()
         checkpoint = replace(checkpoint, local_files_only=True)  # What was fetched just now is on the disk.
         backbone = cls(pipeline, checkpoint.name, sampling, safety_checker, checkpoint.parts())
@@ -158,11 +163,6 @@ class Backbone(Diffusion, ABC):
             pipeline.register_modules(scheduler=scheduler_like(pipeline.scheduler, scheduler))
         backbone.scheduler, backbone.memory = scheduler, memory.apply(pipeline, backbone.denoiser, compile)
         return backbone
-
-    @classmethod
-    def own_sampling(cls, given: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Complete a model's own settings of drawing by ``SAMPLING``."""
-        return model_sampling(SAMPLING, given)
 
     @classmethod
     def first_look(cls, settings: Mapping[str, Any]) -> None:
@@ -225,10 +225,9 @@ class Backbone(Diffusion, ABC):
     def overrides(self) -> dict[str, str]:
         """Settings that choose this backbone on the command line, whatever configuration it came from."""
         made = self.checkpoint or Checkpoint(self.pipeline.name_or_path, str(self.dtype).removeprefix("torch."))
-        chosen = (
-            made.overrides | self.memory.overrides | ({"backbone.scheduler": self.scheduler} if self.scheduler else {})
-        )
-        return {"backbone": self.option, **chosen} if self.option else chosen
+        sampler = {"backbone.scheduler": self.scheduler} if self.scheduler else {}
+        own = {"backbone": self.option} if self.option else {}
+        return own | made.overrides | self.memory.overrides | sampler
 
     @cached_property
     def parts(self) -> Mapping[str, str]:
@@ -247,9 +246,8 @@ class Backbone(Diffusion, ABC):
     @property
     def identity(self) -> str:
         """Hash of every part, and precision: what an image depends on beside the method's own settings."""
-        pictures = getattr(self.conditioned, "identity", None)
-        told = (self.content_hash, str(self.dtype), self.scheduler, self.memory.seen, pictures)
-        return " ".join(filter(None, told))
+        told = (self.content_hash, str(self.dtype), self.scheduler, self.memory.seen)
+        return " ".join(filter(None, (*told, getattr(self.conditioned, "identity", None))))
 
     @property
     def autoencoder_identity(self) -> str:
@@ -287,8 +285,7 @@ class Backbone(Diffusion, ABC):
         Raises:
             ValueError: If one has more tokens than the text encoder takes.
         """
-        read = [self.as_read(prompt) for prompt in prompts]
-        return [tokenize(tokenizer, read) for tokenizer in self.tokenizers]
+        return [tokenize(tokenizer, [*map(self.as_read, prompts)]) for tokenizer in self.tokenizers]
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Encode plain prompts, without gradient.
@@ -296,10 +293,13 @@ class Backbone(Diffusion, ABC):
         Raises:
             ValueError: As in ``token_ids``, or if the states are not finite.
         """
-        with torch.no_grad():
-            text = self.encode_ids(self.token_ids(prompts))
+        text = torch.no_grad()(self.encode_ids)(self.token_ids(prompts))
         check_finite(text.prompt_embeds, "the states of the text")
         return text
+
+    def guidance(self, scale: float) -> dict[str, Any]:
+        """Return the argument of a stock call that sets how strongly the prompt guides."""
+        return {"guidance_scale": scale}
 
     def negatives(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Return the arguments of a stock call that leads away from texts, one for each image; an empty one is none."""
@@ -307,8 +307,8 @@ class Backbone(Diffusion, ABC):
 
     def encoded(self, text: Text) -> dict[str, Any]:
         """Return the arguments of a stock call that reads text states in place of prompts."""
-        embeds = {"prompt_embeds": text.prompt_embeds, "pooled_prompt_embeds": text.pooled_prompt_embeds}
-        return {name: states for name, states in embeds.items() if states is not None}
+        pooled = {} if text.pooled_prompt_embeds is None else {"pooled_prompt_embeds": text.pooled_prompt_embeds}
+        return {"prompt_embeds": text.prompt_embeds, **pooled}
 
     def draw(
         self,
@@ -335,7 +335,7 @@ class Backbone(Diffusion, ABC):
             **({"prompt": list(prompts)} if text is None else self.encoded(text)),
             **self.negatives([settings["negative_prompt"]] * len(prompts)),
             num_inference_steps=settings["num_inference_steps"],
-            guidance_scale=settings["guidance_scale"],
+            **self.guidance(settings["guidance_scale"]),
             height=settings["resolution"],
             width=settings["resolution"],
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],

@@ -16,7 +16,6 @@ from src.data.prompts import concept_positions
 from src.modules.backbones.base import SAMPLING, Backbone, Text
 from src.modules.backbones.noising import FlowMatching
 from src.modules.backbones.tensors import Noised
-from src.modules.generator import model_sampling
 
 ROWS_OF_T5 = 256
 """The stock pipeline's, also where there is no T5, whose rows are zeros then."""
@@ -42,6 +41,7 @@ class SD3Backbone(FlowMatching, Backbone):
     pipelines = (StableDiffusion3Pipeline,)
     option = "sd35_medium"
     joint: ClassVar[bool] = True
+    usual_sampling: ClassVar[Mapping[str, Any]] = {**SAMPLING, "max_sequence_length": ROWS_OF_T5}
 
     def __init__(
         self,
@@ -51,14 +51,9 @@ class SD3Backbone(FlowMatching, Backbone):
         safety_checker: bool = False,
         parts: Mapping[str, str] | None = None,
     ) -> None:
-        self.rows_of_t5 = int(self.own_sampling(sampling)["max_sequence_length"])
+        self.rows_of_t5 = int({**self.usual_sampling, **(sampling or {})}["max_sequence_length"])
         super().__init__(pipeline, name, sampling, safety_checker, parts)
         del self.sampling["max_sequence_length"]  # Of the model, not of a call.
-
-    @classmethod
-    def own_sampling(cls, given: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Complete a model's own settings of drawing, the rows of T5 among them."""
-        return model_sampling({**SAMPLING, "max_sequence_length": ROWS_OF_T5}, given)
 
     @property
     def denoiser(self) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Name of a working precision to itself."""
@@ -34,7 +35,10 @@ class Text:
         return replace(self, prompt_embeds=self.prompt_embeds[at], pooled_prompt_embeds=pooled, mask=mask)
 
     def joined(self, other: "Text") -> "Text":
-        """Concatenate these prompts and the others."""
+        """Concatenate these prompts and the others; where there is a mask, the shorter ones are padded."""
+        if self.mask is not None and other.mask is not None:
+            length = max(self.mask.shape[1], other.mask.shape[1])
+            self, other = self._padded(length), other._padded(length)
 
         def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
             return None if first is None or second is None else torch.cat([first, second])
@@ -44,6 +48,11 @@ class Text:
             both(self.pooled_prompt_embeds, other.pooled_prompt_embeds),
             both(self.mask, other.mask),
         )
+
+    def _padded(self, length: int) -> "Text":
+        more = length - self.prompt_embeds.shape[1]
+        mask = None if self.mask is None else F.pad(self.mask, (0, more))
+        return replace(self, prompt_embeds=F.pad(self.prompt_embeds, (0, 0, 0, more)), mask=mask)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from src.data.request import Request
 from src.modules.backbones.base import Backbone
 from src.modules.backbones.flux import FluxBackbone
 from src.modules.backbones.projections import text_projections
+from src.modules.backbones.qwen_image import QwenImageBackbone
 from src.modules.backbones.sd3 import SD3Backbone
 from src.modules.latexblend.bank import ConceptBank, JointBank
 from src.modules.latexblend.flows import Subject
@@ -19,10 +20,11 @@ from src.modules.latexblend.joint import JointDelta, JointFlow, JointText, Readi
 from src.modules.latexblend.learner import LaTexBlend
 from src.modules.training.diffusion import step_generator
 from src.modules.training.learner import TrainingRecord
-from tests.tiny import tiny_flux, tiny_sd3
+from tests.tiny import tiny_flux, tiny_qwen_image, tiny_sd3
 
 JOINT: dict[str, Callable[[Path], Backbone]] = {
     "sd3": lambda folder: SD3Backbone(tiny_sd3(folder), "sd3"),
+    "qwen image": lambda folder: QwenImageBackbone(tiny_qwen_image(), "qwen"),
     "flux": lambda folder: FluxBackbone(tiny_flux(folder), "flux"),
 }
 TEMPLATES = ("photo of {}", "a photo of a {}")
