@@ -47,6 +47,10 @@ class Subject:
             raise ValueError("class_noun is empty; give what the subject is, such as class_noun=dog")
 
 
+Reading = Literal["concept", "offsets", "constant", "all"]
+"""What a concept is in joint attention, see ``Objective``."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """The loss that is minimised: which flows there are, their prompts, and how their losses are added.
@@ -60,6 +64,9 @@ class Objective:
             SDXL's pooled text comes from the prompt with V*.
         bank_templates: Whether the bank's rows are those of ``one`` template, as in the reference code, or the mean
             over ``all`` that the training draws from.
+        reading: What a concept is where image and text attend together (``joint.py``): offsets and changes of its own
+            rows (``concept``), ``offsets`` alone, offsets and ``constant`` rows that are added to its keys and values,
+            or, as a LoRA is, changes of ``all`` text rows.
 
     Raises:
         ValueError: If ``templates`` is neither.
@@ -70,6 +77,7 @@ class Objective:
     prior_loss_weight: Weight = 1.0
     faithful: bool = False
     bank_templates: Literal["one", "all"] = "one"
+    reading: Reading = "concept"
 
     def __post_init__(self) -> None:
         """Check ``templates``."""

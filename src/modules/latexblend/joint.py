@@ -12,7 +12,7 @@ Shapes: B samples, L text rows of a prompt, S rows of one concept, C width of te
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,8 @@ from torch.nn import functional as F  # noqa: N812
 from src.modules.backbones.base import Backbone, Text
 from src.modules.backbones.projections import text_projections
 from src.modules.latexblend.bank import JointBank, Transform
-from src.modules.latexblend.flows import LowRank
+from src.modules.latexblend.flows import LowRank, Reading
 
-Reading = Literal["concept", "offsets", "constant", "all"]
-"""What a concept is: offsets and changes of its own rows; offsets alone; offsets and constant rows that are added to
-its keys and values; or, as a LoRA is, changes of all text rows."""
 RANK = 4
 """Rank of the changes where none is given: full ones would be as large as the layers."""
 SUBJECT = "subject"

@@ -29,7 +29,7 @@ from src.modules.latexblend.bank import ConceptBank, JointBank, transformed_proj
 from src.modules.latexblend.exports import Exports, refuse_without_rank
 from src.modules.latexblend.flows import DualFlow, Objective, Subject
 from src.modules.latexblend.generator import ConceptGenerator
-from src.modules.latexblend.joint import JointFlow, Reading
+from src.modules.latexblend.joint import JointFlow
 from src.modules.training.diffusion import min_snr_weights, per_sample_mse, step_generator
 from src.modules.training.learner import Learner, TrainingRecord
 
@@ -53,7 +53,6 @@ class LaTexBlend(Learner):
         objective: The loss that is minimised.
         initializer: Word whose embedding V* starts from; None for the class noun.
         rank: Rank of the projections' changes; None for full ones, or 4 where image and text attend together.
-        reading: What a concept is where image and text attend together, see ``joint.Reading``.
         snr_gamma: Gamma of min-SNR weighting; None for no weighting.
         sampling: Options of ``ConceptGenerator`` for sample grids.
         seed: Seed of noise, timesteps, templates and initial weights.
@@ -76,7 +75,6 @@ class LaTexBlend(Learner):
         snr_gamma: Positive | None = None,
         sampling: Sampling | None = None,
         seed: Seed = 0,
-        reading: Reading = "concept",
     ) -> None:
         super().__init__()
         self.exports = Exports(exports) if isinstance(exports, str) else exports
@@ -84,7 +82,6 @@ class LaTexBlend(Learner):
         self.subject, self.objective = subject, objective or Objective()
         self.cache_dir, self.sampling = cache_dir, sampling
         self.initializer, self.rank, self.snr_gamma, self.seed = initializer, rank, snr_gamma, seed
-        self.reading = reading
         if snr_gamma is not None and isinstance(backbone, FlowMatching):
             raise ValueError(
                 f"method.learner.snr_gamma is {snr_gamma}, but {backbone.name} learns by flow matching, which draws "
@@ -97,7 +94,7 @@ class LaTexBlend(Learner):
         # A flow is no nn.Module, so the frozen weights in it stay out of checkpoints.
         asked = (backbone, subject.class_noun, pool)
         self.flow: DualFlow | JointFlow = (
-            JointFlow(*asked, rank, self.objective.base_flow, reading)
+            JointFlow(*asked, rank, self.objective.base_flow, self.objective.reading)
             if backbone.joint
             else DualFlow(*asked, initializer, rank, self.objective.base_flow)
         )
@@ -233,7 +230,7 @@ class LaTexBlend(Learner):
             "templates": self.objective.templates,
             "extraction_template": FIXED_TEMPLATE,
             **({"bank_templates": "all"} if self._averaged else {}),
-            **({"attention": "joint", "reading": self.reading} if backbone.joint else {}),
+            **({"attention": "joint", "reading": self.objective.reading} if backbone.joint else {}),
             "seed": str(self.seed),
         }
 

@@ -14,9 +14,9 @@ from src.modules.backbones.projections import text_projections
 from src.modules.backbones.qwen_image import QwenImageBackbone
 from src.modules.backbones.sd3 import SD3Backbone
 from src.modules.latexblend.bank import ConceptBank, JointBank
-from src.modules.latexblend.flows import Subject
+from src.modules.latexblend.flows import Objective, Reading, Subject
 from src.modules.latexblend.generator import ConceptGenerator, Placement
-from src.modules.latexblend.joint import JointDelta, JointFlow, JointText, Reading, joint_blended
+from src.modules.latexblend.joint import JointDelta, JointFlow, JointText, joint_blended
 from src.modules.latexblend.learner import LaTexBlend
 from src.modules.training.diffusion import step_generator
 from src.modules.training.learner import TrainingRecord
@@ -128,9 +128,8 @@ def test_a_concept_of_all_rows_changes_all_text(backbone: Backbone) -> None:
 
 
 def learner(backbone: Backbone, folder: Path, reading: Reading = "concept", **options) -> LaTexBlend:
-    made = LaTexBlend(
-        backbone, Subject("dog"), str(folder), str(folder / "rex.safetensors"), reading=reading, **options
-    )
+    where = (str(folder), str(folder / "rex.safetensors"))
+    made = LaTexBlend(backbone, Subject("dog"), *where, Objective(reading=reading), **options)
     made.prior, made.base_text = None, backbone.encode_text(made.flow.prompts)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     made.instance, made.resolution = (latents, torch.ones(2, 1, 8, 8)), 64
