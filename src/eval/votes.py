@@ -7,6 +7,9 @@ and ``second`` are the two methods, and ``choice`` is one of them, or ``tie``::
     case,rater,question,first,second,choice
     a dog next to a cat,anna,concept,latexblend,omg,latexblend
 
+A column ``seed`` may tell several pictures of a case apart, so that a rater can judge each of them; the desk's gallery
+writes such a file.
+
 ``python -m src.eval.votes votes.csv`` prints one line for each question and pair of methods.
 """
 
@@ -14,17 +17,20 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 
+from filelock import FileLock
+
+from src.data.files import whole_file
 from src.data.schema import RefusedFileError
-from src.eval.results.results import Table
+from src.eval.results.results import Table, inert
 from src.eval.statistics.bootstrap import Interval, bootstrap_mean
 
 TIE = "tie"
 COLUMNS = ("case", "rater", "first", "second", "choice")
-QUESTION = "question"
+QUESTION, SEED = "question", "seed"
 WORTH = {1: 1.0, 0: 0.5, -1: 0.0}
 """What a vote is worth to a method: for it, a tie, against it."""
 
@@ -40,6 +46,7 @@ class Vote:
         first: One of the two methods.
         second: The other.
         choice: The one that was preferred, or ``tie``.
+        seed: Which of several pictures of the case; empty where there is one.
     """
 
     case: str
@@ -48,6 +55,7 @@ class Vote:
     first: str
     second: str
     choice: str
+    seed: str = ""
 
     def worth(self, method: str) -> float:
         """1 if this method was preferred, 0 if the other was, 0.5 for a tie."""
@@ -89,7 +97,7 @@ def read_votes(path: str | Path) -> list[Vote]:
 
     Raises:
         ValueError: If there is no such file, a column is missing, a cell is empty, a choice is not one of the two
-            methods, or one rater answers one question on one pair and case twice.
+            methods, or one rater answers one question on one pair, case and seed twice.
     """
     path = Path(path)
     if not path.is_file():
@@ -110,8 +118,27 @@ def read_votes(path: str | Path) -> list[Vote]:
     return votes
 
 
+def add_vote(path: str | Path, vote: Vote) -> None:
+    """Add a vote to a file of votes, which is made if need be; several programs may do so at once.
+
+    Raises:
+        ValueError: As of ``read_votes``, if the file with this vote could not be read; it stays as it was then.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f"{path.name}.lock")):
+        votes = read_votes(path) if path.is_file() else []
+        line = {name: inert(text) for name, text in asdict(vote).items()}
+        votes.append(_vote(path, len(votes) + 2, line))
+        _refuse_twice(path, votes)
+        with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(line))
+            writer.writeheader()
+            writer.writerows(map(asdict, votes))
+
+
 def _vote(path: Path, number: int, line: dict[str, str | None]) -> Vote:
-    cells = {name: (line.get(name) or "").strip() for name in (*COLUMNS, QUESTION)}
+    cells = {name: (line.get(name) or "").strip() for name in (*COLUMNS, QUESTION, SEED)}
     if empty := [name for name in COLUMNS if not cells[name]]:
         raise RefusedFileError(f"line {number} of {path} has no {empty[0]}; fill it, or remove the line")
     if cells["first"] == cells["second"] or TIE in (cells["first"], cells["second"]):
@@ -123,9 +150,9 @@ def _vote(path: Path, number: int, line: dict[str, str | None]) -> Vote:
 
 
 def _refuse_twice(path: Path, votes: Sequence[Vote]) -> None:
-    seen: dict[tuple[str, str, str, frozenset[str]], int] = {}
+    seen: dict[tuple[str, str, str, str, frozenset[str]], int] = {}
     for number, vote in enumerate(votes, start=2):
-        place = (vote.case, vote.rater, vote.question, frozenset((vote.first, vote.second)))
+        place = (vote.case, vote.seed, vote.rater, vote.question, frozenset((vote.first, vote.second)))
         if place in seen:
             raise RefusedFileError(
                 f"line {number} of {path} repeats line {seen[place]}: {vote.rater} answers on {vote.case!r} twice; "

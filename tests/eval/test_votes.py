@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.eval.votes import Vote, preference_table, preferences, read_votes
+from src.eval.votes import Vote, add_vote, preference_table, preferences, read_votes
 
 HEAD = "case,rater,question,first,second,choice\n"
 
@@ -103,3 +103,41 @@ def test_the_command_prints_a_table_and_a_sentence_for_a_mistake(tmp_path: Path)
     assert "| concept | p | q | 2 | 0 | 0 |" in done.stdout
     failed = subprocess.run([*command, "none.csv"], capture_output=True, text=True, encoding="utf-8", check=False)
     assert failed.returncode == 1 and failed.stderr.startswith("error: there is no file none.csv")
+
+
+def test_a_seed_tells_several_pictures_of_a_case_apart_and_makes_no_case_of_its_own(tmp_path: Path):
+    head = HEAD.replace("choice", "choice,seed")
+    lines = "".join(
+        f"case {case},anna,,p,q,{choice},{seed}\n" for case, choice in enumerate("pqp") for seed in range(4)
+    )
+    votes = read_votes(written(tmp_path, lines, head))
+    assert [vote.seed for vote in votes[:4]] == ["0", "1", "2", "3"]
+    (found,), (once,) = preferences(votes), preferences(votes[::4])
+    assert found.won == 8 and (found.share.low, found.share.high) == (once.share.low, once.share.high)
+    with pytest.raises(ValueError, match="twice"):
+        read_votes(written(tmp_path, lines + "case 0,anna,,p,q,q,0\n", head))
+
+
+def test_votes_are_added_one_by_one_and_read_again(tmp_path: Path):
+    path, votes = tmp_path / "new" / "votes.csv", [Vote(f"c{at}", "anna", "", "p", "q", "p", "0") for at in range(3)]
+    for vote in votes:
+        add_vote(path, vote)
+    assert read_votes(path) == votes
+    before = path.read_bytes()
+    for wrong, answer in [
+        (votes[0], "line 5 of .* repeats line 2: anna answers on 'c0' twice; keep one of the two"),
+        (Vote("c9", "anna", "", "p", "q", "r"), "line 5 of .* chooses 'r'; write p, q, tie"),
+        (Vote("c9", "", "", "p", "q", "p"), "line 5 of .* has no rater"),
+        (Vote("c9", "anna", "", "p", "p", "p"), "needs two different methods"),
+    ]:
+        with pytest.raises(ValueError, match=answer):
+            add_vote(path, wrong)
+    assert path.read_bytes() == before
+    add_vote(path, Vote("=1+1", "@bo", "", "p", "q", "tie"))
+    assert read_votes(path)[-1] == Vote("'=1+1", "'@bo", "", "p", "q", "tie"), "no spreadsheet runs it"
+
+
+def test_votes_of_an_older_file_keep_their_place_beside_new_ones(tmp_path: Path):
+    path = written(tmp_path, "a,x,,p,q,p\n")
+    add_vote(path, Vote("b", "x", "", "p", "q", "q", "3"))
+    assert [(vote.case, vote.seed) for vote in read_votes(path)] == [("a", ""), ("b", "3")]

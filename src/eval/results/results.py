@@ -146,11 +146,11 @@ def _csv(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
     buffer = io.StringIO()
     # The default end of a line, which RFC 4180 gives, has both of its characters quoted inside a cell.
     writer = csv.writer(buffer)
-    writer.writerows([[_inert(cell) for cell in line] for line in (columns, *(row.values() for row in rows))])
+    writer.writerows([[inert(cell) for cell in line] for line in (columns, *(row.values() for row in rows))])
     return buffer.getvalue().encode()
 
 
-def _inert(cell: Any) -> Any:
+def inert(cell: Any) -> Any:
     """A text that no spreadsheet runs: an apostrophe stands before what could be a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 

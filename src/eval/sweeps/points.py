@@ -179,13 +179,35 @@ def _pooled(arm: Arm, label: str) -> Point:
 
 
 def _read(path: Path, label: str) -> Point:
-    metrics = read_json(path / "metrics.json", "the scores of a point")
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("compared"), dict):
-        raise ValueError(f"{path / 'metrics.json'} says nothing about single images to compare")
+    metrics = _metrics(path)
     wanted = metrics["compared"]["rows"].items()
     rows = read_rows(path / "per_image")
     rows = [row for row in rows if all(row[key] == value for key, value in wanted)]
     return Point(path, label, metrics, rows)
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    metrics = read_json(path / "metrics.json", "the scores of a point")
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("compared"), dict):
+        raise ValueError(f"{path / 'metrics.json'} says nothing about single images to compare")
+    return metrics
+
+
+def read_arms(path: Path) -> list[Point]:
+    """Every arm of one evaluation, that which sweeps compare first; its control, and what else it scored, after that.
+
+    Args:
+        path: The folder of the evaluation, or of one point of a sweep.
+
+    Raises:
+        ValueError: If it has not finished, or scored no single images.
+    """
+    metrics, arms = _metrics(path), dict[str, list[Row]]()
+    for row in read_rows(path / "per_image"):
+        arms.setdefault(str(row.get("arm", "drawn")), []).append(row)
+    wanted = metrics["compared"]["rows"].get("arm")
+    ordered = sorted(arms, key=lambda arm: arm != wanted)
+    return [Point(path, arm, metrics, arms[arm]) for arm in ordered]
 
 
 def _places(point: Point) -> list[tuple[Any, ...]]:
