@@ -141,16 +141,21 @@ def check_png(path: str | Path) -> None:
         opened.verify()
 
 
-def image_texts(path: str | Path) -> dict[str, str]:
+def image_texts(path: str | Path, wanted: str = "") -> dict[str, str]:
     """Read the text chunks of an image; only PNG files have some.
 
+    Args:
+        path: The image.
+        wanted: A chunk that is enough: where it stands before the pixels, as we write it, these are not read.
+
     Raises:
-        ValueError: As in ``load_image``.
+        ValueError: As in ``load_image``, as far as was read.
     """
     if not Path(path).is_file():
         raise ValueError(f"there is no image file {path}")
     with _opened(path, str(path), 1) as opened:
-        opened.load()
+        if wanted not in opened.info:
+            opened.load()
         return {str(key): text for key, text in opened.info.items() if isinstance(text, str)}
 
 

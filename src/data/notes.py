@@ -88,7 +88,7 @@ def read_note(path: str) -> Note:
     Raises:
         ValueError: If there is no such picture, or it says nothing, or no sense.
     """
-    text = image_texts(path).get(ATELIER)
+    text = image_texts(path, ATELIER).get(ATELIER)
     if text is None:
         raise ValueError(
             f"{path} does not say how it was drawn: it is no PNG of generate.py, or another program has written it anew"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from src.data.files import save_png
-from src.data.images import image_texts, load_image
+from src.data.images import image_size, image_texts, load_image
 
 GAP = 8
 READABLE = 192
@@ -84,19 +84,38 @@ def read_grid(path: str | Path) -> Grid:
     Raises:
         ValueError: If the file is no image, or damaged.
     """
-    picture, told = load_image(path, min_side=1), image_texts(path).get(CELLS, "")
+    picture = load_image(path, min_side=1)
+    if (found := _found(path, picture.size)) is None:
+        return Grid([picture], 1)
+    layout, captions = found
+    corners = [layout.place(index) for index in range(layout.number)]
+    cells = [picture.crop((x, y, x + layout.width, y + layout.height)) for x, y in corners]
+    return Grid(cells, layout.columns, captions)
+
+
+def read_captions(path: str | Path) -> list[str]:
+    """Read the caption of each cell that ``read_grid`` would cut, empty where there is none, but no pixels.
+
+    Raises:
+        ValueError: If the file is no image.
+    """
+    found = _found(path, image_size(path, str(path), min_side=1))
+    return (found[1] or [""] * found[0].number) if found else [""]
+
+
+def _found(path: str | Path, size: tuple[int, int]) -> tuple["_Layout", list[str]] | None:
+    """Where the cells of a picture are, and their captions; None where it does not say so, or not of itself."""
     try:
-        record = json.loads(told)
+        record = json.loads(image_texts(path, CELLS).get(CELLS, ""))
         captions = [str(caption) for caption in record.pop("captions")]
         layout = _Layout(**record)
-        if not all(type(each) is int and each > 0 for each in layout[:4]) or layout.size != picture.size:
-            raise ValueError("the cells are not those of this picture")
-        corners = [layout.place(index) for index in range(layout.number)]
-        cells = [picture.crop((x, y, x + layout.width, y + layout.height)) for x, y in corners]
-        return Grid(cells, layout.columns, captions)
+        whole = all(type(each) is int and each > 0 for each in layout[:4]) and type(layout.below) is int
+        if not whole or layout.size != size or len(captions) not in (0, layout.number):
+            return None
     # Older pictures say nothing, and others may say anything.
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-        return Grid([picture], 1)
+        return None
+    return layout, captions
 
 
 class _Layout(NamedTuple):

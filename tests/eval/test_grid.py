@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from src.data.files import save_png
-from src.eval.grid import CELLS, Grid, read_grid
+from src.eval.grid import CELLS, Grid, read_captions, read_grid
 
 
 def test_grid_places_every_image() -> None:
@@ -53,13 +53,24 @@ def test_what_is_read_is_what_was_laid_out(tmp_path: Path, columns: int, sides: 
     images = [Image.effect_noise(sides, spread).convert("RGB") for spread in (20, 40, 60, 80, 100)]
     captions = [f"a <rex> {'on the grass ' * at}| seed {at}" for at in range(5)]
     grid = Grid(images, columns, captions)
-    grid.save(tmp_path / "grid.png", {"step": "3"})
-    found = read_grid(tmp_path / "grid.png")
-    assert (found.columns, found.captions) == (min(columns, 5), captions)
+    path = tmp_path / "grid.png"
+    grid.save(path, {"step": "3"})
+    found = read_grid(path)
+    assert (found.columns, found.captions) == (min(columns, 5), captions) and read_captions(path) == captions
     factor = found.images[0].width // sides[0]
     for image, cell in zip(images, found.images, strict=True):
         assert np.array_equal(np.asarray(cell)[::factor, ::factor], np.asarray(image))
-    assert Image.open(tmp_path / "grid.png").text["step"] == "3"
+    assert Image.open(path).text["step"] == "3"
+
+
+def test_captions_are_read_without_the_pixels(tmp_path: Path) -> None:
+    Grid([Image.new("RGB", (64, 64))] * 2, 2).save(tmp_path / "grid.png")
+    assert read_captions(tmp_path / "grid.png") == ["", ""]
+    content = (tmp_path / "grid.png").read_bytes()
+    (tmp_path / "grid.png").write_bytes(content[: content.index(b"IDAT") + 20])
+    assert read_captions(tmp_path / "grid.png") == ["", ""]
+    with pytest.raises(ValueError, match="cannot read the image"):
+        read_grid(tmp_path / "grid.png")
 
 
 def test_cells_of_another_size_keep_the_white_around_them(tmp_path: Path) -> None:
@@ -77,13 +88,14 @@ LAYOUT = {"number": 1, "columns": 1, "width": 32, "height": 16, "below": 0, "cap
     "told",
     [None, "", "[]", "7", "{", "[" * 100_000, *(
         json.dumps({**LAYOUT, key: value})
-        for key, value in {"number": 3, "width": 0, "columns": "1", "more": 1, "captions": 1}.items()
+        for key, value in {"number": 3, "width": 0, "columns": "1", "more": 1, "captions": 1, "below": 0.5}.items()
     )],
 )  # fmt: skip
 def test_a_picture_that_tells_no_cells_or_nonsense_is_a_grid_of_itself(tmp_path: Path, told: str | None) -> None:
     picture = Image.effect_noise((48, 32), 50).convert("RGB")
     save_png(picture, tmp_path / "a.png", {} if told is None else {CELLS: told})
     found = read_grid(tmp_path / "a.png")
+    assert read_captions(tmp_path / "a.png") == [""]
     assert found.columns == 1 and [image.tobytes() for image in found.images] == [picture.tobytes()]
     save_png(picture, tmp_path / "a.png", {CELLS: json.dumps(LAYOUT)})
     assert read_grid(tmp_path / "a.png").images[0].size == (32, 16)

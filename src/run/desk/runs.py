@@ -8,13 +8,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from src.data.notes import read_note
-from src.eval.grid import read_grid
+from src.eval.grid import read_captions
 from src.eval.sweeps.points import OVERRIDES, Point, read_arms, read_points
 
 KINDS = ("train", "generate", "eval", "sweep")
@@ -63,7 +64,7 @@ class Series:
     """
 
     label: str
-    read: Callable[[], list[Cell]]
+    read: Callable[[], Iterator[Cell]]
     step: int | None = None
 
     @cached_property
@@ -73,7 +74,11 @@ class Series:
         Raises:
             ValueError: If what holds them is damaged.
         """
-        return self.read()
+        return list(self.read())
+
+    def first(self, number: int) -> list[Cell]:
+        """The first of its pictures; the others are not read. Errors as of ``cells``."""
+        return list(islice(self.read(), number))
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,8 @@ class Run:
         """
         if self.kind == "sweep":
             return [one.cells[0] for one in self.series[:COVER] if one.cells]
+        if self.kind == "generate":
+            return self.series[0].first(COVER) if self.series else []
         return self.series[-1 if self.kind == "train" else 0].cells[-COVER:] if self.series else []
 
 
@@ -153,18 +160,17 @@ def _of_training(folder: Path) -> list[Series]:
 
 def _step(path: Path) -> Series:
     step = int(path.stem.removeprefix("step-"))
-    return Series(f"step {step}", lambda: list(_cells_of_grid(path)), step)
+    return Series(f"step {step}", lambda: _cells_of_grid(path), step)
 
 
 def _cells_of_grid(path: Path) -> Iterator[Cell]:
-    grid = read_grid(path)
-    for index, caption in enumerate(grid.captions or [""] * len(grid.images)):
+    for index, caption in enumerate(read_captions(path)):
         found = _CAPTION.fullmatch(caption)
         yield Cell(found[1] if found else caption, found[2] if found else "", "", path, index)
 
 
 def _of_pictures(folder: Path) -> list[Series]:
-    return [Series("pictures", lambda: list(_noted(folder)))] if any(folder.glob("*.png")) else []
+    return [Series("pictures", lambda: _noted(folder))] if any(folder.glob("*.png")) else []
 
 
 def _noted(folder: Path) -> Iterator[Cell]:
@@ -188,7 +194,7 @@ def _of_sweep(folder: Path) -> list[Series]:
 
 
 def _of_point(point: Point, images: Path) -> Series:
-    return Series(point.label, lambda: [_of_row(row, point, images) for row in point.rows])
+    return Series(point.label, lambda: (_of_row(row, point, images) for row in point.rows))
 
 
 def _of_row(row: Mapping[str, Any], point: Point, images: Path) -> Cell:
