@@ -3,9 +3,8 @@
 import asyncio
 import base64
 import hashlib
-import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from src.run.desk.answers import answering, told_object
 from src.run.desk.cells import Cell, axis
 from src.run.desk.concepts import Concepts
+from src.run.desk.gallery import Gallery
+from src.run.desk.gallery_routes import gallery_handlers
 from src.run.desk.pages import Pages
 from src.run.desk.places import Places
 from src.run.desk.queue import Job, Queue
@@ -139,7 +141,7 @@ class Desk:
         name = request.query_params.get("page", "")
         if request.method == "GET":
             return JSONResponse(await asyncio.to_thread(self.pages.kept, name))
-        await asyncio.to_thread(self.pages.keep, name, await _told(request))
+        await asyncio.to_thread(self.pages.keep, name, await told_object(request))
         return JSONResponse({})
 
     async def events(self, request: Request) -> Response:
@@ -151,7 +153,7 @@ class Desk:
 
     async def draw(self, request: Request) -> Response:
         """Draw some cells of a page: what each is refused for is told at once."""
-        told = await _told(request)
+        told = await told_object(request)
         page, cells = self._page(told), told.get("cells")
         if not isinstance(cells, list) or len(cells) > MOST_CELLS:
             raise ValueError(f"give cells, at most {MOST_CELLS} of them")
@@ -170,7 +172,7 @@ class Desk:
 
     async def numbers(self, request: Request) -> Response:
         """Score a picture, when nothing is to be drawn."""
-        told = await _told(request)
+        told = await told_object(request)
         page, picture = self._page(told), str(told.get("picture"))
         if not self._picture(picture).is_file():
             raise ValueError("there is no such picture any more")
@@ -183,7 +185,7 @@ class Desk:
 
     async def cancel(self, request: Request) -> Response:
         """Draw no more of a page."""
-        told = await _told(request)
+        told = await told_object(request)
         cells = told.get("cells")
         if not isinstance(cells, list | None):
             raise ValueError("give the names of cells, or leave them out for all")
@@ -192,7 +194,7 @@ class Desk:
 
     async def axis(self, request: Request) -> Response:
         """Split the values of an axis."""
-        told = await _told(request)
+        told = await told_object(request)
         key, values = told.get("key"), told.get("values")
         if not isinstance(key, str) or not isinstance(values, str):
             raise ValueError("an axis has a key and values; write KEY and 1,2,5")
@@ -244,7 +246,7 @@ class Desk:
 
     async def train(self, request: Request) -> Response:
         """Start a training, or stop it."""
-        told = await _told(request)
+        told = await told_object(request)
         if told.get("stop"):
             self.training.stop()
             return JSONResponse({})
@@ -273,38 +275,12 @@ def _thumbnail(path: str) -> bytes:
     return buffer.getvalue()
 
 
-async def _told(request: Request) -> dict[str, Any]:
-    """The object that a page sends."""
-    try:
-        told = json.loads(await request.body())
-    except (ValueError, RecursionError):
-        told = None
-    if not isinstance(told, dict):
-        raise ValueError("an object in JSON was expected; reload the page")
-    return told
-
-
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-def _answering(handler: Handler) -> Handler:
-    """What a handler refuses is one sentence to the page."""
-
-    async def answered(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except (ValueError, TypeError) as error:
-            return JSONResponse({"error": shortened(error)}, 400)
-        except ClientDisconnect:
-            return JSONResponse({"error": "this is too much at once; send less"}, 413)
-
-    return answered
-
-
 def application(start: Start, worker: type[Worker] = Worker) -> tuple[Guard, Desk]:
     """Make the application, and return what is behind it as well; arguments as of ``Desk``."""
     desk = Desk(start, worker)
+    gallery = gallery_handlers(Gallery(start.root, desk.places, desk.folder / "votes.csv"))
     gets = {
+        **gallery["GET"],
         "/api/desk": desk.facts,
         "/api/events": desk.events,
         "/api/concepts": desk.banks,
@@ -312,6 +288,7 @@ def application(start: Start, worker: type[Worker] = Worker) -> tuple[Guard, Des
         "/api/shown/{name}": desk.shown,
     }
     posts = {
+        **gallery["POST"],
         "/api/draw": desk.draw,
         "/api/numbers": desk.numbers,
         "/api/cancel": desk.cancel,
@@ -321,8 +298,8 @@ def application(start: Start, worker: type[Worker] = Worker) -> tuple[Guard, Des
         "/api/train": desk.train,
         "/api/recall": desk.recall,
     }
-    routes: list[Route | Mount] = [Route(path, _answering(one)) for path, one in gets.items()]
-    routes += [Route(path, _answering(one), methods=["POST"]) for path, one in posts.items()]
-    routes.append(Route("/api/state", _answering(desk.state), methods=["GET", "POST"]))
+    routes: list[Route | Mount] = [Route(path, answering(one)) for path, one in gets.items()]
+    routes += [Route(path, answering(one), methods=["POST"]) for path, one in posts.items()]
+    routes.append(Route("/api/state", answering(desk.state), methods=["GET", "POST"]))
     routes.append(Mount("/", StaticFiles(directory=HERE, html=True)))
     return Guard(Starlette(routes=routes, lifespan=desk.running), start.token), desk

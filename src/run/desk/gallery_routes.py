@@ -1,18 +1,15 @@
 """Addresses of the gallery: what a page asks of it, and what it is answered."""
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from src.data.page import STYLESHEET
+from src.run.desk.answers import Handler, told_object
 from src.run.desk.gallery import Gallery
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
-
-Handler = Callable[["Request"], Awaitable["Response"]]
 
 
 def gallery_handlers(gallery: Gallery) -> dict[str, dict[str, Handler]]:
@@ -34,7 +31,7 @@ def gallery_handlers(gallery: Gallery) -> dict[str, dict[str, Handler]]:
         return JSONResponse(await asyncio.to_thread(gallery.trial, *asked))
 
     async def vote(request: "Request") -> "Response":
-        told = await _object(request)
+        told = await told_object(request)
         first, second, rater, question, choice = _texts(told, "first", "second", "rater", "question", "choice")
         sides = told.get("sides")
         if not isinstance(sides, list) or not all(isinstance(side, str) for side in sides):
@@ -81,13 +78,3 @@ def _texts(told: Any, *names: str) -> list[str]:
         if not isinstance(value, str) or len(value) > MOST_LETTERS or not value.isprintable():
             raise ValueError(f"{name} is a text of at most {MOST_LETTERS} letters on one line; type it shorter")
     return values
-
-
-async def _object(request: "Request") -> dict[str, Any]:
-    try:
-        told = json.loads(await request.body())
-    except (ValueError, RecursionError):
-        told = None
-    if not isinstance(told, dict):
-        raise ValueError("an object in JSON was expected; reload the page")
-    return told

@@ -60,7 +60,7 @@ class Series:
     Attributes:
         label: What it is called within its run.
         read: Reads the pictures, in their order.
-        step: Of a training; None for others.
+        step: How far a training was; None for others.
     """
 
     label: str

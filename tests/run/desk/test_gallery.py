@@ -2,29 +2,27 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from starlette.applications import Starlette
-from starlette.requests import Request as Asked
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from src.data.files import save_png
 from src.data.notes import chunks
+from src.data.page import STYLESHEET
 from src.data.request import Request
 from src.eval.grid import Grid
 from src.eval.results.results import write_rows
 from src.eval.statistics.paired import paired_difference
 from src.eval.votes import main as votes_main
 from src.eval.votes import read_votes
-from src.run.desk.gallery import Gallery, differences
-from src.run.desk.gallery_routes import gallery_handlers
-from src.run.desk.places import Places
+from src.run.desk.app import Start, application
+from src.run.desk.gallery import differences
 from src.run.desk.runs import Cell
+from src.run.desk.security import Guard
 
 EVIL = "<img src=x onerror=alert(1)> & \"'"
 """A name that a folder, a prompt or a setting may have."""
@@ -86,34 +84,31 @@ def root(template: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def gallery(root: Path) -> Gallery:
-    return Gallery(root, Places([root]), root / "desk" / "votes.csv")
+def table(root: Path) -> Path:
+    return root / "desk" / "votes.csv"
 
 
-def served(gallery: Gallery) -> Starlette:
-    """The addresses alone, as the desk mounts them."""
+class NoWorker:
+    """Draws nothing: the gallery asks for no model."""
 
-    def answering(handler):
-        async def answered(request: Asked):
-            try:
-                return await handler(request)
-            except ValueError as error:
-                return JSONResponse({"error": str(error)}, 400)
+    def __init__(self, arguments, on_message):
+        self.arguments = arguments
 
-        return answered
+    def send(self, *message):
+        pass
 
-    handlers = gallery_handlers(gallery)
-    routes = [
-        Route(path, answering(handler), methods=[method])
-        for method, by_path in handlers.items()
-        for path, handler in by_path.items()
-    ]
-    return Starlette(routes=routes)
+    def stop(self):
+        pass
+
+
+def application_of(root: Path) -> Guard:
+    return application(Start(root, [], {}, "world_sd"), NoWorker)[0]
 
 
 @pytest.fixture
-def client(gallery: Gallery) -> TestClient:
-    return TestClient(served(gallery))
+def client(root: Path) -> Iterator[TestClient]:
+    with TestClient(application_of(root), base_url="http://127.0.0.1:7860") as client:
+        yield client
 
 
 def by_kind(client: TestClient) -> dict[str, dict]:
@@ -233,11 +228,11 @@ def voted(client: TestClient, first: str, second: str, preferred: str, rater: st
 
 
 def test_votes_become_the_table_that_the_statistics_read(
-    client: TestClient, gallery: Gallery, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    client: TestClient, table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (one["id"] for one in by_kind(client)["sweep"]["series"])
     assert voted(client, first, second, second, "anna") == voted(client, second, first, second, "=bo") == 6
-    votes = read_votes(gallery.votes)
+    votes = read_votes(table)
     winner = "sweep/strength/abcdef01 protocol.strength=0.5"
     assert len(votes) == 12 and {vote.choice for vote in votes} == {winner}
     assert {vote.rater for vote in votes} == {"anna", "'=bo"}, "no spreadsheet takes it for a formula"
@@ -248,7 +243,7 @@ def test_votes_become_the_table_that_the_statistics_read(
     lost = found["other"] == winner
     assert (found["lost"] if lost else found["won"]) == 12 and found["word"] == ("not " if lost else "") + "preferred"
     assert found["share"] == {"mean": float(not lost), "low": float(not lost), "high": float(not lost)}
-    monkeypatch.setattr("sys.argv", ["votes", str(gallery.votes)])
+    monkeypatch.setattr("sys.argv", ["votes", str(table)])
     votes_main()
     assert found["word"] in capsys.readouterr().out
 
@@ -288,23 +283,23 @@ def test_pictures_that_two_arms_share_are_not_voted_on(client: TestClient, root:
         ({"first": "0" * 16}, "there are no such pictures any more; reload the page"),
     ],
 )
-def test_a_vote_that_makes_no_sense_is_refused(client: TestClient, gallery: Gallery, change: dict, answer: str) -> None:
+def test_a_vote_that_makes_no_sense_is_refused(client: TestClient, table: Path, change: dict, answer: str) -> None:
     first, second = (one["id"] for one in by_kind(client)["sweep"]["series"])
     asked = {"first": first, "second": second, "rater": "anna", "question": ""}
     sides = client.get("/api/gallery/trial", params=asked).json()["sides"]
     refused = client.post("/api/gallery/votes", json={**asked, "sides": sides, "choice": "left", **change})
     assert (refused.status_code, refused.json()["error"]) == (400, answer)
-    assert not gallery.votes.exists()
+    assert not table.exists()
 
 
-def test_nobody_votes_twice_on_a_pair(client: TestClient, gallery: Gallery) -> None:
+def test_nobody_votes_twice_on_a_pair(client: TestClient, table: Path) -> None:
     first, second = (one["id"] for one in by_kind(client)["sweep"]["series"])
     asked = {"first": first, "second": second, "rater": "anna", "question": ""}
     vote = {**asked, "sides": client.get("/api/gallery/trial", params=asked).json()["sides"], "choice": "tie"}
     assert client.post("/api/gallery/votes", json=vote).status_code == 200
     again = client.post("/api/gallery/votes", json=vote)
     assert again.status_code == 400 and "twice; keep one of the two" in again.json()["error"]
-    assert [one.choice for one in read_votes(gallery.votes)] == ["tie"]
+    assert [one.choice for one in read_votes(table)] == ["tie"]
 
 
 def test_no_address_and_no_table_leads_out_of_the_folders(client: TestClient, root: Path, tmp_path: Path) -> None:
@@ -338,6 +333,9 @@ def test_a_picture_that_was_swapped_for_a_link_is_not_followed(client: TestClien
     assert answer.status_code == 400 and answer.json()["error"] == "there is no such picture any more; reload the page"
 
 
-def test_the_look_is_that_of_the_reports(client: TestClient) -> None:
-    answer = client.get("/page.css")
-    assert answer.headers["content-type"].startswith("text/css") and "--paper" in answer.text
+def test_the_look_is_that_of_the_reports_and_styles_come_from_files(client: TestClient) -> None:
+    look = client.get("/page.css")
+    assert look.headers["content-type"].startswith("text/css") and look.text == STYLESHEET
+    page = client.get("/gallery.html")
+    assert "style-src 'self'" in page.headers["content-security-policy"] and "style=" not in page.text
+    assert 'href="gallery.html"' in client.get("/").text

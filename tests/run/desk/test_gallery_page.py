@@ -7,14 +7,10 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
 
 from src.eval.votes import read_votes
-from src.run.desk.gallery import Gallery
-from src.run.desk.places import Places
 from tests.browser import SCHEMES, WIDTHS, chromium, cut_off, looking
-from tests.run.desk.test_gallery import EVIL, served, template
+from tests.run.desk.test_gallery import EVIL, application_of, template
 
 __all__ = ["template"]
 
@@ -25,12 +21,10 @@ def votes(template: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(template: Path, votes: Path, root: Path) -> Iterator[str]:
-    """The gallery alone, on a free port."""
-    app = served(Gallery(template, Places([template]), votes))
-    app.router.routes.append(Mount("/", StaticFiles(directory=root / "src" / "run" / "desk" / "page", html=True)))
+def address(template: Path) -> Iterator[str]:
+    """A desk on a free port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(application_of(template), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/gallery.html"
@@ -84,11 +78,10 @@ def test_steps_change_under_the_scrubber(browser: object, address: str) -> None:
         page.click(".card:has-text('concept_rex')")
         page.wait_for_selector("#cells img")
         assert page.inner_text("#choose output") == "step 20" and EVIL in page.text_content("#run-settings")
-        source = "document.querySelector('#cells img').src"
-        last = page.evaluate(source)
+        last = page.locator("#cells img").first.get_attribute("src")
         page.focus("#choose input")
         page.keyboard.press("Home")
-        page.wait_for_function(f"{source} !== '{last}'")
+        page.locator(f"#cells figure:first-child img:not([src='{last}'])").wait_for()
         assert page.inner_text("#choose output") == "step 0"
 
 
@@ -104,7 +97,7 @@ def test_a_vote_by_keyboard_becomes_a_line_of_the_table(browser: object, address
         page.keyboard.type("anna")
         page.keyboard.press("Enter")
         for number, key in enumerate(("ArrowLeft", "ArrowDown", "ArrowRight", "ArrowLeft", "ArrowLeft", "ArrowLeft")):
-            page.wait_for_function(f"document.getElementById('left').textContent === '{6 - number} of 6 left.'")
+            page.locator("#left", has_text=f"{6 - number} of 6 left.").wait_for()
             assert "concept" not in page.inner_text("#trial").lower()
             page.keyboard.press(key)
         page.wait_for_selector("#preferences td")
