@@ -41,6 +41,8 @@ def chromium() -> Iterator[object]:
 def looking(browser: object, url: str, width: int = 1280, scheme: str = "light") -> Iterator[object]:
     """Open a page, and fail at the end if it complained or asked another host for anything."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    # A busy machine takes its time.
+    page.set_default_timeout(120_000)
     seen: list[str] = []
     home = urlsplit(url).netloc
     page.on("console", lambda message: seen.append(message.text) if message.type in ("error", "warning") else None)
