@@ -22,6 +22,7 @@ from src.run.desk.places import Places, named
 from src.run.desk.runs import Cell, Run, Series, changed, read_run, run_folders
 
 MOST_RUNS = 1000
+MOST_REFERENCES = 5
 SMALL = 192
 """Pixels of the longer side of a small picture."""
 SIDES = ("left", "right", TIE)
@@ -89,13 +90,20 @@ class Gallery:
             raise ValueError("there are no such pictures any more; reload the page")
         return self._series[series]
 
-    def cells(self, series: str) -> list[dict[str, Any]]:
-        """List the pictures of a series.
+    def cells(self, series: str) -> dict[str, Any]:
+        """List the pictures of a series, and what they are held against.
 
         Raises:
             ValueError: If there is no such series, or what holds it is damaged.
         """
-        return [self._cell(cell) for cell in self._held(self._of(series)[1].cells)]
+        run, one = self._of(series)
+        cells = self._held(one.cells)
+        return {"cells": [self._cell(cell) for cell in cells], "references": self._references(run, cells)}
+
+    def _references(self, run: Run, cells: Sequence[Cell]) -> list[str]:
+        """A few of them, one after the other evenly; the same one may stand in several grids."""
+        found = self._held(run.references(list(dict.fromkeys(cell.of for cell in cells))))
+        return [self._picture(cell) for cell in found[:: -(-len(found) // MOST_REFERENCES) or 1]]
 
     def _cell(self, cell: Cell) -> dict[str, Any]:
         told = {"prompt": cell.prompt, "seed": cell.seed, "of": cell.of}
@@ -134,8 +142,8 @@ class Gallery:
         """Choose the next pair that a rater has not voted on; nothing says which side is which.
 
         Returns:
-            The prompt, the pictures of both sides, how many pairs are left with it, and of how many; no more than
-            these numbers where none is left.
+            The prompt, the pictures of both sides, what they are held against, how many pairs are left with it, and
+            of how many; no more than these numbers where none is left.
 
         Raises:
             ValueError: As ``compared``, or if no rater is named.
@@ -154,7 +162,8 @@ class Gallery:
         pair = random.Random(f"{rater}\0{question}\0{len(left)}").choice(left)
         sides = [self._picture(cell) for cell in (pair[::-1] if _turned(pair, rater, question) else pair)]
         told = {"prompt": pair[0].place[1], "of": pair[0].of, "sides": sides}
-        return {"left": len(left), "number": len(pairs), **told}
+        references = self._references(self._of(first)[0], pair[:1])
+        return {"left": len(left), "number": len(pairs), "references": references, **told}
 
     def vote(self, first: str, second: str, rater: str, question: str, sides: Sequence[str], choice: str) -> None:
         """Write a vote on the pair of a trial.

@@ -21,7 +21,7 @@ def gallery_handlers(gallery: Gallery) -> dict[str, dict[str, Handler]]:
         return JSONResponse({"runs": found, "votes": str(gallery.votes)})
 
     async def series(request: "Request") -> "Response":
-        return JSONResponse({"cells": await asyncio.to_thread(gallery.cells, request.path_params["series"])})
+        return JSONResponse(await asyncio.to_thread(gallery.cells, request.path_params["series"]))
 
     async def compared(request: "Request") -> "Response":
         return JSONResponse(await asyncio.to_thread(gallery.compared, *_texts(request.query_params, "first", "second")))

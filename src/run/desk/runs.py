@@ -118,6 +118,21 @@ class Run:
             return self.series[0].first(COVER) if self.series else []
         return self.series[-1 if self.kind == "train" else 0].cells[-COVER:] if self.series else []
 
+    def references(self, of: Sequence[str]) -> list[Cell]:
+        """What pictures are held against: the photos of a training, or what an evaluation shows beside them.
+
+        Args:
+            of: Concepts, pairs or styles, as cells name them.
+
+        Raises:
+            ValueError: If what holds them is damaged.
+        """
+        if self.kind == "train":
+            return [cell for path in self.path.glob("samples/references.png") for cell in _cells_of_grid(path)]
+        captions = {f"{said}{one}" for one in of for said in ("reference of ", "reference ")}
+        grids = [*sorted(self.path.glob("grid*.png")), *sorted(self.path.glob("0/grid*.png"))]
+        return [cell for path in grids for cell in _cells_of_grid(path) if cell.prompt in captions]
+
 
 def run_folders(root: Path) -> Iterator[Path]:
     """Folders of all runs, as the entry points name them: ``root/KIND/NAME/DATE``."""

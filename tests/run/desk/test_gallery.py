@@ -52,6 +52,9 @@ def evaluated(folder: Path, images: Path, gain: float, number: int, *settings: s
     rows.append({**rows[0], "arm": "ceiling", "file": "", "clip_t": ""})
     told(folder, *settings)
     compared = {"rows": {"arm": "concept"}, "factors": ["prompt", "concept"], "scores": ["clip_t", "dino"]}
+    Grid([noise(70), noise(71), noise(72)], 3, ["reference of rex", "a dog", "reference of tom"]).save(
+        folder / "grid_rex.png"
+    )
     (folder / "metrics.json").write_text(json.dumps({"profile": "world", "compared": compared}), encoding="utf-8")
     write_rows(rows, folder / "per_image")
     return folder
@@ -65,6 +68,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for step in (0, 10, 20):
         captions = [f"a <rex> on the grass | seed {seed}" for seed in (0, 1)]
         Grid([noise(step), noise(step + 1)], 2, captions).save(training / "samples" / f"step-{step:06d}.png")
+    Grid([noise(90 + at) for at in range(7)], 7).save(training / "samples" / "references.png")
     drawn = told(root / "generate" / "images" / "2026-01-02_00-00-00", "prompt='a <rex:0.5>'")
     for seed in (0, 1):
         request = Request(f"a <rex:0.5> {EVIL}", seed)
@@ -153,6 +157,24 @@ def test_pictures_are_the_files_and_the_cells_of_grids(client: TestClient, root:
         (tmp_path / "cell.png").write_bytes(client.get(f"/api/gallery/pictures/{cell}{small}").content)
         with Image.open(tmp_path / "cell.png") as image:
             assert image.size == (192, 192) and image.resize((16, 16), 0).tobytes() == noise(11).tobytes()
+
+
+def test_pictures_stand_beside_what_they_are_held_against(client: TestClient, tmp_path: Path) -> None:
+    runs = by_kind(client)
+    found = {
+        kind: client.get(f"/api/gallery/series/{run['series'][0]['id']}").json()["references"]
+        for kind, run in runs.items()
+    }
+    assert {kind: len(pictures) for kind, pictures in found.items()} == {
+        "train": 4,
+        "generate": 0,
+        "eval": 1,
+        "sweep": 1,
+    }
+    for kind, number in (("train", 90), ("eval", 70), ("sweep", 70)):
+        (tmp_path / "cell.png").write_bytes(client.get(f"/api/gallery/pictures/{found[kind][0]}").content)
+        with Image.open(tmp_path / "cell.png") as image:
+            assert image.resize((16, 16), 0).tobytes() == noise(number).tobytes()
 
 
 def test_a_run_is_read_again_when_it_has_changed(client: TestClient, root: Path) -> None:
@@ -254,7 +276,7 @@ def test_nothing_tells_which_side_is_which_and_sides_change(client: TestClient) 
     left = []
     for rater in map(str, range(40)):
         trial = client.get("/api/gallery/trial", params={"first": first, "second": second, "rater": rater}).json()
-        assert trial.keys() == {"left", "number", "prompt", "of", "sides"}
+        assert trial.keys() == {"left", "number", "prompt", "of", "sides", "references"}
         left.append(trial["sides"][0] in ours)
     assert 8 < sum(left) < 32
 

@@ -165,9 +165,10 @@ const known = new Map();
 
 async function openSeries(run, series) {
   shown = { id: series.id, name: `${run.name} ${run.date}, ${series.label}` };
-  if (!known.has(series.id)) known.set(series.id, (await ask(`api/gallery/series/${series.id}`)).cells);
+  if (!known.has(series.id)) known.set(series.id, await ask(`api/gallery/series/${series.id}`));
   if (shown.id !== series.id) return; // The scrubber went on.
-  const cells = known.get(series.id);
+  const { cells, references } = known.get(series.id);
+  drawReferences(at("references"), references);
   const figures = [...at("cells").children];
   // The same places keep their elements: under the scrubber only the pictures change.
   if (figures.length === cells.length && cells.every((cell, index) => figures[index].dataset.place === place(cell))) {
@@ -179,6 +180,13 @@ async function openSeries(run, series) {
     at("cells").replaceChildren(...cells.map(figure));
   }
   for (const button of [at("hold-a"), at("hold-b")]) button.disabled = false;
+}
+
+function drawReferences(row, references) {
+  row.hidden = !references.length;
+  if (row.dataset.shown === references.join()) return;
+  row.dataset.shown = references.join();
+  row.replaceChildren(...references.map((id) => picture(id, "reference")));
 }
 
 const place = (cell) => [prompt(cell), cell.seed && `seed ${cell.seed}`].filter(Boolean).join(" | ");
@@ -301,7 +309,8 @@ async function next() {
     return;
   }
   at("left").textContent = `${trial.left} of ${trial.number} left.`;
-  at("prompt").textContent = trial.prompt;
+  at("prompt").textContent = prompt(trial);
+  drawReferences(at("subject"), trial.references);
   for (const [side, id] of [["left", trial.sides[0]], ["right", trial.sides[1]]]) {
     at(`side-${side}`).src = address(id);
     at(`side-${side}`).onload = ({ target }) => target.classList.toggle("little", target.naturalWidth <= LITTLE);
