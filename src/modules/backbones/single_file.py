@@ -28,6 +28,8 @@ from src.modules.backbones.headers import FIRST_LAYER, LAST_LAYER, described, ho
 
 TEXT = {"cond_stage_model.transformer.": SD1, "cond_stage_model.model.": SD2, "conditioner.embedders.1.": SDXL}
 """How the text encoder of each architecture is called in a file."""
+BASE_SIDE, ASKED_SIDE, LAST_TIMESTEP = 64, 32, 999
+"""Side of the latents of Stable Diffusion 2 base, which predicts noise; what such a model is asked."""
 CONFIGURATIONS = ["*.json", "*.txt", "*/*.json", "*/*.txt"]
 
 
@@ -51,6 +53,20 @@ def architecture_of(path: Path) -> Architecture:
         velocity = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in shapes}
         found = replace(found, scheduler=(kind, {**schedule, **velocity}))
     return found
+
+
+@torch.no_grad()
+def predicts_noise(unet: UNet2DConditionModel) -> bool:
+    """Ask a UNet whether it predicts noise or velocity, which no header of Stable Diffusion 2.x says.
+
+    At the last timestep an image is nearly all noise. Who predicts noise gives it back; velocity is there the image
+    with its sign changed, of which the noise says nothing. Diffusers asks the number of training steps instead, which
+    these files leave out, and takes all others for velocity.
+    """
+    noise = torch.randn(1, unet.config.in_channels, ASKED_SIDE, ASKED_SIDE, generator=torch.Generator().manual_seed(0))
+    text = torch.zeros(1, 77, unet.config.cross_attention_dim, dtype=unet.dtype)
+    found = unet(noise.to(unet.dtype), LAST_TIMESTEP, text).sample.float()
+    return bool(torch.cosine_similarity(found.flatten(), noise.flatten(), dim=0) > 0.5)
 
 
 class SingleFile:
@@ -106,6 +122,9 @@ class SingleFile:
             if missing:
                 raise ValueError(f"{self._misfit} ({missing[0]} of the {part} is missing)")
         pipeline.register_to_config(_name_or_path=str(self.path))
+        if self.config is None and architecture_of(self.path).name == SD2.name and predicts_noise(pipeline.unet):
+            pipeline.scheduler.register_to_config(prediction_type="epsilon")
+            pipeline.unet.register_to_config(sample_size=BASE_SIDE)
         return pipeline
 
     def unet_tensors(self, names: list[str]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """One file in the original layout is the same model as its folder in diffusers' layout."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import CLIPTokenizer
 
 from src.data.banks import CONCEPT_BANK
 from src.data.request import Request
+from src.modules.backbones import single_file
 from src.modules.backbones.architectures import SD1, SD2, SDXL, Architecture, write_clip_words
 from src.modules.backbones.pixart import PixArtBackbone
 from src.modules.backbones.single_file import architecture_of
@@ -203,3 +205,38 @@ def test_a_file_that_predicts_velocity_says_so(tmp_path: Path) -> None:
     assert schedule["prediction_type"] == "v_prediction" and not schedule["rescale_betas_zero_snr"]
     _, file = saved(tmp_path, "sdxl", v_pred=torch.zeros(0), ztsnr=torch.zeros(0))
     assert architecture_of(file).scheduler[1]["rescale_betas_zero_snr"]
+
+
+def gives_noise_back(unet: UNet2DConditionModel) -> None:
+    """Change a tiny UNet so that it predicts the noise of a noisy image: what it reads leaves by the last shortcut."""
+    channels, last = unet.config.in_channels, unet.up_blocks[-1].resnets[-1]
+    width = unet.conv_in.out_channels
+    for weights in (*unet.conv_in.parameters(), *unet.conv_out.parameters(), *last.conv2.parameters()):
+        weights.zero_()
+    for weights in last.conv_shortcut.parameters():
+        weights.zero_()
+    last.conv_shortcut.weight[:, -width:, 0, 0] = torch.eye(width)
+    for at in range(channels):
+        # silu(x) - silu(-x) is x.
+        for sign, channel in ((1.0, at), (-1.0, channels + at)):
+            unet.conv_in.weight[channel, at, 1, 1] = sign
+            unet.conv_out.weight[at, channel, 1, 1] = sign
+
+
+@pytest.mark.parametrize(("noise", "kind", "side"), [(True, "epsilon", 64), (False, "v_prediction", 96)])
+def test_a_file_of_stable_diffusion_2_is_asked_what_it_predicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: bool, kind: str, side: int
+) -> None:
+    pipeline = tiny_sd(tmp_path)
+    pipeline.unet.register_to_config(sample_size=96)
+    if noise:
+        with torch.no_grad():
+            gives_noise_back(pipeline.unet)
+    file = write_single_file(pipeline, tmp_path / "model.safetensors", open_clip=True)
+    parts = {part: pipeline.components[part].config for part in SD2.modules}
+    parts["text_encoder"] = parts["text_encoder"].to_dict()
+    small = {part: (name, dict(parts[part])) for part, (name, _) in SD2.modules.items()}
+    monkeypatch.setitem(single_file.TEXT, "cond_stage_model.model.", replace(SD2, modules=small))
+    loaded = single_file.SingleFile(file).load(torch.float32)
+    assert loaded.scheduler.config.prediction_type == kind and loaded.unet.config.sample_size == side
+    assert UNetBackbone(loaded, "x").noise_scheduler.config.prediction_type == kind
