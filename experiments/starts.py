@@ -181,12 +181,12 @@ class Task:
                 found.append(sum(one == other for one, other in zip(asked, seen, strict=True)))
         return found
 
-    def compared(self, starts: Mapping[str, Start], losses: Mapping[str, float]) -> dict[str, Any]:
+    def compared(self, starts: Mapping[str, Start], losses: Mapping[str, float] | None = None) -> dict[str, Any]:
         """Means over captions and seeds, and paired differences from the block-wise score at its own best start.
 
         Args:
             starts: Each feature's best; all seeds count that have all of these features.
-            losses: Validation losses of the search.
+            losses: Validation losses of the search; None before there is one.
         """
         arms = {**starts, **{f"{one}, common start": self.common(one) for one in starts}}
         kept = {seed: _kept(self.path(seed)) for seed in self.seeds_of_two}
@@ -203,7 +203,7 @@ class Task:
         }
         means: dict[str, dict[str, Any]] = {}
         for arm, start in arms.items():
-            told_of = {"rate": start.rate, "gain": start.gain, "loss": losses[str(start)]}
+            told_of = {"rate": start.rate, "gain": start.gain, "loss": losses[str(start)] if losses else None}
             intervals = {name: bootstrap_mean(each, groups).as_dict() for name, each in values[arm].items()}
             means[arm] = intervals | {key: one for key, one in told_of.items() if one is not None}
         return {"baseline": BASELINE, "seeds": list(seeds), "means": means, "differences": differences}
@@ -233,10 +233,21 @@ class Task:
             scores["quadrants"] = [one / QUARTERS for one in marks[self.marks[-1]]]
         return scores
 
-    def run(self) -> None:
-        """Search, measure and compare, first the two that differ in the subtraction alone, then all features."""
+    def run_common(self) -> None:
+        """Measure and compare all features from the common start alone, which needs no search."""
+        self._begin()
+        starts = {one: self.common(one) for one in FEATURES}
+        for seed in self.seeds_of_all:
+            self.measure(seed, starts)
+        write_text(self.folder / "common.json", json.dumps(self.compared(starts), indent=2) + "\n")
+
+    def _begin(self) -> None:
         self.folder.mkdir(exist_ok=True)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+    def run(self) -> None:
+        """Search, measure and compare, first the two that differ in the subtraction alone, then all features."""
+        self._begin()
         for name, features, seeds in (
             ("subtraction", TWO, self.seeds_of_two),
             ("comparison", FEATURES, self.seeds_of_all),

@@ -111,3 +111,18 @@ def test_forms_count_alike_and_each_has_its_own_scores(tmp_path: Path) -> None:
     assert means["quadrants_in_context"] == 0.75
     assert study.difference("sum", "llmdiff", "right_in_context").mean == -0.5
     assert study.difference("sum", "llmdiff", "quadrants").mean == -0.25
+
+
+def test_the_common_start_needs_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = several(tmp_path / "results")
+
+    def measure(self: Task, seed: int, starts: dict[str, Start]) -> None:
+        assert self.wanted(starts) == [self.common(one) for one in FEATURES]
+        found = {str(start): {"10": 120 * [4 if start.features == "last" else 0]} for start in starts.values()}
+        self.path(seed).write_text(json.dumps(found), encoding="utf-8")
+
+    monkeypatch.setattr(Task, "measure", measure)
+    task.run_common()
+    study = Study(tmp_path / "results" / "common.json")
+    assert study.record["seeds"] == list(task.seeds_of_all)
+    assert study.difference("last", "llmdiff", "right").mean == 1.0 and "loss" not in study.scores

@@ -92,7 +92,7 @@ def task(file: str) -> Task:
         common_gain=language_model(file).num_blocks ** -0.5,
         gains=(0.05, 0.5),
         seeds_of_two=(3, 4, 5),
-        marks=(300, 600),
+        marks=(150, 300),
         forms=tuple(FORMS),
         draws=2,
     )
@@ -104,7 +104,9 @@ def main() -> None:
     if not Path(file).exists():
         print(f"skipped: there is no {file}; the head of conf/llm/smollm2.yaml says how to get it")
         return
-    task(file).run()
+    here = task(file)
+    here.run_common()
+    here.run()
 
 
 if __name__ == "__main__":

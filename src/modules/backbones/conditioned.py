@@ -7,14 +7,8 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from diffusers import (
-    AutoPipelineForImage2Image,
-    AutoPipelineForInpainting,
-    AutoPipelineForText2Image,
-    ControlNetModel,
-)
 from PIL import Image, ImageOps
 
 from src.data.first_looks import looks_local
@@ -24,6 +18,9 @@ from src.data.schema import read_json
 from src.modules.backbones.base import Backbone
 from src.modules.backbones.tensors import DTYPES
 from src.modules.backbones.unet import UNetBackbone
+
+if TYPE_CHECKING:
+    from diffusers import ControlNetModel
 
 
 @dataclass(frozen=True)
@@ -75,6 +72,9 @@ class ConditionedPipeline:
     """
 
     def __init__(self, backbone: Backbone, given: Pictures) -> None:
+        # These import every pipeline of diffusers, which most drawings need not wait for.
+        from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
+
         if not isinstance(backbone, UNetBackbone):
             raise ValueError(f"image, mask and control are for Stable Diffusion and SDXL, not for {backbone.name}")
         channels = backbone.unet.config.in_channels
@@ -123,12 +123,14 @@ class ConditionedPipeline:
         return self.pipeline(**call, **{name: side for name, side in size.items() if name in taken})
 
 
-def load_controlnet(place: str, backbone: UNetBackbone) -> ControlNetModel:
+def load_controlnet(place: str, backbone: UNetBackbone) -> "ControlNetModel":
     """Load a ControlNet of a folder or the hub, in the precision of a model and beside it.
 
     Raises:
         ValueError: If it is none, or of another model.
     """
+    from diffusers import ControlNetModel
+
     width = backbone.unet.config.cross_attention_dim
     if looks_local(place):
         _check_config(place, read_json(_folder(place) / "config.json", "the configuration of a ControlNet"), width)

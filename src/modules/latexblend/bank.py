@@ -150,14 +150,25 @@ def replace_rows(projected: Tensor, concept: Tensor, positions: Sequence[int]) -
 
 
 @contextlib.contextmanager
-def transformed_projections(unet: nn.Module, transform: Transform) -> Iterator[None]:
-    """While active, pass every cross-attention key and value through ``transform``; afterwards hooks are removed."""
+def transformed_projections(unet: nn.Module, transform: Transform, rows: int | None = None) -> Iterator[None]:
+    """While active, pass every cross-attention key and value through ``transform``; afterwards hooks are removed.
+
+    Args:
+        unet: The denoiser.
+        transform: Gets what a layer made, and returns keys or values of all prompts.
+        rows: Number of prompts, the first ones, that a layer projects itself; None for all.
+    """
 
     def hooked(name: str):
         return lambda module, inputs, output: transform(name, inputs[0], output)
 
+    def first(module: nn.Module, inputs: tuple) -> tuple:
+        return (inputs[0][:rows], *inputs[1:])
+
     projections = text_projections(unet)
     handles = [linear.register_forward_hook(hooked(name)) for name, linear in projections.items()]
+    if rows is not None:
+        handles += [linear.register_forward_pre_hook(first) for linear in projections.values()]
     try:
         yield
     finally:

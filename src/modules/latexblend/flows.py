@@ -272,7 +272,8 @@ class DualFlow:
             faithful: Whether SDXL's pooled text comes from the prompt with V*, as in the reference code.
         """
         concept = self.concept_text(concept_at)
-        transform = self.transform(concept, concept_at, base_at)
+        num_prior = len(text.prompt_embeds) - len(concept_at)
+        transform = self.transform(concept, concept_at, base_at, num_prior)
         whole = concept.joined(text.rows(range(len(concept_at), len(text.prompt_embeds))))
         if faithful:
             text = replace(text, pooled_prompt_embeds=whole.pooled_prompt_embeds)
@@ -280,16 +281,20 @@ class DualFlow:
             text = replace(text, prompt_embeds=whole.prompt_embeds, mask=whole.mask)
         return text, transform
 
-    def transform(self, concept: Text, concept_at: Sequence[int], base_at: Sequence[int]) -> Transform:
+    def transform(
+        self, concept: Text, concept_at: Sequence[int], base_at: Sequence[int], num_prior: int = 0
+    ) -> Transform:
         """Make the transform of keys and values: ``Blend`` for the first B samples, trained projections for the rest.
 
         Args:
             concept: Text of the concept flow, one row for each of the first B samples.
             concept_at: Index of each sample's template in the concept flow.
             base_at: Index of each sample's template in the base flow.
+            num_prior: Number of class images. They share one prompt, so that is projected once.
 
         Returns:
-            A transform for ``transformed_projections``.
+            A transform for ``transformed_projections``. With a base flow it takes ``projected_prompts`` rows, the base
+            prompts and the one of the class images, and returns a row for each sample; without one it takes all.
         """
         number = len(concept_at)
         rows = torch.stack([concept.prompt_embeds[b, self.spans[at]] for b, at in enumerate(concept_at)])
@@ -297,25 +302,39 @@ class DualFlow:
         samples = torch.arange(number, device=rows.device)[:, None].expand(-1, rows.shape[1])  # (B, S)
         positions = torch.tensor([list(range(self.spans[at].start, self.spans[at].stop)) for at in base_at])
         positions = positions.to(rows.device)  # (B, S)
-        first = number if self.base_flow else 0  # the first row that is projected with W'
+        flat = rows.flatten(0, 1)  # (B * S, C)
 
-        def changed(name: str, hidden: Tensor, projected: Tensor) -> Tensor:
-            # W' e = W_0 e + (W' - W_0) e, for the prior images only unless there is no base flow.
-            trained = projected[first:] + self.delta(name, hidden[first:]).to(projected)
-            projected = torch.cat([projected[:first], trained])  # (B + prior, L, D)
-            if not self.base_flow:
-                return projected
-            return projected.index_put((samples, positions), self.project(name, rows).to(projected))
+        def blended(name: str, hidden: Tensor, projected: Tensor) -> Tensor:
+            # W' e = W_0 e + (W' - W_0) e. The change is computed in one product, of the concept's rows and of the
+            # prompt that class images share; gradients of these are added up before they reach it.
+            changed = self.delta(name, torch.cat([flat, *hidden[number:]])).to(projected)
+            concept_rows = self.original(name, rows) + changed[: len(flat)].unflatten(0, samples.shape)  # (B, S, D)
+            instance = projected[:number].index_put((samples, positions), concept_rows.to(projected))  # (B, L, D)
+            if not num_prior:
+                return instance
+            prior = projected[number:] + changed[len(flat) :]  # (1, L, D)
+            return torch.cat([instance, prior.expand(num_prior, -1, -1)])  # (B + prior, L, D)
 
-        return changed
+        def trained(name: str, hidden: Tensor, projected: Tensor) -> Tensor:
+            return projected + self.delta(name, hidden).to(projected)
+
+        return blended if self.base_flow else trained
+
+    def projected_prompts(self, number: int, num_prior: int) -> int | None:
+        """Return how many prompts the layers project for so many photos and class images; None for one of each."""
+        return number + min(num_prior, 1) if self.base_flow else None
 
     def project(self, name: str, hidden: Tensor) -> Tensor:
         """Project text rows ``(..., C)`` with one trained projection ``W'``: ``(..., D)``."""
+        return self.original(name, hidden) + self.delta(name, hidden).to(hidden)
+
+    def original(self, name: str, hidden: Tensor) -> Tensor:
+        """Project text rows ``(..., C)`` with one projection as it is in the model, ``W_0``: ``(..., D)``."""
         # The layer itself is not called, because it has a hook while a flow is transformed. Between two calls its
         # weights may be kept elsewhere, or in fewer bits.
         linear = self.projections[name]
         weight, bias = (None if one is None else one.to(hidden) for one in (linear.weight, linear.bias))
-        return F.linear(hidden, weight, bias) + self.delta(name, hidden).to(hidden)
+        return F.linear(hidden, weight, bias)
 
     def concept_rows(self, average: bool = False) -> dict[str, Tensor]:
         """Compute ``h_c``, the keys and values of "V* noun" in "photo of V* noun" (Eq. 3), ``(S, D)`` each, float32.

@@ -123,6 +123,9 @@ class JointFlow:
         spread = text.flatten(0, 1).std(0)  # (C,)
         self.delta = JointDelta(backbone.text_layers(), spread, self.positions.shape[1], reading, rank or RANK)
 
+    def projected_prompts(self, number: int, num_prior: int) -> None:
+        """Return None: the layers project the prompts of all samples, which read each sample's image as well."""
+
     def read(
         self, text: Text, concept_at: Sequence[int], base_at: Sequence[int], faithful: bool = False
     ) -> tuple[Text, Transform]:

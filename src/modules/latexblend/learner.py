@@ -183,18 +183,16 @@ class LaTexBlend(Learner):
             text = text.joined(self.class_text.rows([0] * number))
             generators = [*generators, *generators]
         text, transform = self.flow.read(text, concept_at, base_at, self.objective.faithful)
-        errors = self._denoising_errors(latents, mask, text, transform, generators)
+        self._acting = (transform, self.flow.projected_prompts(number, len(latents) - number))
+        errors = self._denoising_errors(latents, mask, text, generators)
         prior = errors[number:] if self.prior is not None else errors.new_zeros(number)
         # The reference code sums the masked error over channels but divides by the cells of one channel.
         scale = latents.shape[1] if self.objective.faithful else 1
         return errors[:number] * scale, prior
 
-    def _denoising_errors(
-        self, latents: Tensor, mask: Tensor, text: Text, transform, generators: list[Generator]
-    ) -> Tensor:
+    def _denoising_errors(self, latents: Tensor, mask: Tensor, text: Text, generators: list[Generator]) -> Tensor:
         noised = self.backbone.corrupt(latents, generators)  # x_t and target, (B, C, h, w)
-        denoiser, self._transform = self.backbone.denoiser, transform
-        with transformed_projections(denoiser, transform), weights_fetched_again(denoiser):
+        with self.installed(), weights_fetched_again(self.backbone.denoiser):
             prediction = self.backbone.denoise(noised, text)
         errors = per_sample_mse(prediction, noised.target, mask)  # (B,)
         if self.snr_gamma is not None:
@@ -203,7 +201,7 @@ class LaTexBlend(Learner):
 
     def installed(self) -> contextlib.AbstractContextManager[Any]:
         """Transform keys and values in the backward pass as well, where checkpointed parts run again."""
-        return transformed_projections(self.backbone.denoiser, self._transform)
+        return transformed_projections(self.backbone.denoiser, *self._acting)
 
     @torch.no_grad()
     def extract_bank(self, record: TrainingRecord | None = None) -> ConceptBank:

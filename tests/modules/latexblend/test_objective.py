@@ -126,9 +126,9 @@ def test_both_flows_draw_their_templates_apart(tmp_path: Path, monkeypatch: pyte
     erring(one, 0.0, monkeypatch)
     transform = one.flow.transform
 
-    def watched(concept: Text, concept_at: list[int], base_at: list[int]):
+    def watched(concept: Text, concept_at: list[int], base_at: list[int], num_prior: int):
         pairs.extend(zip(concept_at, base_at, strict=True))
-        return transform(concept, concept_at, base_at)
+        return transform(concept, concept_at, base_at, num_prior)
 
     monkeypatch.setattr(one.flow, "transform", watched)
     for step in range(8):
@@ -183,7 +183,8 @@ def test_a_blended_layer_is_the_papers_formula(tmp_path: Path) -> None:
     text = one.backbone.encode_text([flow.prompts[at] for at in base_at]).prompt_embeds
     prior = one.backbone.encode_text(["dog"]).prompt_embeds
     hidden = torch.cat([text, prior])
-    transform = flow.transform(flow.concept_text(concept_at), concept_at, base_at)
+    transform = flow.transform(flow.concept_text(concept_at), concept_at, base_at, num_prior=1)
+    assert flow.projected_prompts(2, 1) == len(hidden)
     for name, linear in flow.projections.items():
         change = flow.delta.changes[name.replace(".", "/")]
         trained = linear.weight + change.up @ change.down
@@ -193,6 +194,25 @@ def test_a_blended_layer_is_the_papers_formula(tmp_path: Path) -> None:
         expected[2] = prior[0] @ trained.T
         assert torch.allclose(transform(name, hidden, linear(hidden)), expected, atol=1e-5), name
     assert isinstance(change, LowRank)
+
+
+def test_class_images_share_one_change_whose_gradient_is_of_all_of_them(tmp_path: Path) -> None:
+    """``W' = W_0 + D``: of ``sum(G * (E W'^T))`` the gradient by D is ``G^T E``, over photos and class images."""
+    one = learner(tmp_path)
+    flow = one.flow
+    text = one.backbone.encode_text([flow.prompts[0]]).prompt_embeds
+    prior = one.backbone.encode_text(["dog"]).prompt_embeds[0]
+    hidden = torch.cat([text, prior[None]])
+    transform = flow.transform(flow.concept_text([0]), [0], [0], num_prior=3)
+    generator = torch.Generator().manual_seed(0)
+    for name, linear in flow.projections.items():
+        found = transform(name, hidden, linear(hidden))
+        assert len(found) == 4 and torch.equal(found[1], found[3])
+        slopes = torch.randn(found.shape, generator=generator)
+        change = flow.delta.changes[name.replace(".", "/")].weight
+        (gradient,) = torch.autograd.grad((slopes * found).sum(), [change])
+        rows = slopes[0, flow.spans[0]].T @ rows_of(one, 0) + slopes[1:].sum(0).T @ prior
+        assert torch.allclose(gradient, rows, atol=1e-4), name
 
 
 @torch.no_grad()
