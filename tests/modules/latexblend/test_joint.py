@@ -166,8 +166,9 @@ def test_drawing_sees_what_training_saw(backbone: Backbone, reading: Reading, tm
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     noised = backbone.corrupt(latents, [torch.Generator().manual_seed(1)])
     text, transform = made.flow.read(backbone.encode_text([plain]), [at], [at])
+    made._acting = (transform, made.flow.projected_prompts(1, 0))
     with torch.no_grad():
-        made_errors = made._denoising_errors(latents, torch.ones(1, 1, 8, 8), text, transform, [step_generator(1, 0)])
+        made_errors = made._denoising_errors(latents, torch.ones(1, 1, 8, 8), text, [step_generator(1, 0)])
         with joint_blended(backbone.denoiser, [placements]):
             again = backbone.corrupt(latents, [step_generator(1, 0)])
             drawn = backbone.denoise(again, backbone.encode_text([plain]))
