@@ -2,68 +2,88 @@
 
 Times the stock pipeline and the same pipeline with 1, 4 and 8 concepts, and with 4 that are guided in a fifth
 of the steps, in turns within one process, and prints the ratios of the fastest rounds. Text keys and values are read
-once per call, so the ratio should be at most 1 without guidance; with it, at most 1.3 is the goal.
+once per call, so the ratio should be at most 1 without guidance; with it, at most 1.3 is the goal. Where image and text
+attend together, as in ``world/sd3``, a concept acts at every step, which should cost at most 1.02, and there is no guidance.
 """
 
 import sys
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from src.modules.backbones.base import text_projections
+from src.data.model_index import read_model_index
+from src.modules.backbones.base import Backbone
+from src.modules.backbones.sd3 import SD3Backbone
 from src.modules.backbones.unet import UNetBackbone
-from src.modules.latexblend.bank import ConceptBank
+from src.modules.latexblend.bank import ConceptBank, JointBank
 from src.modules.latexblend.generator import Placement, blended
 from src.modules.latexblend.guidance import BlendingGuidance
+from src.modules.latexblend.joint import RANK, joint_blended
 
 PROMPT = "a dog, a cat, a bird, a car, a cup, a hat, a fish and a duck"
 COUNTS = (0, 1, 4, 8)
 
 
-def placements(backbone: UNetBackbone, number: int) -> list[Placement]:
+def placements(backbone: Backbone, number: int) -> list[Placement]:
     """``number`` random banks of two rows, on the first phrases of the prompt (article, noun, comma ...)."""
     generator = torch.Generator().manual_seed(0)
-    found = []
-    for index in range(number):
-        rows = {
-            name: torch.randn(2, linear.out_features, generator=generator).to(backbone.device, backbone.dtype)
-            for name, linear in text_projections(backbone.unet).items()
-        }
-        found.append(Placement(ConceptBank(rows, {}), [1 + 3 * index, 2 + 3 * index]))
-    return found
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(backbone.device, backbone.dtype)
+
+    def joint() -> ConceptBank:
+        rows = {"text": random(2, backbone.denoiser.config.joint_attention_dim)}
+        for name, linear in backbone.text_layers().items():
+            rows |= {f"down.{name}": random(RANK, linear.in_features), f"up.{name}": random(linear.out_features, RANK)}
+        return JointBank(rows, {})
+
+    def static() -> ConceptBank:
+        return ConceptBank({name: random(2, one.out_features) for name, one in backbone.text_layers().items()}, {})
+
+    bank = joint if backbone.joint else static
+    return [Placement(bank(), [1 + 3 * index, 2 + 3 * index]) for index in range(number)]
 
 
-def seconds(
-    backbone: UNetBackbone, steps: int, concepts: list | None, guidance: BlendingGuidance | None = None
-) -> float:
+def seconds(backbone: Backbone, steps: int, concepts: list | None, guidance: BlendingGuidance | None = None) -> float:
     """One image, classifier-free guidance on; None is the plain pipeline with nothing installed."""
 
     def draw(**arguments: Any) -> float:
         # On the CPU, seconds of this process alone: other work on the machine does not count.
         clock = time.perf_counter if backbone.device.type == "cuda" else time.process_time
         start = clock()
-        backbone.pipeline(PROMPT, num_inference_steps=steps, guidance_scale=5.0, output_type="latent", **arguments)
+        given = {"num_inference_steps": steps, "guidance_scale": 5.0, "output_type": "latent", **backbone.call}
+        backbone.pipeline(PROMPT, **given, **arguments)
         if backbone.device.type == "cuda":
             torch.cuda.synchronize()
         return clock() - start
 
     if concepts is None:
         return draw()
-    phrases = [[positions for _, positions in concepts]]
+    if backbone.joint:
+        with joint_blended(backbone.denoiser, [concepts]):
+            return draw()
+    phrases = [[one.positions for one in concepts]]
     guiding = (guidance or BlendingGuidance()).acting(backbone, phrases)
-    with blended(backbone.unet, [concepts]), guiding as arguments:
+    with blended(backbone.denoiser, [concepts]), guiding as arguments:
         return draw(**arguments)
 
 
 def main(path: str = "world/sd", steps: int = 25, rounds: int = 9) -> None:
     """Measure and print."""
-    backbone = UNetBackbone.from_pretrained(path)
+    joint = read_model_index(Path(path))["_class_name"] == "StableDiffusion3Pipeline"
+    backbone: Backbone = (
+        SD3Backbone.from_pretrained(path, sampling={"max_sequence_length": 0})
+        if joint
+        else UNetBackbone.from_pretrained(path)
+    )
     arms = {f"{count} concepts": placements(backbone, count) for count in COUNTS}
     forms: list[Literal["latent", "noise"]] = ["latent", "noise"]
-    guided = {f"4 concepts, {form} guided": BlendingGuidance(steps // 5, form=form) for form in forms}
+    guided = {f"4 concepts, {form} guided": BlendingGuidance(steps // 5, form=form) for form in forms if not joint}
     measured: dict[str, list[float]] = {name: [] for name in ("plain pipeline", *arms, *guided)}
     with torch.no_grad():
         seconds(backbone, 2, None)

@@ -13,6 +13,7 @@ from src.data.request import Request
 from src.modules.backbones.base import Backbone
 from src.modules.latexblend.bank import transformed_projections
 from src.modules.latexblend.generator import BlendedText, ConceptGenerator, blended
+from src.modules.latexblend.joint import joint_blended
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 NAME, NOUN = "subject", "dog"
@@ -72,7 +73,10 @@ def model(generator: ConceptGenerator) -> str:
         for weight, tensor in part.state_dict().items():
             check_finite(tensor, f"the weights {name}.{weight}", "the file is damaged; copy it anew")
     number = sum(weight.numel() for part in parts.values() for weight in part.parameters())
-    kind, schedule = type(backbone.pipeline).__name__, backbone.noise_scheduler.config.prediction_type
+    kind, schedule = (
+        type(backbone.pipeline).__name__,
+        backbone.noise_scheduler.config.get("prediction_type", "velocity"),
+    )
     told = f"{kind}, {number / 1e6:,.1f} million parameters, {str(backbone.dtype).removeprefix('torch.')}"
     return f"{told}, predicts {schedule}, {backbone.resolution} pixels, fingerprint {backbone.fingerprint}"
 
@@ -86,12 +90,11 @@ def as_stock(generator: ConceptGenerator) -> str:
     """
     backbone, settings, prompt = generator.backbone, generator.sampling, f"a photo of a {NOUN}"
     [ours] = generator.sample([Request(prompt, 0)])
-    negative = {"negative_prompt": [settings["negative_prompt"]]} if settings["negative_prompt"] else {}
     theirs = backbone.pipeline(
         [prompt],
-        **negative,
+        **backbone.negatives([settings["negative_prompt"]]),
         num_inference_steps=settings["num_inference_steps"],
-        guidance_scale=settings["guidance_scale"],
+        **backbone.guidance(settings["guidance_scale"]),
         height=settings["resolution"],
         width=settings["resolution"],
         generator=[torch.Generator().manual_seed(0)],
@@ -104,6 +107,8 @@ def as_stock(generator: ConceptGenerator) -> str:
 def as_plain(generator: ConceptGenerator) -> str:
     """Draw a prompt with the concept, keys and values computed once, and computed in every step: both must be equal.
 
+    Where image and text attend together, nothing is computed once: there, a concept of strength 0 must change nothing.
+
     Raises:
         ValueError: If they are not, or the concept changes nothing.
     """
@@ -113,12 +118,18 @@ def as_plain(generator: ConceptGenerator) -> str:
     def drawn() -> Image.Image:
         return backbone.draw([placed.plain], [placed.seed], generator.sampling)[0]
 
-    with blended(backbone.denoiser, placements, keep_context=keep):
-        cached = drawn()
-    with transformed_projections(backbone.denoiser, BlendedText(placements, keep_context=keep)):
-        plain = drawn()
-    told = _equal(cached, plain)
-    if np.array_equal(np.asarray(cached), np.asarray(drawn())):
+    without = drawn()
+    if backbone.joint:
+        with joint_blended(backbone.denoiser, [[one._replace(strength=0.0) for one in placed.concepts]]):
+            told = _equal(drawn(), without)
+        with joint_blended(backbone.denoiser, placements):
+            concept = drawn()
+    else:
+        with blended(backbone.denoiser, placements, keep_context=keep):
+            concept = drawn()
+        with transformed_projections(backbone.denoiser, BlendedText(placements, keep_context=keep)):
+            told = _equal(concept, drawn())
+    if np.array_equal(np.asarray(concept), np.asarray(without)):
         raise ValueError("the picture is the same without the concept, so the concept does not act")
     return told
 

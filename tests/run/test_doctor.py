@@ -21,7 +21,7 @@ from src.modules.latexblend.bank import ProjectionCache
 from src.modules.latexblend.generator import BlendedText
 from src.run import checks
 from src.run.doctor import Examination, examined
-from tests.tiny import tiny_sd
+from tests.tiny import tiny_sd, tiny_sd3
 
 CHECKS = [
     "files",
@@ -59,6 +59,12 @@ def test_the_worlds_own_model_passes_every_check(root: Path, tmp_path: Path, mon
     text = page.markdown()
     assert text.count("- passed: ") == len(CHECKS) and "FAILED" not in text and "What to do" not in text
     assert f"torch {torch.__version__.partition('+')[0]}" in text and str(Path.home()) not in text
+
+
+def test_a_model_of_joint_attention_passes_every_check(tmp_path: Path) -> None:
+    tiny_sd3(tmp_path).save_pretrained(tmp_path / "sd3")
+    page = examined(of(tmp_path / "sd3", "backbone=sd35_medium", "backbone.dtype=float32"), "sd35_medium")
+    assert failed(page) == {}
 
 
 @pytest.fixture(params=["cut short", "no safetensors", "no weights"])

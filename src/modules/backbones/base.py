@@ -222,7 +222,7 @@ class Backbone(Diffusion, ABC):
         return {}
 
     @property
-    def overrides(self) -> dict[str, str]:
+    def overrides(self) -> dict[str, Any]:
         """Settings that choose this backbone on the command line, whatever configuration it came from."""
         made = self.checkpoint or Checkpoint(self.pipeline.name_or_path, str(self.dtype).removeprefix("torch."))
         sampler = {"backbone.scheduler": self.scheduler} if self.scheduler else {}

@@ -81,9 +81,9 @@ class SD3Backbone(FlowMatching, Backbone):
         return super().identity + rows
 
     @property
-    def overrides(self) -> dict[str, str]:
+    def overrides(self) -> dict[str, Any]:
         """As of ``Backbone``, with the rows of T5 where they are not the stock pipeline's."""
-        rows = {"backbone.sampling.max_sequence_length": str(self.rows_of_t5)}
+        rows = {"backbone.sampling.max_sequence_length": self.rows_of_t5}
         return super().overrides | (rows if self.rows_of_t5 != ROWS_OF_T5 else {})
 
     def place(self, prompt: str, class_nouns: Mapping[str, str]) -> tuple[MarkedPrompt, list[tuple[str, list[int]]]]:

@@ -77,6 +77,11 @@ class RivalLearner(Learner):
         seed: Seed = 0,
     ) -> None:
         super().__init__()
+        if backbone.joint:
+            raise ValueError(
+                f"{self.method} is built for models with cross-attention, and {backbone.name} attends to text and "
+                "image together; learn the subject with method=latexblend, or take backbone=sdxl"
+            )
         self._backbone = (backbone,)
         self.subject, self.cache_dir, self.export_path = subject, cache_dir, export_path
         self.prior_loss_weight, self.initializer = prior_loss_weight, initializer

@@ -41,7 +41,7 @@ def test_without_t5_its_rows_are_zeros_and_as_many_as_the_model_says(tmp_path: P
     few = SD3Backbone(tiny_sd3(tmp_path / "few", t5=False), "sd3", {"max_sequence_length": 0})
     assert few.encode_text(["a dog"]).prompt_embeds.shape == (1, LENGTH, 48)
     assert few.identity != whole.identity and "max_sequence_length" not in few.sampling
-    assert few.overrides["backbone.sampling.max_sequence_length"] == "0"
+    assert few.overrides["backbone.sampling.max_sequence_length"] == 0
 
 
 def test_the_published_shapes_of_medium_are_found() -> None:

@@ -18,6 +18,7 @@ from src.modules.latexblend.flows import Objective, Reading, Subject
 from src.modules.latexblend.generator import ConceptGenerator, Placement
 from src.modules.latexblend.joint import JointDelta, JointFlow, JointText, joint_blended
 from src.modules.latexblend.learner import LaTexBlend
+from src.modules.rivals.custom_diffusion import CustomDiffusion
 from src.modules.training.diffusion import step_generator
 from src.modules.training.learner import TrainingRecord
 from tests.tiny import tiny_flux, tiny_qwen_image, tiny_sd3
@@ -221,3 +222,8 @@ def test_hooks_are_gone_afterwards(backbone: Backbone) -> None:
     assert not any(one._forward_hooks for one in text_projections(backbone.denoiser).values())
     expected, _ = prediction(backbone, plain, [])
     assert torch.equal(prediction(backbone, plain, [])[0], expected)
+
+
+def test_methods_of_cross_attention_say_that_they_are(backbone: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"custom_diffusion is built for .* learn the subject with method=latexblend"):
+        CustomDiffusion(backbone, Subject("dog"), str(tmp_path), str(tmp_path / "rex.safetensors"))
