@@ -3,7 +3,7 @@
 Times the stock pipeline and the same pipeline with 1, 4 and 8 concepts, and with 4 that are guided in a fifth
 of the steps, in turns within one process, and prints the ratios of the fastest rounds. Text keys and values are read
 once per call, so the ratio should be at most 1 without guidance; with it, at most 1.3 is the goal. Where image and text
-attend together, as in ``world/sd3``, a concept acts at every step, which should cost at most 1.02, and there is no guidance.
+attend together, as in ``world/sd3``, a concept acts at every step, which should cost at most 1.02; it is not guided.
 """
 
 import sys
