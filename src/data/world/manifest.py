@@ -15,7 +15,7 @@ from src.data.schema import SHA256, RefusedFileError, read_json
 NAME = "manifest.json"
 FORMAT = 1
 LARGEST_FILE = 25_000_000
-LARGEST_TOTAL = 100_000_000
+LARGEST_TOTAL = 120_000_000
 
 
 def world_files(folder: str | Path) -> dict[str, Path]:

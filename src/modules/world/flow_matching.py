@@ -30,6 +30,8 @@ from src.modules.world.text_to_image import ObjectPhrases
 
 MAX_TOKENS = 32
 """No caption of the world is longer, and every row costs time in each layer."""
+SHARD = "20MB"
+"""Largest file of weights, for repositories do not take large ones."""
 
 
 class FlowMatchingPretraining(Learner):
@@ -153,7 +155,7 @@ class FlowMatchingPretraining(Learner):
             text_encoder_3=None,
             tokenizer_3=None,
         )
-        pipeline.save_pretrained(root)
+        pipeline.save_pretrained(root, max_shard_size=SHARD)
         write_known_words(root, taught_words())
         return {"text-to-image pipeline": str(root)}
 

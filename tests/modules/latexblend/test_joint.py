@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from src.data.request import Request
+from src.data.subject import ConceptData, Zoom
 from src.modules.backbones.base import Backbone
 from src.modules.backbones.flux import FluxBackbone
 from src.modules.backbones.projections import text_projections
@@ -20,7 +23,8 @@ from src.modules.latexblend.joint import JointDelta, JointFlow, JointText, joint
 from src.modules.latexblend.learner import LaTexBlend
 from src.modules.rivals.custom_diffusion import CustomDiffusion
 from src.modules.training.diffusion import step_generator
-from src.modules.training.learner import TrainingRecord
+from src.modules.training.learner import LearnerModule, TrainingRecord
+from tests.pretrainings import check_resume, module
 from tests.tiny import tiny_flux, tiny_qwen_image, tiny_sd3
 
 JOINT: dict[str, Callable[[Path], Backbone]] = {
@@ -227,3 +231,19 @@ def test_hooks_are_gone_afterwards(backbone: Backbone) -> None:
 def test_methods_of_cross_attention_say_that_they_are(backbone: Backbone, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"custom_diffusion is built for .* learn the subject with method=latexblend"):
         CustomDiffusion(backbone, Subject("dog"), str(tmp_path), str(tmp_path / "rex.safetensors"))
+
+
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(photos / "0.png")
+
+    def build(folder: Path) -> LearnerModule:
+        backbone = SD3Backbone(tiny_sd3(folder), "sd3", {"num_inference_steps": 1})
+        where = (str(folder / "cache"), str(folder / "rex.safetensors"))
+        return module(LaTexBlend(backbone, Subject("dog"), *where))
+
+    def data(folder: Path) -> ConceptData:
+        return ConceptData(str(photos), "dog", 64, batch_size=2, num_views=2, num_class_images=2, zoom=Zoom(0.6))
+
+    check_resume(build, data, tmp_path)
