@@ -76,6 +76,11 @@ class Report:
 
     def add_grid(self, grid: Grid, heading: str = "") -> None:
         """Pictures side by side, each over its caption as text; more columns than fit scroll in place."""
+        if len(grid.images) == 1:
+            # Alone it has the whole width, as a grid of an older run that cannot be cut.
+            self.parts.append(_heading(heading))
+            self.add_image(grid.images[0], *grid.captions)
+            return
         self.parts += [_heading(heading), f'<div class="grid scroll" tabindex="0" style="--columns: {grid.columns}">']
         captions = grid.captions or [""] * len(grid.images)
         cells = zip(grid.images, captions, strict=True)

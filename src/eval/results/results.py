@@ -247,7 +247,10 @@ def write_results(
     report = Report(title)
     for name, grid in grids.items():
         grid.save(folder / f"{name}.png")
-    add_grids(report, {_told(name): grid for name, grid in grids.items()})
+    arm = str(metrics.get("compared", {}).get("rows", {}).get("arm", ""))
+    # The arm under test before its control.
+    ordered = sorted(grids, key=lambda name: not name.endswith(f"_{arm}"))
+    add_grids(report, {_told(name): grids[name] for name in ordered})
     for table in sorted(tables, key=lambda table: table.of_machine):
         with report.folded(table.title) if table.of_machine else nullcontext():
             report.add_table(table.columns, table.rows, "" if table.of_machine else table.title)

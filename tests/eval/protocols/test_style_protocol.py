@@ -177,7 +177,7 @@ def test_run_folder_holds_everything(styles, clip, dino, tmp_path):
     assert all(word in table for word in ("control", "change", "harmonic", "leakage", "tiny_style", styles[0].name))
     assert "| diversity |" not in table
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Pictures: style" in page and "Pictures: control" in page
+    assert page.index("<h2>Pictures: style") < page.index("<summary>Pictures: control") < page.index("<table>")
     assert Image.open(tmp_path / "grid_style.png").width > 3 * 128
 
 

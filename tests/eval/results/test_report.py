@@ -81,6 +81,13 @@ def test_an_interval_stands_below_its_mean():
     assert "<td>0.512<small> [0.498, 0.533]</small></td>" in page and "<td>a [b] c</td>" in page
 
 
+def test_a_grid_of_an_older_run_that_cannot_be_cut_has_the_whole_width():
+    report = Report("x")
+    report.add_grid(Grid([noise(200)], 1), "Step 3")
+    page = report.html()
+    assert "<h2>Step 3</h2>" in page and page.count("<img ") == 1 and 'class="grid' not in page
+
+
 def test_little_pictures_keep_their_pixels_and_wide_plots_a_line_of_their_own():
     report = Report("x")
     report.add_grid(Grid([noise(64), noise(129)], 2, ["little", "large"]))
@@ -108,7 +115,7 @@ def test_nothing_that_is_told_becomes_part_of_the_page():
     report.add_text(EVIL, EVIL)
     report.add_table([EVIL], [[EVIL], [EVIL]], EVIL)
     report.add_table(["", EVIL], [[EVIL, "<script>0.5</script> [<script>]"]])
-    report.add_grid(Grid([noise(8)], 1, [EVIL]), EVIL)
+    report.add_grid(Grid([noise(8)] * 2, 2, [EVIL] * 2), EVIL)
     report.add_plots({EVIL: noise(8)}, {EVIL: EVIL})
     report.add_image(noise(8), EVIL)
     with report.folded(EVIL):

@@ -26,6 +26,7 @@ from src.run.desk.security import Guard
 
 EVIL = "<img src=x onerror=alert(1)> & \"'"
 """A name that a folder, a prompt or a setting may have."""
+DRAWN = f"generate/{EVIL}/2026-01-02_00-00-00"
 PROMPTS = ["a {} on the grass", "a {} in the snow", f"a {{}} {EVIL}"]
 
 
@@ -69,7 +70,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         captions = [f"a <rex> on the grass | seed {seed}" for seed in (0, 1)]
         Grid([noise(step), noise(step + 1)], 2, captions).save(training / "samples" / f"step-{step:06d}.png")
     Grid([noise(90 + at) for at in range(7)], 7).save(training / "samples" / "references.png")
-    drawn = told(root / "generate" / "images" / "2026-01-02_00-00-00", "prompt='a <rex:0.5>'")
+    drawn = told(root / DRAWN, "prompt='a <rex:0.5>'")
     for seed in (0, 1):
         request = Request(f"a <rex:0.5> {EVIL}", seed)
         save_png(noise(seed), drawn / f"{seed}.png", chunks(request, (16, 16), {"backbone": "tiny"}, {}))
@@ -134,7 +135,7 @@ def test_every_kind_of_run_is_listed_with_its_settings_series_and_cover(client: 
     assert [one["step"] for one in runs["train"]["series"]] == [0, 10, 20]
     assert runs["train"]["settings"] == ["trainer.max_steps=20", f"name={EVIL}"]
     assert {kind: len(run["cover"]) for kind, run in runs.items()} == {"train": 2, "generate": 2, "eval": 4, "sweep": 2}
-    assert all(run["trouble"] == "" for run in runs.values())
+    assert all(run["trouble"] == "" for run in runs.values()) and runs["generate"]["name"] == EVIL
 
 
 def test_cells_say_what_was_asked_for_and_what_it_scored(client: TestClient) -> None:
@@ -151,7 +152,7 @@ def test_pictures_are_the_files_and_the_cells_of_grids(client: TestClient, root:
     runs = by_kind(client)
     drawn = cells(client, runs["generate"]["series"][0])[1]["picture"]
     answer = client.get(f"/api/gallery/pictures/{drawn}")
-    assert answer.content == (root / "generate/images/2026-01-02_00-00-00/1.png").read_bytes()
+    assert answer.content == (root / DRAWN / "1.png").read_bytes()
     cell = cells(client, runs["train"]["series"][1])[1]["picture"]
     for small in ("", "?small=1"):
         (tmp_path / "cell.png").write_bytes(client.get(f"/api/gallery/pictures/{cell}{small}").content)
@@ -331,8 +332,8 @@ def test_no_address_and_no_table_leads_out_of_the_folders(client: TestClient, ro
         assert client.get(f"/api/gallery/pictures/{name}").status_code in (400, 404)
         assert client.get(f"/api/gallery/series/{name}").status_code in (400, 404)
     # A folder, a file and a row of a table that lead out.
-    (root / "generate" / "images" / "linked").symlink_to(secret, target_is_directory=True)
-    (root / "generate/images/2026-01-02_00-00-00/linked.png").symlink_to(secret / "secret.png")
+    (root / DRAWN).with_name("linked").symlink_to(secret, target_is_directory=True)
+    (root / DRAWN / "linked.png").symlink_to(secret / "secret.png")
     single = root / "eval" / "concept" / "2026-01-03_00-00-00"
     rows = [json.loads(line) for line in (single / "per_image.jsonl").read_text(encoding="utf-8").splitlines()]
     rows[-2]["file"] = "../../../../../secret/secret.png"
@@ -348,7 +349,7 @@ def test_no_address_and_no_table_leads_out_of_the_folders(client: TestClient, ro
 def test_a_picture_that_was_swapped_for_a_link_is_not_followed(client: TestClient, root: Path, tmp_path: Path) -> None:
     picture = cells(client, by_kind(client)["generate"]["series"][0])[0]["picture"]
     save_png(noise(9), tmp_path / "secret.png")
-    path = root / "generate/images/2026-01-02_00-00-00/0.png"
+    path = root / DRAWN / "0.png"
     path.unlink()
     path.symlink_to(tmp_path / "secret.png")
     answer = client.get(f"/api/gallery/pictures/{picture}")

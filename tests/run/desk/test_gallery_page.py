@@ -43,6 +43,7 @@ def test_every_view_fits_in_its_window(browser: object, address: str, width: int
     with looking(browser, address, width, scheme) as page:
         page.wait_for_selector(".card")
         assert page.locator(".card").count() == 4 and cut_off(page) == []
+        assert EVIL in page.inner_text("#cards") and page.locator("#cards img[src=x]").count() == 0
         page.fill("#search", "strength sweep")
         assert page.locator(".card").count() == 1
         page.click(".card")

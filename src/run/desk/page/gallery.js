@@ -7,6 +7,7 @@ const LITTLE = 128;
 const FEW = 3; // Scores under a picture; the large one has them all.
 
 let runs = [];
+const known = new Map(); // Series to its pictures.
 let kind = "";
 let shown = null; // The series whose pictures are shown, with its run.
 const held = { a: null, b: null };
@@ -65,6 +66,7 @@ function show(view) {
 async function readRuns() {
   const told = await ask("api/gallery/runs");
   runs = told.runs;
+  known.clear();
   at("votes-command").textContent = `python -m src.eval.votes ${told.votes}`;
   drawKinds();
   drawCards();
@@ -160,8 +162,6 @@ function arms(run) {
     return button;
   });
 }
-
-const known = new Map();
 
 async function openSeries(run, series) {
   shown = { id: series.id, name: `${run.name} ${run.date}, ${series.label}` };
