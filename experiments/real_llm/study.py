@@ -92,7 +92,7 @@ def task(file: str) -> Task:
         common_gain=language_model(file).num_blocks ** -0.5,
         gains=(0.05, 0.5),
         seeds_of_two=(3, 4, 5),
-        marks=(150, 300),
+        marks=(300,),
         forms=tuple(FORMS),
         draws=2,
     )
