@@ -13,6 +13,7 @@ from src.data.request import Request
 from src.data.subject import ConceptData, Zoom
 from src.modules.backbones.base import Backbone
 from src.modules.backbones.flux import FluxBackbone
+from src.modules.backbones.memory import compute_again
 from src.modules.backbones.projections import text_projections
 from src.modules.backbones.qwen_image import QwenImageBackbone
 from src.modules.backbones.sd3 import SD3Backbone
@@ -24,6 +25,7 @@ from src.modules.latexblend.learner import LaTexBlend
 from src.modules.rivals.custom_diffusion import CustomDiffusion
 from src.modules.training.diffusion import step_generator
 from src.modules.training.learner import LearnerModule, TrainingRecord
+from tests.modules.latexblend.test_hooks import HOOKS
 from tests.pretrainings import check_resume, module
 from tests.tiny import tiny_flux, tiny_qwen_image, tiny_sd3
 
@@ -247,3 +249,32 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path: Path)
         return ConceptData(str(photos), "dog", 64, batch_size=2, num_views=2, num_class_images=2, zoom=Zoom(0.6))
 
     check_resume(build, data, tmp_path)
+
+
+@pytest.mark.parametrize("hooks", HOOKS)
+def test_a_picture_with_concepts_is_the_same_with_hooks(backbone: Backbone, hooks: str) -> None:
+    def drawn() -> np.ndarray:
+        generator = ConceptGenerator(backbone, {"rex": bank(backbone, 1)}, {"num_inference_steps": 2, "resolution": 64})
+        return np.stack([np.asarray(one) for one in generator.sample([Request("a <rex>", 0), Request("a cat", 1)])])
+
+    before = drawn()
+    HOOKS[hooks](backbone.denoiser)
+    assert np.array_equal(drawn(), before)
+
+
+@pytest.mark.parametrize("saving", ["group offloading", "layerwise casting", "activations computed again"])
+def test_every_gradient_is_the_same_where_memory_is_saved(backbone: Backbone, saving: str, tmp_path: Path) -> None:
+    made = learner(backbone, tmp_path)
+    shaken(made.delta)
+
+    def gradients() -> list[Tensor]:
+        made.zero_grad()
+        found = loss(made).sum()
+        with made.installed():
+            found.backward()
+        return [parameter.grad.clone() for parameter in made.parameters() if parameter.grad is not None]
+
+    before = gradients()
+    (HOOKS | {"activations computed again": compute_again})[saving](backbone.denoiser)
+    backbone.denoiser.train()  # Diffusers computes again only where gradients are wanted, and in training.
+    assert all(torch.equal(*both) for both in zip(gradients(), before, strict=True))
