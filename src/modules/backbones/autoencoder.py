@@ -30,14 +30,16 @@ def scaled_latents(vae: Any, pixel_values: Tensor) -> Tensor:
         pixel_values: Images in [-1, 1], ``(B, 3, H, W)``.
 
     Returns:
-        Latents ``(B, C, H/8, W/8)``, float32, in row-major order as from a file, for training rounds by the layout.
+        Latents ``(B, C, h, w)``, float32, in row-major order as from a file, for training rounds by the layout.
 
     Raises:
         ValueError: If they are not finite.
     """
     config = vae.config
-    with _upcast(vae, vae.config.force_upcast):
-        latents = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist.mode()
+    with _upcast(vae, getattr(config, "force_upcast", False)):
+        encoded = vae.encode(pixel_values.to(vae.device, vae.dtype))
+    # An autoencoder without a posterior, such as Sana's, has the code itself.
+    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
     check_finite(latents, "the latents of these images")
     mean, deviation = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is not None and deviation is not None:  # Some autoencoders of SDXL have one for each channel.

@@ -1,6 +1,7 @@
 """The projections from text to keys and values: what concepts act on, and what a model is known by."""
 
 from diffusers import DiffusionPipeline
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from src.data.identity import projections_hash
@@ -24,11 +25,19 @@ def text_projections(denoiser: nn.Module) -> dict[str, nn.Linear]:
     chosen = joint | single or {name for name in modules if name.endswith("attn2")}
     for name in filter(chosen.__contains__, modules):
         module = modules[name]
-        if getattr(module, "fused_projections", False):
-            raise ValueError("fuse_qkv_projections() is on; call unfuse_qkv_projections() of the denoiser first")
+        if getattr(module, "fused_projections", False) and not _is_unfused(module):
+            raise ValueError(
+                "fuse_qkv_projections() is on, which leaves no keys and values of text to act on; call "
+                f"unfuse_qkv_projections() of the {type(denoiser).__name__} first"
+            )
         found[f"k.{name}"] = module.add_k_proj if name in joint else module.to_k
         found[f"v.{name}"] = module.add_v_proj if name in joint else module.to_v
     return found
+
+
+def _is_unfused(module: nn.Module) -> bool:
+    """Whether a layer computes apart again: unfuse_qkv_projections() only takes the processor from an ``Attention``."""
+    return isinstance(module, Attention) and not type(module.processor).__name__.startswith("Fused")
 
 
 def fingerprint_on_disk(

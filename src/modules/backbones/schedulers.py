@@ -29,6 +29,8 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name to the class in diffusers, and what is set in it."""
 WITHOUT_KARRAS = ("ddim", "ddpm", "pndm", "euler_a", "lcm", "tcd")
+OF_FLOWS = ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_sde", "deis", "unipc")
+"""Those that also follow a flow, which has levels of noise of its own."""
 NAMES = tuple(sorted([*SCHEDULERS, *(f"{name}{KARRAS}" for name in SCHEDULERS if name not in WITHOUT_KARRAS)]))
 
 
@@ -52,11 +54,14 @@ def scheduler_like(own: Any, name: str) -> Any:
         name: One of ``NAMES``.
 
     Raises:
-        ValueError: As in ``check_scheduler``, or if the checkpoint's own noise has no such schedule.
+        ValueError: As in ``check_scheduler``, or if the checkpoint's own noise has no such schedule, or is a flow that
+            this sampler does not follow.
     """
     check_scheduler(name)
     if not hasattr(own, "betas"):
         raise ValueError(f"backbone.scheduler needs a noise schedule of betas, and a {type(own).__name__} has none")
+    if own.config.get("prediction_type") == "flow_prediction" and name not in OF_FLOWS:
+        raise ValueError(f"backbone.scheduler={name} follows no flow; choose one of {', '.join(OF_FLOWS)}")
     base = name.removesuffix(KARRAS)
     kind, changes = SCHEDULERS[base]
     spacing = {} if base in WITHOUT_KARRAS else {"use_karras_sigmas": name.endswith(KARRAS)}

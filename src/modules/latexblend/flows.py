@@ -19,6 +19,7 @@ from src.data.ranges import Weight
 from src.modules.backbones.base import Backbone, Text
 from src.modules.backbones.memory import weights_fetched_again
 from src.modules.latexblend.bank import Transform
+from src.modules.latexblend.token_tables import looked_up, token_tables
 
 
 @dataclass(frozen=True)
@@ -165,27 +166,28 @@ def _key(name: str) -> str:
 
 @contextlib.contextmanager
 def modifier_embedded(
-    text_encoders: Sequence[nn.Module], vectors: Sequence[Tensor], positions: Tensor
+    text_encoders: Sequence[nn.Module], vectors: Sequence[Tensor], positions: Sequence[Tensor]
 ) -> Iterator[None]:
-    """While active, embed token ``positions[b]`` of prompt b as V* in every text encoder.
+    """While active, embed one token of each prompt as V* in every text encoder.
 
     Args:
         text_encoders: Text encoders of transformers.
         vectors: V* of each text encoder, ``(D,)``; gradients flow into them.
-        positions: Position of V* in each prompt, ``(B,)``.
+        positions: Position of V* in each prompt, ``(B,)`` for each text encoder, negative, from the end of the padded
+            prompts: what a backbone puts before them does not move it.
     """
 
-    def embed(vector: Tensor):
+    def embed(vector: Tensor, positions: Tensor):
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
             here = torch.zeros(output.shape[:2], dtype=torch.bool, device=output.device)
             here[torch.arange(len(positions), device=output.device), positions.to(output.device)] = True
-            return torch.where(here[..., None], vector.to(output), output)
+            return torch.where(here[..., None], looked_up(module, vector.to(output)), output)
 
         return hook
 
     handles = [
-        table.register_forward_hook(embed(vector))
-        for encoder, vector in zip(text_encoders, vectors, strict=True)
+        table.register_forward_hook(embed(vector, at))
+        for encoder, vector, at in zip(text_encoders, vectors, positions, strict=True)
         for table in token_tables(encoder)
     ]
     try:
@@ -193,12 +195,6 @@ def modifier_embedded(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def token_tables(encoder: nn.Module) -> list[nn.Module]:
-    """Find every module with the table of token embeddings: T5 has two, and calls the one that it does not name."""
-    table = encoder.get_input_embeddings().weight  # type: ignore[operator]
-    return [module for module in encoder.modules() if getattr(module, "weight", None) is table]
 
 
 class DualFlow:
@@ -253,8 +249,9 @@ class DualFlow:
         """
         unique = sorted(set(template_indices))
         prompts = [self.backbone.as_read(self.prompts[index]) for index in unique]
-        positions = torch.tensor([self.spans[index].start for index in unique])  # (B,), V* of each prompt
+        starts = torch.tensor([self.spans[index].start for index in unique])  # (B,), V* of each prompt
         ids = [tokenize(tokenizer, prompts) for tokenizer in self.backbone.tokenizers]
+        positions = [starts - each.shape[1] for each in ids]
         encoders, modifier = self.backbone.text_encoders, list(self.delta.modifier)
         with modifier_embedded(encoders, modifier, positions), weights_fetched_again(*encoders):
             text = self.backbone.encode_ids(ids)

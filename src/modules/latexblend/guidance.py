@@ -83,12 +83,13 @@ class BlendingGuidance:
         """Refuse a pipeline that cannot be guided.
 
         Raises:
-            ValueError: If its calls take no callback at the end of a step.
+            ValueError: If it has no UNet.
         """
-        if self.num_steps and self.form == "latent" and not hasattr(pipeline, "_callback_tensor_inputs"):
+        if self.num_steps and self.form == "latent" and not hasattr(pipeline, "unet"):
             raise ValueError(
-                f"a {type(pipeline).__name__} cannot be guided: its calls take no callback at the end of a step; leave "
-                "method.blending_guidance out, or give method.blending_guidance.form=noise"
+                f"a {type(pipeline).__name__} cannot be guided at its latents: it has no UNet, which alone is called "
+                "apart from the pipeline; leave method.blending_guidance out, or give "
+                "method.blending_guidance.form=noise"
             )
 
     @contextlib.contextmanager
@@ -253,8 +254,12 @@ class _NoiseGuidance:
     def _factor(self, timestep: float) -> float:
         """What a change of the noise by 1 changes in what the denoiser predicts, at the same ``x_t``; 0 at pure noise.
 
-        ``x_t = sqrt(a) x_0 + sqrt(1 - a) noise`` and ``v = sqrt(a) noise - sqrt(1 - a) x_0``.
+        ``x_t = sqrt(a) x_0 + sqrt(1 - a) noise`` and ``v = sqrt(a) noise - sqrt(1 - a) x_0``; in a flow,
+        ``x = (1 - s) x_0 + s noise`` and ``v = noise - x_0``.
         """
+        if not hasattr(self.backbone.noise_scheduler, "alphas_cumprod"):
+            clean = 1 - timestep / self.backbone.noise_scheduler.config.num_train_timesteps
+            return 1 / clean if clean**2 >= PURE_NOISE else 0.0
         shares = self.backbone.noise_scheduler.alphas_cumprod
         below = shares[math.floor(timestep)]
         signal = float(below + (shares[math.ceil(timestep)] - below) * (timestep % 1))

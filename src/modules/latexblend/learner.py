@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 from torch import Generator, Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from src.data.banks import CONCEPT_BANK
 from src.data.commands import command
@@ -58,7 +59,7 @@ class LaTexBlend(Learner):
         seed: Seed of noise, timesteps, templates and initial weights.
 
     Raises:
-        ValueError: If the rank is out of range, the noun has no tokens, or a format does not fit.
+        ValueError: If the rank is out of range, the noun has no tokens, or a format or the weighting does not fit.
     """
 
     incidental: ClassVar[tuple[str, ...]] = ("cache_dir", "exports", "sampling")
@@ -318,14 +319,16 @@ def class_images(
 def encoded_views(backbone: Backbone, views: Sequence[View], cache_dir: str | Path) -> tuple[Tensor, Tensor]:
     """Encode views to latents ``(N, C, h, w)`` and masks ``(N, 1, h, w)``, on the CPU.
 
-    The key of the stored latents covers pixels, autoencoder and precision, so the cache never needs to be cleared.
+    Where a cell of the latents is larger than those that masks are drawn in, it counts if all of these do. The key of
+    the stored latents covers pixels, autoencoder and precision, so the cache never needs to be cleared.
     """
     masks = torch.from_numpy(np.stack([view.mask for view in views]))[:, None]
     key = hashlib.sha256(backbone.autoencoder_identity.encode())
     for view in views:
         key.update(view.pixels.tobytes())
     store = TensorStore(Path(cache_dir) / "latents", "latents")
-    return store.get(key.hexdigest()[:32], lambda: _encode(backbone, views)), masks
+    latents = store.get(key.hexdigest()[:32], lambda: _encode(backbone, views))
+    return latents, -F.adaptive_max_pool2d(-masks, latents.shape[-2:])
 
 
 def _encode(backbone: Backbone, views: Sequence[View]) -> Tensor:

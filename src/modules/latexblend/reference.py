@@ -61,7 +61,8 @@ def bank_of_reference(path: str | Path, class_noun: str, backbone: Backbone) -> 
     if "unet" in found:
         token, vectors = _modifier(path, found.get("modifier_token"), backbone)
         ids = [tokenize(tokenizer, [backbone.as_read(prompt)]) for tokenizer in backbone.tokenizers]
-        with modifier_embedded(backbone.text_encoders, vectors, torch.tensor([span.start])):
+        starts = [torch.tensor([span.start - each.shape[1]]) for each in ids]
+        with modifier_embedded(backbone.text_encoders, vectors, starts):
             text = backbone.encode_ids(ids)
         states = backbone.read_text(text.prompt_embeds[0, span]).float()  # (S, C)
         rows = {

@@ -14,7 +14,7 @@ from src.data.banks import LEARNT_CONCEPT, subjects_of
 from src.data.schema import RefusedFileError
 from src.modules.backbones.base import Backbone, Text
 from src.modules.backbones.memory import refuse_rounded
-from src.modules.latexblend.flows import token_tables
+from src.modules.latexblend.token_tables import looked_up, token_tables
 
 Changes = Mapping[str, Tensor]
 """Name of a layer, such as ``denoiser.mid_block...to_k``, to what is added to its weight, ``(out, in)``."""
@@ -168,14 +168,15 @@ def embedded(text_encoders: Sequence[nn.Module], tokens: Sequence[Tensor], posit
     Args:
         text_encoders: Text encoders of transformers.
         tokens: Embeddings in each text encoder, ``(T, D)``; gradients flow into them.
-        positions: Where they stand in each prompt, ``(B, T)``.
+        positions: Where they stand in each prompt, ``(B, T)``, negative, from the end of the padded prompts: what a
+            backbone puts before them does not move them.
     """
 
     def embed(vectors: Tensor):
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
             at = positions.to(output.device)
             rows = torch.arange(len(at), device=output.device)[:, None].expand_as(at)
-            return output.index_put((rows, at), vectors.to(output).expand(len(at), -1, -1))
+            return output.index_put((rows, at), looked_up(module, vectors.to(output)).expand(len(at), -1, -1))
 
         return hook
 
@@ -206,7 +207,7 @@ def read(
         for concept, at in zip(concepts, positions, strict=True):
             tokens = list(concept.part("token").values())
             if tokens:
-                stack.enter_context(embedded(backbone.text_encoders, tokens, at[:, : len(tokens[0])]))
+                stack.enter_context(embedded(backbone.text_encoders, tokens, at[:, : len(tokens[0])] - ids[0].shape[1]))
         text = backbone.encode_ids(ids)
     for concept, at in zip(concepts, positions, strict=True):
         residuals = list(concept.part("residual").values())

@@ -19,7 +19,8 @@ from src.data.layout import Region, covered
 from src.data.ranges import BatchSize, Sampling, Seed, Weight
 from src.modules.backbones.base import Backbone
 from src.modules.latexblend.attention import attention_grid, scores
-from src.modules.latexblend.flows import Subject, token_tables
+from src.modules.latexblend.flows import Subject
+from src.modules.latexblend.token_tables import token_tables
 from src.modules.rivals.concept import RivalConcept
 from src.modules.rivals.generator import Mentioned, RivalGenerator
 from src.modules.rivals.learner import RivalLearner

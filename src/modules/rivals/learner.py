@@ -208,7 +208,7 @@ class RivalLearner(Learner):
         tokens = list(self.tokens)
         positions = torch.tensor([list(range(self.spans[at].start, self.spans[at].stop)) for at in unique])
         replaced = (
-            embedded(self.backbone.text_encoders, tokens, positions[:, : len(tokens[0])])
+            embedded(self.backbone.text_encoders, tokens, positions[:, : len(tokens[0])] - ids[0].shape[1])
             if tokens
             else contextlib.nullcontext()
         )

@@ -67,8 +67,10 @@ def test_keys_and_values_of_every_layer_are_called_so(tmp_path: Path, maker) -> 
 def test_fused_projections_are_refused(tmp_path: Path) -> None:
     pipeline = tiny_sd(tmp_path)
     pipeline.unet.fuse_qkv_projections()
-    with pytest.raises(ValueError, match="unfuse_qkv_projections"):
+    with pytest.raises(ValueError, match=r"unfuse_qkv_projections\(\) of the UNet2DConditionModel first"):
         text_projections(pipeline.unet)
+    pipeline.unet.unfuse_qkv_projections()
+    assert text_projections(pipeline.unet).keys() == UNetBackbone(pipeline, "sd").text_layers().keys()
 
 
 def test_a_folder_that_is_no_pipeline_is_said(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from src.modules.backbones.denoising import denoising_errors
 from src.modules.backbones.flux import FluxBackbone
 from src.modules.backbones.pixart import PixArtBackbone
 from src.modules.backbones.qwen_image import QwenImageBackbone
+from src.modules.backbones.sana import SanaBackbone
 from src.modules.backbones.sd3 import SD3Backbone
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank, JointBank
@@ -33,6 +34,7 @@ from src.modules.latexblend.joint import joint_blended
 from src.modules.latexblend.learner import LaTexBlend, class_images
 from src.modules.training.learner import LearnerModule
 from tests.tiny import tiny_flux, tiny_pixart, tiny_qwen_image, tiny_sd, tiny_sd3, tiny_sdxl
+from tests.tiny_transformers import tiny_sana
 
 BACKBONES = {
     "sd": (UNetBackbone, tiny_sd),
@@ -46,6 +48,7 @@ BACKBONES = {
     "sd3": (SD3Backbone, tiny_sd3),
     "sd3 without t5": (SD3Backbone, lambda folder: tiny_sd3(folder, t5=False)),
     "pixart alpha": (PixArtBackbone, lambda folder: tiny_pixart(folder, PixArtAlphaPipeline)),
+    "sana": (SanaBackbone, tiny_sana),
 }
 PROMPTS = ["a dog on the grass", "a red cat"]
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0}
