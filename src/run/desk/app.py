@@ -5,7 +5,7 @@ import base64
 import hashlib
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +17,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from src.data.page import STYLESHEET
 from src.run.desk.answers import answering, told_object
 from src.run.desk.cells import Cell, axis
 from src.run.desk.concepts import Concepts
@@ -89,7 +90,8 @@ class Desk:
             worker: Worker | None = None
 
             def received(message: Message) -> None:
-                loop.call_soon_threadsafe(self._received, worker, message)
+                with suppress(RuntimeError):  # The desk has ended, and nobody listens any more.
+                    loop.call_soon_threadsafe(self._received, worker, message)
 
             arguments = (str(self.folder / "pictures"), list(self.start.base), self.start.cache_dir)
             worker = self._worker(arguments, received)
@@ -301,5 +303,7 @@ def application(start: Start, worker: type[Worker] = Worker) -> tuple[Guard, Des
     routes: list[Route | Mount] = [Route(path, answering(one)) for path, one in gets.items()]
     routes += [Route(path, answering(one), methods=["POST"]) for path, one in posts.items()]
     routes.append(Route("/api/state", answering(desk.state), methods=["GET", "POST"]))
+    look = Response(STYLESHEET, media_type="text/css")
+    routes.append(Route("/page.css", look))
     routes.append(Mount("/", StaticFiles(directory=HERE, html=True)))
     return Guard(Starlette(routes=routes, lifespan=desk.running), start.token), desk

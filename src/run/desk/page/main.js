@@ -336,7 +336,7 @@ function spectrum(said) {
   const most = Math.max(...curves.flatMap(([, value]) => value));
   context.clearRect(0, 0, canvas.width, canvas.height);
   curves.forEach(([, values], number) => {
-    context.strokeStyle = style.getPropertyValue(number === curves.length - 1 ? "--accent" : "--quiet");
+    context.strokeStyle = style.getPropertyValue(number === curves.length - 1 ? "--accent" : "--soft");
     context.beginPath();
     values.forEach((value, at) => {
       const x = 2 + ((canvas.width - 4) * at) / Math.max(values.length - 1, 1);
