@@ -17,7 +17,6 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from src.data.page import STYLESHEET
 from src.run.desk.answers import answering, told_object
 from src.run.desk.cells import Cell, axis
 from src.run.desk.concepts import Concepts
@@ -303,7 +302,5 @@ def application(start: Start, worker: type[Worker] = Worker) -> tuple[Guard, Des
     routes: list[Route | Mount] = [Route(path, answering(one)) for path, one in gets.items()]
     routes += [Route(path, answering(one), methods=["POST"]) for path, one in posts.items()]
     routes.append(Route("/api/state", answering(desk.state), methods=["GET", "POST"]))
-    look = Response(STYLESHEET, media_type="text/css")
-    routes.append(Route("/page.css", look))
     routes.append(Mount("/", StaticFiles(directory=HERE, html=True)))
     return Guard(Starlette(routes=routes, lifespan=desk.running), start.token), desk

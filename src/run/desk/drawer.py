@@ -129,7 +129,7 @@ class Drawer:
                 if (image := preview()) is not None:
                     self.report("preview", _small(image))
                 last = time.perf_counter() - began
-                spent += last - now
+                spent += last - now if image is not None else now  # What gives no preview is not asked often.
 
         return on_step
 

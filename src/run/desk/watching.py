@@ -58,26 +58,31 @@ def _of_scales(pipeline: NextScalePipeline, on_step: OnStep) -> Callable[[int, G
 
 
 def _of_steps(generator: Any, on_step: OnStep) -> Callable[..., None]:
-    backbone = generator.backbone
+    backbone, seen = generator.backbone, set[float]()
 
     def after_pass(module: Any, args: tuple, named: dict, output: Any) -> None:
         noisy: Any = args[0] if args else named.get("sample", named.get("hidden_states"))
         timestep = torch.as_tensor(named.get("timestep", args[1] if len(args) > 1 else 0)).flatten()[0]
         predicted = output[0] if isinstance(output, tuple) else output.sample
-        timesteps = backbone.pipeline.scheduler.timesteps
-        done = int((timesteps.to(timestep.device) >= timestep).sum())
+        # A step may take several passes, and a pipeline may count its time from 1000 or from 1.
+        seen.add(float(timestep))
+        steps = len(backbone.pipeline.scheduler.timesteps)
 
         def preview() -> Image.Image | None:
-            return _preview(generator, noisy, predicted, int(timestep))
+            try:
+                return _preview(generator, noisy, predicted, int(timestep))
+            except (AttributeError, RuntimeError, TypeError, ValueError):
+                # Parts that wait elsewhere to save memory, or a model whose latents are packed: drawn without previews.
+                return None
 
-        on_step(done / max(len(timesteps), 1), preview)
+        on_step(min(len(seen) / max(steps, 1), 1.0), preview)
 
     return after_pass
 
 
 @torch.no_grad()
-def _preview(generator: Any, noisy: Tensor, predicted: Tensor, timestep: int) -> Image.Image | None:
-    """Decode the clean latents that a prediction stands for, ``(R, C, h, w)``; None where that cannot be done."""
+def _preview(generator: Any, noisy: Tensor, predicted: Tensor, timestep: int) -> Image.Image:
+    """Decode the clean latents that a prediction stands for, ``(R, C, h, w)``."""
     backbone = generator.backbone
     config, vae = backbone.noise_scheduler.config, backbone.vae
     channels = vae.config.latent_channels
@@ -85,6 +90,8 @@ def _preview(generator: Any, noisy: Tensor, predicted: Tensor, timestep: int) ->
     if len(prediction) == 2:
         scale = float(generator.sampling.get("guidance_scale") or 1)
         prediction = prediction[:1] + scale * (prediction[1:] - prediction[:1])
+    if not hasattr(backbone.noise_scheduler, "alphas_cumprod"):
+        raise ValueError("previews are of models of diffusion, not of flow")
     signal = backbone.noise_scheduler.alphas_cumprod[timestep].to(x)
     if config.prediction_type == "v_prediction":
         clean = signal.sqrt() * x[-1:] - (1 - signal).sqrt() * prediction[-1:]
@@ -94,12 +101,7 @@ def _preview(generator: Any, noisy: Tensor, predicted: Tensor, timestep: int) ->
         clean = (x[-1:] - (1 - signal).sqrt() * prediction[-1:]) / signal.sqrt()
     size = [min(side, MOST_CELLS) for side in clean.shape[-2:]]
     clean = _unscaled(vae.config, F.interpolate(clean, size=size, mode="area"))
-    try:
-        pixels = vae.decode(clean.to(vae.device, vae.dtype), return_dict=False)[0].float()
-    except RuntimeError:  # Parts that wait elsewhere to save memory.
-        return None
-    if not pixels.isfinite().all():
-        return None
+    pixels = vae.decode(clean.to(vae.device, vae.dtype), return_dict=False)[0].float()
     return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
 
 

@@ -37,11 +37,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[tup
     other = Path(bank).with_name("mittens.safetensors")
     other.write_bytes(Path(bank).read_bytes())
     start = Start(folder / "outputs", base, {"rex": bank}, "world_sd", cache_dir=str(folder / ".cache"))
-    app, _ = application(start, ThreadWorker)
+    app, behind = application(start, ThreadWorker)
     listening, port = bound("127.0.0.1", 17860)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
+    while not (behind.queue and behind.queue.facts):
+        time.sleep(0.05)
     yield f"http://127.0.0.1:{port}/", folder / "outputs" / "desk" / "pictures"
     server.should_exit = True
     thread.join(10)
@@ -90,14 +92,14 @@ def test_a_strangers_session(browser: Any, desk: tuple[str, Path]) -> None:
         assert "prompt='a <rex:0> on the grass and a <mittens:0.4>'" in shlex.split(command)
         muted = sources(page)
 
-        page.get_by_label("Rows").select_option("strength of <mittens>")
-        page.get_by_label("Values").fill("0,1")
-        page.get_by_label("Values").press("Enter")
+        page.locator("#axis-key").select_option("strength of <mittens>")
+        page.locator("#axis-values").fill("0,1")
+        page.locator("#axis-values").press("Enter")
         drawn(page, 8)
         assert page.locator(".row-label .value").all_inner_texts() == ["0", "1"]
 
-        page.get_by_label("Seeds").fill("1")
-        page.get_by_label("Seeds").press("Enter")
+        page.locator("#seed-count").fill("1")
+        page.locator("#seed-count").press("Enter")
         drawn(page, 2)
         page.locator(".picture").first.click()
         page.locator("#viewer-other").select_option(index=1)
