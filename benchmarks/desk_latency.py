@@ -1,8 +1,8 @@
 """What the desk adds to a picture: ``python -m benchmarks.desk_latency [rounds] [arguments of generate.py ...]``.
 
 In turns, a picture is drawn by the bare generator, and asked of a desk over HTTP until its file can be fetched. Printed
-are the ratio of the medians, which should be at most 1.05 at full quality, and how soon the first preview is there, as a
-share of the bare generator's time: a fifth at most is the goal. Each picture has a prompt of its own, as a fader makes it.
+are the ratio of the medians, at most 1.05 being the goal, and how soon the first preview is there, as a share of the bare
+generator's time, a fifth being the goal. Each picture has a prompt of its own, as a fader makes it.
 """
 
 import json
@@ -85,10 +85,16 @@ def main(rounds: int = 9, *base: str) -> None:
         server.should_exit = True
         time.sleep(1)
     # The first round warms both up.
-    middle = {name: statistics.median(times[1:]) for name, times in (("bare", bare), ("desk", whole), ("first", previews))}
-    table = Table("", "median (s)", "ratio to the bare generator", title=f"{' '.join(base) or 'the world'}, {rounds} rounds")
+    middle = {
+        name: statistics.median(times[1:]) for name, times in (("bare", bare), ("desk", whole), ("first", previews))
+    }
+    table = Table(
+        "", "median (s)", "ratio to the bare generator", title=f"{' '.join(base) or 'the world'}, {rounds} rounds"
+    )
     table.add_row("bare generator", f"{middle['bare']:.3f}", "1.00")
-    table.add_row("desk, from the change to the picture", f"{middle['desk']:.3f}", f"{middle['desk'] / middle['bare']:.3f}")
+    table.add_row(
+        "desk, from the change to the picture", f"{middle['desk']:.3f}", f"{middle['desk'] / middle['bare']:.3f}"
+    )
     table.add_row("desk, to the first preview", f"{middle['first']:.3f}", f"{middle['first'] / middle['bare']:.3f}")
     Console().print(table)
 

@@ -44,7 +44,7 @@ class Reading:
             words: Arguments of generate.py.
 
         Returns:
-            ``maps``: name of a concept to rows of shares in [0, 1], the highest cell is 1; ``side``, S.
+            ``maps``: name of a concept to S x S levels, from 0 where it is looked for least to 255; ``side``, S.
 
         Raises:
             ValueError: If the method blends no concepts, or the prompt names none.
@@ -72,7 +72,9 @@ class Reading:
 
             with watched(generator, on_step):
                 generator.sample(call.requests)
-        found = {name: (each / each.max().clamp_min(1e-9)).mul(255).round().int() for name, each in sums.items()}
+        if not maps:
+            raise ValueError("attention is shown of models with cross-attention, such as Stable Diffusion and SDXL")
+        found = {name: _levels(each) for name, each in sums.items()}
         return {"maps": {name: each.flatten().tolist() for name, each in found.items()}, "side": SIDE}
 
     @torch.no_grad()
@@ -109,6 +111,12 @@ class Reading:
 
 def _names_in_order(prompt: str, names: Sequence[str]) -> list[str]:
     return [mention.name for mention in parse_prompt(prompt, dict.fromkeys(names, "subject")).mentions]
+
+
+def _levels(attention: Tensor) -> Tensor:
+    """Stretch a map to levels from 0 to 255: a word is attended to a little everywhere."""
+    above = attention - attention.min()
+    return (255 * above / above.max().clamp_min(1e-9)).round().int()
 
 
 def _on_grid(attention: Tensor, positions: Sequence[int], side: int) -> Tensor:

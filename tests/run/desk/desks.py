@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from starlette.testclient import TestClient
 
-from src.modules.backbones.base import cross_attention_projections
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.run.desk.app import Desk, Start, application
@@ -37,8 +36,7 @@ class ThreadWorker(Worker):
 def save_bank(backbone: UNetBackbone, path: Path, seed: int = 0, **metadata: str) -> str:
     noise = torch.Generator().manual_seed(seed)
     rows = {
-        name: torch.randn(2, linear.out_features, generator=noise)
-        for name, linear in cross_attention_projections(backbone.unet).items()
+        name: torch.randn(2, linear.out_features, generator=noise) for name, linear in backbone.text_layers().items()
     }
     given = {"class_noun": "dog", "backbone_hash": backbone.fingerprint, "backbone": "sd", "steps": "3", **metadata}
     path.parent.mkdir(parents=True, exist_ok=True)

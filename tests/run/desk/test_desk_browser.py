@@ -123,7 +123,9 @@ def test_a_strangers_session(browser: Any, desk: tuple[str, Path]) -> None:
         drawn(page, 2)
         before = (sources(page), page.locator("#prompt").input_value())
         page.wait_for_timeout(600)
-        page.reload()
+        own = page.url
+    # The page's address names it, whoever opens it and whenever.
+    with looking(browser, own) as page:
         drawn(page, 2)
         assert (sources(page), page.locator("#prompt").input_value()) == before
 
@@ -151,7 +153,9 @@ def test_the_keyboard_alone(browser: Any, desk: tuple[str, Path]) -> None:
         reached = []
         for _ in range(40):
             page.keyboard.press("Tab")
-            reached.append(page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.id"))
+            reached.append(
+                page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.id")
+            )
         assert any(name.startswith("Seed ") for name in reached)
         assert {"seed-count", "Strength of rex", "Mute rex", "add", "learn"} <= set(reached)
         page.get_by_label("Strength of rex").focus()
@@ -166,8 +170,7 @@ def test_the_keyboard_alone(browser: Any, desk: tuple[str, Path]) -> None:
         assert not page.locator("#viewer").is_visible()
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "scheme"), zip(WIDTHS, SCHEMES, strict=True))
 def test_nothing_is_cut_off(browser: Any, desk: tuple[str, Path], width: int, scheme: str) -> None:
     with looking(browser, f"{desk[0]}#dddddddd", width, scheme) as page:
         until(page, "document.querySelectorAll('.cell img[src]').length > 0")

@@ -328,8 +328,9 @@ function spectrum(said) {
   } catch {
     spectra = null;
   }
-  const curves = spectra && Object.entries(spectra).filter(([, value]) => Array.isArray(value) && value.every(Number.isFinite));
-  canvas.hidden = !curves?.length;
+  const read = Object.entries(spectra || {}).map(([name, one]) => [name, one?.singular_values]);
+  const curves = read.filter(([, values]) => Array.isArray(values) && values.every(Number.isFinite));
+  canvas.hidden = !curves.length;
   if (canvas.hidden) return;
   const context = canvas.getContext("2d");
   const style = getComputedStyle(document.body);
