@@ -1,8 +1,8 @@
 """What the desk adds to a picture: ``python -m benchmarks.desk_latency [rounds] [arguments of generate.py ...]``.
 
 In turns, a picture is drawn by the bare generator, and asked of a desk over HTTP until its file can be fetched. Printed
-are the ratio of the medians, at most 1.05 being the goal, and how soon the first preview is there, as a share of the bare
-generator's time, a fifth being the goal. Each picture has a prompt of its own, as a fader makes it.
+are the ratio of the medians, at most 1.05 being the goal, and how soon the first preview is there, as a share of the
+bare time, a fifth being the goal. Each picture has a prompt of its own, as a fader makes it.
 """
 
 import json
