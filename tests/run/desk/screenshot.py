@@ -29,12 +29,12 @@ def main(target: str, *banks: str) -> None:
         page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
         page.set_default_timeout(300_000)
         page.goto(f"http://127.0.0.1:{port}/")
-        page.locator("#seed-count").fill("6")
+        page.locator("#seed-count").fill("5")
         page.locator("#axis-key").select_option(f"strength of <{Path(banks[-1]).stem}>")
-        page.locator("#axis-values").fill("0,0.6,1")
+        page.locator("#axis-values").fill("0,1")
         page.locator("#axis-values").press("Enter")
         done = "document.querySelectorAll('.cell:not(.busy) img[src^=\"/api/pictures\"]').length"
-        while page.evaluate(done) < 18:
+        while page.evaluate(done) < 10:
             page.wait_for_timeout(200)
         page.locator("h1").click()
         page.wait_for_timeout(500)
