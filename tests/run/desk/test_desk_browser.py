@@ -98,6 +98,10 @@ def test_a_strangers_session(browser: Any, desk: tuple[str, Path]) -> None:
         drawn(page, 8)
         assert page.locator(".row-label .value").all_inner_texts() == ["0", "1"]
 
+        page.locator("#seed-count").fill("5")
+        page.locator("#seed-count").press("Enter")
+        drawn(page, 10)
+        assert page.locator(".seed").all_inner_texts() == [f"seed {number}" for _ in range(2) for number in range(5)]
         page.locator("#seed-count").fill("1")
         page.locator("#seed-count").press("Enter")
         drawn(page, 2)

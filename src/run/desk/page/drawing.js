@@ -38,7 +38,8 @@ function arrange(list) {
   for (const name of [...cells.keys()]) if (!names.includes(name)) cells.delete(name);
   for (const one of list) {
     const old = cells.get(one.cell) || { picture: null, busy: false, dirty: false, share: 0, error: "" };
-    cells.set(one.cell, { ...old, cell: one.cell, row: one.row, column: one.column, seed: one.seed, word: one.word });
+    cells.delete(one.cell); // Reading order is the order of the map.
+    cells.set(one.cell, Object.assign(old, { cell: one.cell, row: one.row, column: one.column, seed: one.seed, word: one.word }));
   }
   return !same;
 }
