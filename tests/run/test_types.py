@@ -67,7 +67,7 @@ class Part:
     [
         (
             ["backbone=world_infinity"],
-            "a NextScalePipeline, but a Backbone is needed; choose backbone=pixart",
+            "a NextScalePipeline, but a Backbone is needed; choose backbone=.*pixart",
         ),
         (
             ["method=style_svd", "backbone=world_sd"],

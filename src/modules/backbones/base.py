@@ -145,12 +145,12 @@ class Backbone(Diffusion, ABC):
         """
         checkpoint = Checkpoint(path, dtype, local_files_only, config, variant, revision, vae, tuple(lora), controlnet)
         check_scheduler(scheduler)
-        checkpoint.check()
+        checkpoint.check(cls)
         sampling, memory = (
             model_sampling(cls.usual_sampling, sampling),
             Memory.of(memory),
         )  # Before the weights are read.
-        pipeline = checkpoint.load()
+        pipeline = checkpoint.load(cls)
         checkpoint = replace(checkpoint, local_files_only=True)  # What was fetched just now is on the disk.
         backbone = cls(pipeline, checkpoint.name, sampling, safety_checker, checkpoint.parts())
         backbone.checkpoint = checkpoint
@@ -169,7 +169,7 @@ class Backbone(Diffusion, ABC):
         """Refuse, as ``from_pretrained`` does, what cannot be loaded, before anything slow."""
         check_scheduler(settings.get("scheduler"))
         Memory.of(settings.get("memory"))
-        Checkpoint.of(settings).check()
+        Checkpoint.of(settings).check(cls)
 
     @classmethod
     def content(cls, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -205,7 +205,7 @@ class Backbone(Diffusion, ABC):
         return prompt
 
     def read_text(self, prompt_embeds: Tensor) -> Tensor:
-        """Turn text states ``(..., D)`` into the input of the projections of ``text_layers``: here the same."""
+        """Turn states of whole prompts ``(B, L, D)`` into the input of ``text_layers``, row by row: here the same."""
         return prompt_embeds
 
     def text_layers(self) -> dict[str, nn.Linear]:

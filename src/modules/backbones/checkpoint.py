@@ -13,6 +13,7 @@ from src.data.identity import is_variant, pipeline_parts, read_tensors
 from src.data.model_index import read_model_index
 from src.data.schema import read_json
 from src.modules.backbones.autoencoder import Autoencoder
+from src.modules.backbones.families import check_family
 from src.modules.backbones.lora import Lora, loras_hash
 from src.modules.backbones.single_file import SingleFile
 from src.modules.backbones.tensors import DTYPES
@@ -89,8 +90,11 @@ class Checkpoint:
         chosen = {name: getattr(self, name) for name in names}
         return {f"backbone.{name}": value for name, value in chosen.items() if value}
 
-    def check(self) -> None:
+    def check(self, kind: Any = None) -> None:
         """Refuse what cannot be loaded, before weights are read.
+
+        Args:
+            kind: The class of backbone that it is loaded for; None for any.
 
         Raises:
             ValueError: If the folder is missing or of another kind, the file holds something else, or an option does
@@ -117,20 +121,27 @@ class Checkpoint:
         if self.place is not None:
             if not (self.place / "model_index.json").exists():
                 raise ValueError(f"{self.path} is no diffusers pipeline folder: it has no model_index.json")
+            if kind is not None:
+                check_family(self.place, self.name, kind)
             self._variant(self.place)
 
-    def load(self) -> DiffusionPipeline:
+    def load(self, kind: Any = None) -> DiffusionPipeline:
         """Load the pipeline.
+
+        Args:
+            kind: As of ``check``.
 
         Raises:
             ValueError: As in ``check``, or if the other autoencoder does not fit.
         """
-        self.check()
+        self.check(kind)
         dtype = DTYPES[self.dtype]
         if self.file:
             pipeline = self.file.load(dtype)
         else:
             folder = self.folder()
+            if kind is not None:
+                check_family(folder, self.name, kind)
             # SD3 may do without its third text encoder, which diffusers takes for missing unless it is told.
             absent = {
                 name: None

@@ -89,9 +89,19 @@ class Memory:
             pipeline: Holds the autoencoder.
             denoiser: The denoiser.
             compiled: Whether torch compiles its repeated blocks.
+
+        Raises:
+            ValueError: If diffusers cannot do it with this denoiser.
         """
+        of = f"diffusers can do so with no {type(denoiser).__name__}"
+        if self.compute_again and not denoiser._supports_gradient_checkpointing:
+            raise ValueError(f"backbone.memory.compute_again computes activations again, and {of}: leave it out")
+        if self.offload == "all" and not denoiser._supports_group_offloading:
+            raise ValueError(
+                f"backbone.memory.offload=all fetches layer by layer, and {of}: give backbone.memory.offload=encoders"
+            )
         if self.weights:
-            kept = (*DEFAULT_SKIP_MODULES_PATTERN, *OF_TEXT)
+            kept = (*DEFAULT_SKIP_MODULES_PATTERN, *OF_TEXT, *(denoiser._skip_layerwise_casting_patterns or ()))
             storage = getattr(torch, self.weights)
             apply_layerwise_casting(denoiser, storage, denoiser.dtype, skip_modules_pattern=kept)
         if self.compute_again:
@@ -99,10 +109,11 @@ class Memory:
         if self.slicing:
             pipeline.vae.enable_slicing()
         if self.tiling:
-            scale = pipeline.vae.tile_sample_min_size // pipeline.vae.tile_latent_min_size
-            pipeline.vae.tile_sample_min_size = min(pipeline.vae.tile_sample_min_size, TILE)
-            pipeline.vae.tile_latent_min_size = pipeline.vae.tile_sample_min_size // scale
-            pipeline.vae.enable_tiling()
+            if hasattr(pipeline.vae, "tile_sample_min_size"):
+                scale = pipeline.vae.tile_sample_min_size // pipeline.vae.tile_latent_min_size
+                pipeline.vae.tile_sample_min_size = min(pipeline.vae.tile_sample_min_size, TILE)
+                pipeline.vae.tile_latent_min_size = pipeline.vae.tile_sample_min_size // scale
+            pipeline.vae.enable_tiling()  # Others, such as Sana's, have tiles of that size or less of their own.
         if compiled:
             # Torch looks for hooks that come later only if it is told: methods act through them.
             torch._dynamo.config.skip_nnmodule_hook_guards = False  # type: ignore[attr-defined]

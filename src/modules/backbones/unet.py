@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from src.modules.backbones.base import Backbone, Noised, Text
 
+GLIGEN = "StableDiffusionGLIGENPipeline"
+
 
 class UNetBackbone(Backbone):
     """A Stable Diffusion or SDXL pipeline of any size.
@@ -28,6 +30,7 @@ class UNetBackbone(Backbone):
     """
 
     pipelines = (StableDiffusionPipeline, StableDiffusionXLPipeline)
+    taken_apart = (GLIGEN,)
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class UNetBackbone(Backbone):
         safety_checker: bool = False,
         parts: Mapping[str, str] | None = None,
     ) -> None:
-        if type(pipeline).__name__ == "StableDiffusionGLIGENPipeline":
+        if type(pipeline).__name__ == GLIGEN:
             place = pipeline.name_or_path
             pipeline = StableDiffusionPipeline(
                 **pipeline.components, requires_safety_checker=pipeline.config.requires_safety_checker

@@ -19,6 +19,25 @@ def scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
     return split_query @ split_key.transpose(-1, -2) / math.sqrt(split_query.shape[-1])
 
 
+def refuse_normed(denoiser: nn.Module, **asked: object) -> None:
+    """Refuse what reckons with products of queries and keys, where a model norms both first.
+
+    Args:
+        denoiser: The denoiser.
+        asked: Name of what was asked for to what was given; False, None and the like ask for nothing.
+
+    Raises:
+        ValueError: If something was.
+    """
+    layers = (module for name, module in denoiser.named_modules() if name.endswith("attn2"))
+    named = next((name for name, given in asked.items() if given), None)
+    if named and any(getattr(layer, "norm_k", None) is not None for layer in layers):
+        raise ValueError(
+            f"{named} reckons with queries and keys of cross-attention, which a {type(denoiser).__name__} norms first; "
+            "leave it out"
+        )
+
+
 @contextlib.contextmanager
 def recorded_attention(unet: nn.Module) -> Iterator[dict[str, Tensor]]:
     """While active, record the attention map ``(B, N, L)`` of each cross-attention layer in every forward pass.

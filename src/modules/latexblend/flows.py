@@ -3,8 +3,7 @@
 Shapes: B samples, L tokens of a prompt, S tokens of "V* noun", C width of text, D width of one projection.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -19,7 +18,10 @@ from src.data.ranges import Weight
 from src.modules.backbones.base import Backbone, Text
 from src.modules.backbones.memory import weights_fetched_again
 from src.modules.latexblend.bank import Transform
-from src.modules.latexblend.token_tables import looked_up, token_tables
+from src.modules.latexblend.token_tables import modifier_embedded
+
+SUBJECT = "subject"
+"""What templates call the concept while its rows are looked for."""
 
 
 @dataclass(frozen=True)
@@ -164,39 +166,6 @@ def _key(name: str) -> str:
     return name.replace(".", "/")
 
 
-@contextlib.contextmanager
-def modifier_embedded(
-    text_encoders: Sequence[nn.Module], vectors: Sequence[Tensor], positions: Sequence[Tensor]
-) -> Iterator[None]:
-    """While active, embed one token of each prompt as V* in every text encoder.
-
-    Args:
-        text_encoders: Text encoders of transformers.
-        vectors: V* of each text encoder, ``(D,)``; gradients flow into them.
-        positions: Position of V* in each prompt, ``(B,)`` for each text encoder, negative, from the end of the padded
-            prompts: what a backbone puts before them does not move it.
-    """
-
-    def embed(vector: Tensor, positions: Tensor):
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-            here = torch.zeros(output.shape[:2], dtype=torch.bool, device=output.device)
-            here[torch.arange(len(positions), device=output.device), positions.to(output.device)] = True
-            return torch.where(here[..., None], looked_up(module, vector.to(output)), output)
-
-        return hook
-
-    handles = [
-        table.register_forward_hook(embed(vector, at))
-        for encoder, vector, at in zip(text_encoders, vectors, positions, strict=True)
-        for table in token_tables(encoder)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 class DualFlow:
     """The keys and values that cross-attention sees while a concept is learnt, and those that a bank keeps of it.
 
@@ -214,7 +183,8 @@ class DualFlow:
     Attributes:
         delta: All trained parameters.
         prompts: The templates, filled with "a noun".
-        spans: Token positions of "a noun" in each prompt; "V* noun" takes the same.
+        positions: Rows of "a noun" in the text of each prompt, ``(templates, S)``; "V* noun" takes the same.
+        starts: Position of V* in the tokens of each text encoder, ``(templates,)`` each.
 
     Raises:
         ValueError: If the noun has no tokens or the rank is not positive.
@@ -230,10 +200,14 @@ class DualFlow:
         base_flow: bool = True,
     ) -> None:
         self.backbone, self.base_flow = backbone, base_flow
-        filled = [
-            concept_span(backbone.tokenizers[0], template, class_noun, backbone.as_read) for template in templates
+        asked = [
+            [concept_span(tokenizer, each, class_noun, backbone.as_read) for each in templates]
+            for tokenizer in backbone.tokenizers
         ]
-        self.prompts, self.spans = [prompt for prompt, _ in filled], [span for _, span in filled]
+        self.prompts = [prompt for prompt, _ in asked[0]]
+        self.starts = [torch.tensor([span.start for _, span in each]) for each in asked]
+        placed = [backbone.place(each.replace("{}", f"a <{SUBJECT}>"), {SUBJECT: class_noun}) for each in templates]
+        self.positions = torch.tensor([positions for _, ((_, positions),) in placed])
         self.fixed = self.prompts.index(FIXED_TEMPLATE.replace("{}", f"a {class_noun}"))
         self.projections = backbone.text_layers()
         vectors = [
@@ -249,9 +223,9 @@ class DualFlow:
         """
         unique = sorted(set(template_indices))
         prompts = [self.backbone.as_read(self.prompts[index]) for index in unique]
-        starts = torch.tensor([self.spans[index].start for index in unique])  # (B,), V* of each prompt
         ids = [tokenize(tokenizer, prompts) for tokenizer in self.backbone.tokenizers]
-        positions = [starts - each.shape[1] for each in ids]
+        # (B,), V* of each prompt
+        positions = [starts[unique] - each.shape[1] for starts, each in zip(self.starts, ids, strict=True)]
         encoders, modifier = self.backbone.text_encoders, list(self.delta.modifier)
         with modifier_embedded(encoders, modifier, positions), weights_fetched_again(*encoders):
             text = self.backbone.encode_ids(ids)
@@ -294,11 +268,10 @@ class DualFlow:
             prompts and the one of the class images, and returns a row for each sample; without one it takes all.
         """
         number = len(concept_at)
-        rows = torch.stack([concept.prompt_embeds[b, self.spans[at]] for b, at in enumerate(concept_at)])
-        rows = self.backbone.read_text(rows)  # (B, S, C)
-        samples = torch.arange(number, device=rows.device)[:, None].expand(-1, rows.shape[1])  # (B, S)
-        positions = torch.tensor([list(range(self.spans[at].start, self.spans[at].stop)) for at in base_at])
-        positions = positions.to(rows.device)  # (B, S)
+        read = self.backbone.read_text(concept.prompt_embeds)  # (B, L, C)
+        own, positions = (self.positions[list(at)].to(read.device) for at in (concept_at, base_at))  # (B, S)
+        samples = torch.arange(number, device=read.device)[:, None].expand_as(own)  # (B, S)
+        rows = read[samples, own]  # (B, S, C)
         flat = rows.flatten(0, 1)  # (B * S, C)
 
         def blended(name: str, hidden: Tensor, projected: Tensor) -> Tensor:
@@ -340,7 +313,7 @@ class DualFlow:
             average: Whether to take the mean over all templates instead.
         """
         templates = range(len(self.prompts)) if average else [self.fixed]
-        text = self.concept_text(templates).prompt_embeds
-        spans = torch.stack([text[row, self.spans[at]] for row, at in enumerate(templates)])
-        rows = self.backbone.read_text(spans).mean(0)  # projections are linear, so the mean may come first
+        text = self.backbone.read_text(self.concept_text(templates).prompt_embeds)
+        spans = torch.stack([text[row, self.positions[at]] for row, at in enumerate(templates)])
+        rows = spans.mean(0)  # projections are linear, so the mean may come first
         return {name: self.project(name, rows).float() for name in self.projections}

@@ -14,7 +14,7 @@ from src.data.identity import warn_of_another
 from src.data.known_words import KnownWords
 from src.data.layout import Region, bounding_box, regions_of
 from src.data.mentions import check_name, mentioned, parse_prompt
-from src.data.prompts import FIXED_TEMPLATE, TEMPLATES, concept_span, tokenize
+from src.data.prompts import FIXED_TEMPLATE, TEMPLATES
 from src.data.ranges import BatchSize, BelowOne, Sampling, Share1
 from src.data.request import Identity, Request
 from src.modules.backbones.base import Backbone
@@ -22,7 +22,9 @@ from src.modules.backbones.denoising import denoising_errors
 from src.modules.backbones.gligen import Grounded, grounded, is_grounded
 from src.modules.backbones.trajectory import TracedGenerator
 from src.modules.generator import usable_device
+from src.modules.latexblend.attention import refuse_normed
 from src.modules.latexblend.bank import ConceptBank, ProjectionCache, cached_projections, replace_rows
+from src.modules.latexblend.flows import SUBJECT
 from src.modules.latexblend.guidance import BlendingGuidance
 from src.modules.latexblend.joint import joint_blended, refuse_what_reads_attention
 from src.modules.latexblend.rectification import Rectification
@@ -138,10 +140,9 @@ def concept_offsets(backbone: Backbone, bank: ConceptBank) -> ConceptBank:
     """
     one = [bank.metadata.get("extraction_template", FIXED_TEMPLATE)]
     templates = TEMPLATES if bank.metadata.get("bank_templates") == "all" else one
-    phrases = [concept_span(backbone.tokenizers[0], each, bank.class_noun, backbone.as_read) for each in templates]
-    text = backbone.encode_text([prompt for prompt, _ in phrases]).prompt_embeds
-    spans = torch.stack([text[row, span] for row, (_, span) in enumerate(phrases)])
-    generic = backbone.read_text(spans).mean(0)  # (S, C)
+    placed = [backbone.place(each.replace("{}", f"a <{SUBJECT}>"), {SUBJECT: bank.class_noun}) for each in templates]
+    text = backbone.read_text(backbone.encode_text([marked.plain for marked, _ in placed]).prompt_embeds)
+    generic = torch.stack([text[row, at] for row, (_, ((_, at),)) in enumerate(placed)]).mean(0)  # (S, C)
     projections = backbone.text_layers()
     rows = {name: row - projections[name](generic).to(row) for name, row in bank.rows.items()}
     return ConceptBank(rows, bank.metadata)
@@ -203,6 +204,7 @@ class ConceptGenerator(TracedGenerator[Placed]):
         self.keep_context = backbone.sampling["keep_context"] if keep_context is None else keep_context
         if backbone.joint:
             refuse_what_reads_attention(self.keep_context, rectification, blending_guidance)
+        refuse_normed(backbone.denoiser, rectification=rectification, blending_guidance=blending_guidance)
         widths = {name: linear.out_features for name, linear in backbone.text_layers().items()}
         self.banks = {}
         for name, bank in (banks or {}).items():
@@ -227,7 +229,7 @@ class ConceptGenerator(TracedGenerator[Placed]):
             ValueError: As in ``concept_positions``, or if the prompt is too long or a bank has other tokens.
         """
         marked, rows = self.backbone.place(prompt, self._nouns)
-        tokenize(self.backbone.tokenizers[0], [marked.plain])
+        self.backbone.token_ids([marked.plain])
         placements = [
             Placement(self.banks[name], positions, mention.strength)
             for (name, positions), mention in zip(rows, marked.mentions, strict=True)
@@ -250,11 +252,11 @@ class ConceptGenerator(TracedGenerator[Placed]):
         Raises:
             ValueError: If a mention is unknown.
         """
-        tokenizer, words = self.backbone.tokenizers[0], prompt.split(" ")
+        words, tokenizers = prompt.split(" "), self.backbone.tokenizers
 
         def fits(text: str) -> bool:
             plain = parse_prompt(text, self._nouns).plain
-            return len(tokenizer(plain, verbose=False).input_ids) <= tokenizer.model_max_length
+            return all(len(one(plain, verbose=False).input_ids) <= one.model_max_length for one in tokenizers)
 
         starts = (" ".join(words[:number]) for number in range(len(words), -1, -1))
         return next(start for start in starts if fits(start))
@@ -300,6 +302,7 @@ class ConceptGenerator(TracedGenerator[Placed]):
         plain, concepts = self.place(prompt)
         if self.backbone.joint:
             refuse_what_reads_attention(layout=request.layout)
+        refuse_normed(self.backbone.denoiser, layout=request.layout)
         names = [mention.name for mention in parse_prompt(prompt, self._nouns).mentions]
         return Placed(plain, concepts, regions_of(request.layout, names), request.seed)
 

@@ -21,11 +21,10 @@ from torch.nn import functional as F  # noqa: N812
 from src.modules.backbones.base import Backbone, Text
 from src.modules.backbones.projections import text_projections
 from src.modules.latexblend.bank import JointBank, Transform
-from src.modules.latexblend.flows import LowRank, Reading
+from src.modules.latexblend.flows import SUBJECT, LowRank, Reading
 
 RANK = 4
 """Rank of the changes where none is given: full ones would be as large as the layers."""
-SUBJECT = "subject"
 
 
 class JointDelta(nn.Module):

@@ -17,7 +17,7 @@ from src.data.prompts import FIXED_TEMPLATE, concept_span, tokenize
 from src.data.schema import RefusedFileError
 from src.modules.backbones.base import Backbone
 from src.modules.latexblend.bank import ConceptBank
-from src.modules.latexblend.flows import modifier_embedded
+from src.modules.latexblend.token_tables import modifier_embedded
 
 EXPECTED = "a checkpoint has unet and modifier_token, a bank has k and v of each layer's processor"
 
@@ -64,7 +64,7 @@ def bank_of_reference(path: str | Path, class_noun: str, backbone: Backbone) -> 
         starts = [torch.tensor([span.start - each.shape[1]]) for each in ids]
         with modifier_embedded(backbone.text_encoders, vectors, starts):
             text = backbone.encode_ids(ids)
-        states = backbone.read_text(text.prompt_embeds[0, span]).float()  # (S, C)
+        states = backbone.read_text(text.prompt_embeds)[0, span].float()  # (S, C)
         rows = {
             name: F.linear(states, weight.to(states)).cpu() for name, weight in _weights(path, found["unet"], backbone)
         }

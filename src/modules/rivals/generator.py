@@ -201,4 +201,4 @@ class RivalGenerator(TracedGenerator[Mentioned]):
         positions = torch.tensor([one.positions[0] for one in mentioned])
         states = read(self.backbone, ids, [self.concepts[name]], [positions]).prompt_embeds
         rows = torch.arange(len(positions))[:, None].expand_as(positions)
-        return self.backbone.read_text(states[rows, positions]).flatten(0, 1)
+        return self.backbone.read_text(states)[rows, positions].flatten(0, 1)

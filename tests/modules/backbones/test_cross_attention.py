@@ -68,12 +68,12 @@ def test_a_modifier_is_read_as_a_word_of_the_text_encoder_is(backbone: Backbone)
     """The embedding of "cat" in the place of V* makes the states of "cat dog"."""
     flow = DualFlow(backbone, "dog", ("a photo of a {}", "photo of {}"))
     ids = backbone.token_ids(flow.prompts)
-    for tokenizer, encoder, modifier, tokens in zip(
-        backbone.tokenizers, backbone.text_encoders, flow.delta.modifier, ids, strict=True
+    for tokenizer, encoder, modifier, tokens, starts in zip(
+        backbone.tokenizers, backbone.text_encoders, flow.delta.modifier, ids, flow.starts, strict=True
     ):
         (cat,) = tokenizer("cat", add_special_tokens=False).input_ids
         modifier.data = encoder.get_input_embeddings().weight[cat].clone()
-        tokens[[0, 1], [span.start for span in flow.spans]] = cat
+        tokens[[0, 1], starts] = cat
     with torch.no_grad():
         expected = backbone.encode_ids(ids)
         assert torch.allclose(flow.concept_text([0, 1]).prompt_embeds, expected.prompt_embeds, atol=1e-5)

@@ -119,13 +119,13 @@ def test_only_the_rows_of_the_concept_carry_gradient(tmp_path: Path, photos: Pat
     transform = learner.flow.transform(concept, concept_at, base_at)
     hidden, parameters = learner.base_text.prompt_embeds[base_at], list(learner.parameters())
     alone = [(at, learner.flow.concept_text([at]).prompt_embeds[0]) for at in concept_at]
-    rows = torch.cat([states[learner.flow.spans[at]] for at, states in alone])
+    rows = torch.cat([states[learner.flow.positions[at]] for at, states in alone])
     for name, linear in learner.flow.projections.items():
         blended = transform(name, hidden, linear(hidden))
         slopes = torch.randn(blended.shape, generator=generator)
         inside = torch.zeros(blended.shape[:2], dtype=torch.bool)
         for row, at in enumerate(base_at):
-            inside[row, learner.flow.spans[at]] = True
+            inside[row, learner.flow.positions[at]] = True
         assert torch.equal(blended[~inside], linear(hidden)[~inside])
         outside = torch.autograd.grad(
             (slopes * blended)[~inside].sum(), parameters, retain_graph=True, materialize_grads=True

@@ -169,7 +169,7 @@ def test_the_modifier_has_a_rate_of_its_own_and_does_not_decay(tmp_path: Path) -
 
 def rows_of(one: LaTexBlend, template: int) -> Tensor:
     """States of "V* noun" in one template."""
-    return one.flow.concept_text([template]).prompt_embeds[0, one.flow.spans[template]]
+    return one.flow.concept_text([template]).prompt_embeds[0, one.flow.positions[template]]
 
 
 @torch.no_grad()
@@ -177,9 +177,9 @@ def test_a_blended_layer_is_the_papers_formula(tmp_path: Path) -> None:
     """``Blend(W_0 h_b, W' h_c)`` for photos, ``W' h`` for class images, each flow with the span of its own template."""
     one = learner(tmp_path, rank=2)
     flow = one.flow
-    starts = {span.start: at for at, span in reversed(list(enumerate(flow.spans)))}
+    starts = {int(start): at for at, start in reversed(list(enumerate(flow.starts[0])))}
     concept_at, base_at = list(starts.values())[:2], list(starts.values())[:2][::-1]
-    assert flow.spans[concept_at[0]] != flow.spans[base_at[0]]
+    assert not torch.equal(flow.positions[concept_at[0]], flow.positions[base_at[0]])
     text = one.backbone.encode_text([flow.prompts[at] for at in base_at]).prompt_embeds
     prior = one.backbone.encode_text(["dog"]).prompt_embeds
     hidden = torch.cat([text, prior])
@@ -190,7 +190,7 @@ def test_a_blended_layer_is_the_papers_formula(tmp_path: Path) -> None:
         trained = linear.weight + change.up @ change.down
         expected = linear(hidden)
         for row, (template, base) in enumerate(zip(concept_at, base_at, strict=True)):
-            expected[row, flow.spans[base]] = rows_of(one, template) @ trained.T
+            expected[row, flow.positions[base]] = rows_of(one, template) @ trained.T
         expected[2] = prior[0] @ trained.T
         assert torch.allclose(transform(name, hidden, linear(hidden)), expected, atol=1e-5), name
     assert isinstance(change, LowRank)
@@ -211,7 +211,7 @@ def test_class_images_share_one_change_whose_gradient_is_of_all_of_them(tmp_path
         slopes = torch.randn(found.shape, generator=generator)
         change = flow.delta.changes[name.replace(".", "/")].weight
         (gradient,) = torch.autograd.grad((slopes * found).sum(), [change])
-        rows = slopes[0, flow.spans[0]].T @ rows_of(one, 0) + slopes[1:].sum(0).T @ prior
+        rows = slopes[0, flow.positions[0]].T @ rows_of(one, 0) + slopes[1:].sum(0).T @ prior
         assert torch.allclose(gradient, rows, atol=1e-4), name
 
 
@@ -241,9 +241,9 @@ def test_a_bank_of_all_templates_holds_the_mean_of_their_rows(tmp_path: Path) ->
 def test_the_modifier_stands_in_the_place_of_the_article(tmp_path: Path) -> None:
     """Causal encoders: up to the article the states of a prompt are the plain ones, from there on not."""
     one = learner(tmp_path)
-    at = max(range(len(one.flow.spans)), key=lambda index: one.flow.spans[index].start)
+    at = int(one.flow.starts[0].argmax())
     plain = one.backbone.encode_text([one.flow.prompts[at]]).prompt_embeds[0]
     changed = one.flow.concept_text([at]).prompt_embeds[0]
-    start = one.flow.spans[at].start
+    start = int(one.flow.starts[0][at])
     assert start > 2 and torch.allclose(changed[:start], plain[:start], atol=1e-6)
     assert not torch.allclose(changed[start], plain[start], atol=1e-3)
