@@ -26,8 +26,10 @@ from src.run.start import check_start
 from src.run.targets import CONF, refuse_foreign_files
 from src.run.words import refuse_words, shortened
 
-SHARE_OF_PREVIEWS = 1 / 40
+SHARE_OF_PREVIEWS = 1 / 80
 """How much of the time previews may take; the first one, which is worth more, is made in any case."""
+EVERY_SECONDS = 0.2
+"""Between two reports of progress: on a small model, telling of each step would take longer than the steps."""
 MOST_COMPOSED = 128
 PLAIN = re.compile(r"prompt='([\w <>:.,;!-]*\w[\w <>:.,;!-]*)' seed=(\d{1,9})")
 """Prompt and seed of a fader's move, in which no sign means anything to Hydra."""
@@ -117,14 +119,16 @@ class Drawer:
 
     def _on_step(self) -> Callable[[float, Callable[[], Image.Image | None]], None]:
         began = time.perf_counter()
-        spent, last = 0.0, 0.0
+        spent, last, told = 0.0, 0.0, -EVERY_SECONDS
 
         def on_step(share: float, preview: Callable[[], Image.Image | None]) -> None:
-            nonlocal spent, last
+            nonlocal spent, last, told
             if self.is_cancelled():
                 raise CancelledError
             now = time.perf_counter() - began
-            self.report("step", share, now / share - now if share else None)
+            if now - told >= EVERY_SECONDS:
+                self.report("step", share, now / share - now if share else None)
+                told = now
             if share < 1 and spent <= SHARE_OF_PREVIEWS * now and (not last or now - last > 0.1):
                 if (image := preview()) is not None:
                     self.report("preview", _small(image))
