@@ -14,7 +14,7 @@ from src.data.banks import LEARNT_CONCEPT
 from src.data.commands import command
 from src.data.known_words import warn_of_unknown
 from src.data.mentions import parse_prompt
-from src.data.prompts import TEMPLATES, concept_span, initial_vector, tokenize
+from src.data.prompts import TEMPLATES, concept_positions, concept_span, initial_vector, tokenize
 from src.data.ranges import Sampling, Seed, Weight
 from src.data.request import Request
 from src.data.subject import ConceptData
@@ -77,12 +77,12 @@ class RivalLearner(Learner):
         seed: Seed = 0,
     ) -> None:
         super().__init__()
-        if backbone.joint:
-            raise ValueError(
-                f"{self.method} is built for models with cross-attention, and {backbone.name} attends to text and "
-                "image together; learn the subject with method=latexblend, or take backbone=sdxl"
-            )
         self._backbone = (backbone,)
+        if backbone.joint or stands_twice(backbone, subject.class_noun):
+            raise ValueError(
+                f"{self.method} is built for models with cross-attention, where a word stands once, and "
+                f"{backbone.name} is none; learn the subject with method=latexblend, or take backbone=sdxl"
+            )
         self.subject, self.cache_dir, self.export_path = subject, cache_dir, export_path
         self.prior_loss_weight, self.initializer = prior_loss_weight, initializer
         self.sampling, self.seed = sampling, seed
@@ -273,3 +273,10 @@ class RivalLearner(Learner):
         settings = {"num_images": 4, "seed": 0, "method": self.method, **self.backbone.overrides}
         following = command("generate.py", {**drawing, **settings})
         return {"concept bank": path, "next": following}
+
+
+def stands_twice(backbone: Backbone, noun: str) -> bool:
+    """Whether a word has rows of more than one text encoder, one behind the other, as in Hunyuan-DiT."""
+    asked = ("a <it>", {"it": noun})
+    whole, first = backbone.place(*asked)[1], concept_positions(backbone.tokenizers[0], *asked, backbone.as_read)[1]
+    return len(whole[0][1]) > len(first[0][1])

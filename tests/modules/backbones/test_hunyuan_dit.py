@@ -10,7 +10,9 @@ from src.modules.backbones.families import families
 from src.modules.backbones.hunyuan_dit import HunyuanDiTBackbone
 from src.modules.backbones.memory import Memory
 from src.modules.backbones.unet import UNetBackbone
+from src.modules.latexblend.flows import Subject
 from src.modules.latexblend.generator import ConceptGenerator
+from src.modules.rivals.custom_diffusion import CustomDiffusion
 from tests.modules.backbones.test_contract import bank
 from tests.tiny import tiny_pixart
 from tests.tiny_transformers import tiny_hunyuan_dit
@@ -105,3 +107,8 @@ def test_a_pipeline_of_another_family_is_refused_before_its_weights_are_read(tmp
     with pytest.raises(ValueError, match=told):
         UNetBackbone.first_look({"path": str(tmp_path / "saved")})
     assert {HunyuanDiTBackbone, UNetBackbone} < set(families())
+
+
+def test_rivals_say_that_a_word_must_stand_once(backbone: HunyuanDiTBackbone, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="where a word stands once, and hunyuan is none"):
+        CustomDiffusion(backbone, Subject("dog"), str(tmp_path), str(tmp_path / "rex.safetensors"))

@@ -1,6 +1,6 @@
 """Published transformers at full size on the meta device: a wrong name or width is found without weights.
 
-Configurations are those of diffusers' conversion scripts of Sana, and of the published ``config.json`` of the others.
+Configurations are those of diffusers' conversion scripts, as far as they are known: no ``config.json`` was at hand.
 """
 
 from types import SimpleNamespace
