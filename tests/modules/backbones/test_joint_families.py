@@ -15,7 +15,7 @@ from src.modules.backbones.projections import text_projections
 from src.modules.backbones.qwen_image import QwenImageBackbone
 from src.modules.backbones.tensors import Noised
 from src.modules.latexblend.generator import ConceptGenerator
-from tests.modules.latexblend.test_joint import bank
+from tests.modules.latexblend.test_joint_attention import bank
 from tests.tiny import tiny_flux, tiny_qwen_image
 
 FAMILIES: dict[str, Callable[[Path], Backbone]] = {
