@@ -72,3 +72,9 @@ def test_licence_version_and_citation_agree() -> None:
     )
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert (ROOT / "src" / "py.typed").exists()
+
+
+def test_no_two_files_of_tests_have_one_name(root: Path) -> None:
+    """Pytest imports them by it, and would collect none of them."""
+    names = [path.name for path in (root / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
