@@ -1,7 +1,6 @@
 """Which kinds of backbones there are, and which of them takes a pipeline: known from its ``model_index.json`` alone."""
 
 import pkgutil
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,8 @@ def check_family(folder: Path, name: str, kind: Any) -> None:
 def families() -> list[Any]:
     """Return every kind of backbone, in the order of their modules."""
     for module in sorted(one.name for one in pkgutil.iter_modules([str(FOLDER)])):
-        import_module(f"{__package__}.{module}")
-    waiting, found = [import_module(f"{__package__}.base").Backbone], []
+        pkgutil.resolve_name(f"{__package__}.{module}")  # Its import tells of its classes.
+    waiting, found = [pkgutil.resolve_name(f"{__package__}.base:Backbone")], []
     while waiting:
         subclasses = waiting.pop(0).__subclasses__()
         found += [

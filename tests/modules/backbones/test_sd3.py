@@ -54,6 +54,6 @@ def test_the_published_shapes_of_medium_are_found() -> None:
 
 def test_fused_projections_are_refused(tmp_path: Path) -> None:
     pipeline = tiny_sd3(tmp_path)
-    next(one for name, one in pipeline.transformer.named_modules() if name.endswith("0.attn")).fused_projections = True
+    pipeline.transformer.fuse_qkv_projections()
     with pytest.raises(ValueError, match="unfuse_qkv_projections"):
         text_projections(pipeline.transformer)
