@@ -110,6 +110,8 @@ def test_two_concepts_are_each_what_it_is_alone_at_every_projection(backbone: Ba
     assert torch.equal(orders.enter(embeds), entered)
     for one, own in zip(alone, both, strict=True):
         assert torch.equal(one.enter(embeds)[0, own.positions], entered[0, own.positions])
+        moved = entered[0, own.positions] - embeds[0, own.positions]
+        assert torch.allclose(moved, own.strength * own.bank.rows["text"], atol=1e-5)
     for name, linear in text_projections(backbone.denoiser).items():
         hidden = torch.randn(1, embeds.shape[1], linear.in_features, generator=torch.Generator().manual_seed(3))
         with torch.no_grad():
