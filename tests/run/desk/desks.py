@@ -78,13 +78,20 @@ def asked(client: TestClient, *cells: dict[str, Any], page: str = PAGE, **more: 
 
 
 def heard(
-    client: TestClient, kind: str, page: str = PAGE, number: int = 1, seconds: float = 60
+    client: TestClient,
+    kind: str,
+    *cells: str,
+    page: str = PAGE,
+    number: int = 1,
+    version: int = 0,
+    seconds: float = 60,
 ) -> list[dict[str, Any]]:
-    """Wait for so many events of a kind; returns all events."""
+    """Wait for events of a kind, one of each of some cells or so many of any; returns all events since the start."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         events = client.get("/api/events", params={"page": page, "wait": "0"}).json()["events"]
-        if sum(event["kind"] == kind for event in events) >= number:
+        found = [one.get("cell") for one in events if one["kind"] == kind and one.get("version", 0) >= version]
+        if len(found) >= number and set(cells) <= set(found):
             return events
         time.sleep(0.02)
     raise AssertionError(f"no {kind} in {[event['kind'] for event in events]}")

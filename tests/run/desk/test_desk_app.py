@@ -39,7 +39,7 @@ def test_the_copied_command_draws_the_same_bytes(desk, tmp_path):
     prompt = 'a <rex:0.7>, it\'s "$HOME" \\ {best}'
     told = {**cell("bytes", prompt=prompt, seed=5, **{"bank.rex": bank}), "typed": ["method.blending_start=0.8"]}
     command = asked(client, told)["commands"]["bytes"]
-    [event] = of_kind(heard(client, "draw"), "draw", "bytes")
+    [event] = of_kind(heard(client, "draw", "bytes"), "draw", "bytes")
     ours = behind.folder / "pictures" / event["picture"]
     _, script, *arguments = shlex.split(command)
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
@@ -57,7 +57,7 @@ def test_a_fader_that_moves_composes_nothing_anew_and_draws_what_a_command_would
     client, behind, _, bank = desk
     for name, prompt in (("first", "a <rex>"), ("second", "a <rex:0.25> on the grass")):
         asked(client, cell(name, prompt=prompt, **{"bank.rex": bank}))
-    events = heard(client, "draw", number=3)
+    events = heard(client, "draw", "first", "second")
     [event] = of_kind(events, "draw", "second")
     note = read_note(str(behind.folder / "pictures" / event["picture"]))
     assert (note.prompt, note.seed) == ("a <rex:0.25> on the grass", 3)
@@ -67,7 +67,7 @@ def test_a_fader_that_moves_composes_nothing_anew_and_draws_what_a_command_would
 def test_progress_and_a_preview_come_before_the_picture(desk):
     client, *_ = desk
     asked(client, {**cell("seen"), "typed": ["method.sampling.num_inference_steps=6"]})
-    events = heard(client, "draw", number=4)
+    events = heard(client, "draw", "seen")
     kinds = [event["kind"] for event in events if event.get("cell") == "seen"]
     assert kinds.index("preview") < kinds.index("draw") and "step" in kinds
     assert of_kind(events, "preview", "seen")[0]["image"].startswith("UklGR")
@@ -86,12 +86,12 @@ def test_what_cannot_be_drawn_is_said_in_the_words_of_the_command_line_and_the_d
         "gone": (cell("gone", prompt="a <rex>", **missing), "rix.safetensors"),
     }
     asked(client, *(one for one, _ in sentences.values()))
-    events = heard(client, "failed", number=len(sentences))
+    events = heard(client, "failed", *sentences)
     for name, (_, words) in sentences.items():
         [event] = of_kind(events, "failed", name)
         assert words in event["sentence"]
     asked(client, cell("after", seed=11))
-    assert of_kind(heard(client, "draw", number=5), "draw", "after")
+    assert of_kind(heard(client, "draw", "after"), "draw", "after")
 
 
 def test_a_dropped_picture_gives_its_settings_back(desk):
@@ -103,7 +103,7 @@ def test_a_dropped_picture_gives_its_settings_back(desk):
             "typed": ["method.blending_start=0.8"],
         },
     )
-    [event] = of_kind(heard(client, "draw", number=6), "draw", "kept")
+    [event] = of_kind(heard(client, "draw", "kept"), "draw", "kept")
     data = (behind.folder / "pictures" / event["picture"]).read_bytes()
     found = client.post("/api/recall", content=data).json()
     assert (found["prompt"], found["seed"], found["banks"]) == ("a <rex:0.5> at night", 8, {"rex": bank})
@@ -169,7 +169,7 @@ def test_a_newer_request_of_a_cell_takes_the_place_of_an_older(desk):
     assert isinstance(behind.queue, Queue)
     for version in range(1, 9):
         asked(client, cell("moved", version, seed=100 + version))
-    events = heard(client, "draw", number=7)
+    events = heard(client, "draw", "moved", version=8)
     drawn = of_kind(events, "draw", "moved")
     assert drawn[-1]["version"] == 8
     assert len(drawn) < 8
