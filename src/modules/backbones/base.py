@@ -146,10 +146,8 @@ class Backbone(Diffusion, ABC):
         checkpoint = Checkpoint(path, dtype, local_files_only, config, variant, revision, vae, tuple(lora), controlnet)
         check_scheduler(scheduler)
         checkpoint.check(cls)
-        sampling, memory = (
-            model_sampling(cls.usual_sampling, sampling),
-            Memory.of(memory),
-        )  # Before the weights are read.
+        # Before the weights are read.
+        sampling, memory = model_sampling(cls.usual_sampling, sampling), Memory.of(memory)
         pipeline = checkpoint.load(cls)
         checkpoint = replace(checkpoint, local_files_only=True)  # What was fetched just now is on the disk.
         backbone = cls(pipeline, checkpoint.name, sampling, safety_checker, checkpoint.parts())

@@ -145,8 +145,8 @@ class Checkpoint:
             # SD3 may do without its third text encoder, which diffusers takes for missing unless it is told.
             absent = {
                 name: None
-                for name, kind in read_model_index(folder).items()
-                if kind == [None, None] and name.startswith(("text_encoder", "tokenizer"))
+                for name, held in read_model_index(folder).items()
+                if held == [None, None] and name.startswith(("text_encoder", "tokenizer"))
             }
             pipeline = DiffusionPipeline.from_pretrained(
                 str(folder),

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
-from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import Tensor
 
 from src.modules.backbones.tensors import Noised
-from src.modules.training.diffusion import diffusion_target, draw_noise
+from src.modules.training.diffusion import diffusion_target, draw_flow, draw_noise
 
 
 class Diffusion:
@@ -59,12 +58,10 @@ class FlowMatching(Diffusion):
 
         Where the shift depends on the size of an image, times are not shifted, as in diffusers' own trainings.
         """
-        noise = torch.stack([torch.randn(latents.shape[1:], generator=each) for each in generators]).to(latents)
-        drawn = [compute_density_for_timestep_sampling("logit_normal", 1, 0.0, 1.0, generator=g) for g in generators]
-        sigmas, config = torch.cat(drawn), self.noise_scheduler.config  # (B,)
+        (noise, sigmas), config = draw_flow(latents, generators), self.noise_scheduler.config
         if not config.use_dynamic_shifting:
             sigmas = config.shift * sigmas / (1 + (config.shift - 1) * sigmas)
-        return self.noised(latents, noise, sigmas.to(latents) * config.num_train_timesteps)
+        return self.noised(latents, noise, sigmas * config.num_train_timesteps)
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Noised:
         """Compute ``x_s = (1 - s) x_0 + s noise``, with noise ``(B, C, h, w)`` and timesteps ``(B,)``."""

@@ -103,6 +103,11 @@ class SanaBackbone(FlowMatching, Backbone):
         return FlowMatchEulerDiscreteScheduler(config.num_train_timesteps, shift=shift)
 
     @property
+    def last_timestep(self) -> float:
+        """The timestep of pure noise, as the transformer is told it."""
+        return super().last_timestep * self.denoiser.config.timestep_scale
+
+    @property
     def call(self) -> dict[str, Any]:
         """Arguments that keep the pipeline from rewriting prompts and resizing pictures, and name its instruction."""
         return {

@@ -87,6 +87,27 @@ class Objective:
         if self.templates not in ("pool", "fixed"):
             raise ValueError(f"method.learner.objective.templates is {self.templates!r}; choose pool or fixed")
 
+    def check_attention(self, joint: bool, name: str) -> None:
+        """Refuse what would do nothing with a model.
+
+        Args:
+            joint: Whether image and text attend to both together.
+            name: Name of the model, for the error.
+
+        Raises:
+            ValueError: If something would.
+        """
+        if self.reading != "concept" and not joint:
+            raise ValueError(
+                f"method.learner.objective.reading is {self.reading}, but {name} has cross-attention, where a concept "
+                "is its keys and values; leave it out"
+            )
+        if self.bank_templates == "all" and joint:
+            raise ValueError(
+                f"method.learner.objective.bank_templates is all, but in {name} text and image attend together, and a "
+                "concept has no rows to average; leave it out"
+            )
+
 
 class LowRank(nn.Module):
     """A change of rank r to a ``(D, C)`` weight, ``up down``; zero at the start."""

@@ -258,7 +258,7 @@ class _NoiseGuidance:
         ``x = (1 - s) x_0 + s noise`` and ``v = noise - x_0``.
         """
         if not hasattr(self.backbone.noise_scheduler, "alphas_cumprod"):
-            clean = 1 - timestep / self.backbone.noise_scheduler.config.num_train_timesteps
+            clean = 1 - timestep / self.backbone.last_timestep
             return 1 / clean if clean**2 >= PURE_NOISE else 0.0
         shares = self.backbone.noise_scheduler.alphas_cumprod
         below = shares[math.floor(timestep)]

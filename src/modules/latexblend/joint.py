@@ -255,6 +255,8 @@ def joint_blended(
     Raises:
         ValueError: If another such context is still open on this transformer.
     """
+    if any(getattr(hook, "of_concepts", False) for hook in denoiser._forward_pre_hooks.values()):
+        raise ValueError("this transformer already has concepts installed; leave that context first")
     text = JointText(placements)
     if not text.placed:
         yield
@@ -268,6 +270,8 @@ def joint_blended(
         if acting[0]:
             kwargs = {**kwargs, "encoder_hidden_states": text.enter(kwargs["encoder_hidden_states"])}
         return args, kwargs
+
+    before_denoiser.of_concepts = True  # type: ignore[attr-defined]
 
     def after_projection(name: str) -> Any:
         return lambda module, inputs, output: text(name, inputs[0], output) if acting[0] else output

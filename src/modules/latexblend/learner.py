@@ -52,7 +52,8 @@ class LaTexBlend(Learner):
         cache_dir: Folder for class images and latents.
         exports: File that the bank is written to, or that and the formats of other programs.
         objective: The loss that is minimised.
-        initializer: Word whose embedding V* starts from; None for the class noun.
+        initializer: Word whose embedding V* starts from; None for the class noun. Not read where image and text attend
+            together: an offset of rows starts from zero.
         rank: Rank of the projections' changes; None for full ones, or 4 where image and text attend together.
         snr_gamma: Gamma of min-SNR weighting; None for no weighting.
         sampling: Options of ``ConceptGenerator`` for sample grids.
@@ -88,6 +89,7 @@ class LaTexBlend(Learner):
                 f"method.learner.snr_gamma is {snr_gamma}, but {backbone.name} learns by flow matching, which draws "
                 "times by their weight; leave it out"
             )
+        self.objective.check_attention(backbone.joint, backbone.name)
         # What could not be saved at the end is refused at the start.
         CONCEPT_BANK.check(self.exports.path, self._metadata(backbone))
         torch.manual_seed(seed)

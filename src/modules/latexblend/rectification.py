@@ -184,7 +184,7 @@ class _Rectified:
 
     def _begin(self, denoiser: nn.Module, args: tuple, kwargs: dict) -> None:
         timestep = float(torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).flatten()[0])
-        self.level = timestep / self.backbone.noise_scheduler.config.num_train_timesteps
+        self.level = timestep / self.backbone.last_timestep
         self.size = (args[0].shape[-2], args[0].shape[-1])
         missing = any(part.strength and part.regions is None for part in self.parts)
         # A pass that guidance adds has a gradient.

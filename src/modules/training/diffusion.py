@@ -2,7 +2,7 @@
 
 import torch
 from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
+from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
 from torch import Tensor
 
 
@@ -21,6 +21,17 @@ def draw_noise(latents: Tensor, num_train_timesteps: int, generators: list[torch
     noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
     timesteps = torch.cat([torch.randint(0, num_train_timesteps, (1,), generator=g) for g in generators])
     return noise.to(latents), timesteps.to(latents.device)
+
+
+def draw_flow(latents: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """Draw noise and times of a flow, logit-normal (Esser et al., arXiv 2403.03206), one generator per sample.
+
+    Returns:
+        Noise of the shape of ``latents``, and times of shape ``(B,)`` in (0, 1).
+    """
+    noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
+    drawn = [compute_density_for_timestep_sampling("logit_normal", 1, 0.0, 1.0, generator=g) for g in generators]
+    return noise.to(latents), torch.cat(drawn).to(latents)
 
 
 def diffusion_target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -17,14 +17,13 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import Generator, Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from src.data.known_words import write_known_words
 from src.data.ranges import BelowOne, Count, Seed, Share
 from src.data.world.tokenizers import taught_words
-from src.modules.training.diffusion import per_sample_mse, step_generator
+from src.modules.training.diffusion import draw_flow, per_sample_mse, step_generator
 from src.modules.training.learner import Learner, TrainingRecord
 from src.modules.world.text_to_image import ObjectPhrases
 
@@ -127,9 +126,7 @@ class FlowMatchingPretraining(Learner):
 
     def _errors(self, latents: Tensor, states: Tensor, pooled: Tensor, generators: list[Generator]) -> Tensor:
         """Compare the predicted velocity with ``noise - x_0`` at ``x_s = (1 - s) x_0 + s noise``, s logit-normal."""
-        noise = torch.stack([torch.randn(latents.shape[1:], generator=each) for each in generators]).to(latents)
-        drawn = [compute_density_for_timestep_sampling("logit_normal", 1, 0.0, 1.0, generator=g) for g in generators]
-        sigmas = torch.cat(drawn).to(latents)  # (B,)
+        noise, sigmas = draw_flow(latents, generators)
         share = sigmas.view(-1, 1, 1, 1)
         prediction = self.transformer(
             (1 - share) * latents + share * noise,

@@ -104,3 +104,5 @@ def test_the_transformer_gets_its_own_scale_of_time(tmp_path: Path) -> None:
     noised = backbone.corrupt(torch.zeros(1, 4, 4, 4), [torch.Generator().manual_seed(0)])
     backbone.denoise(noised, backbone.encode_text(["a dog"]))
     assert torch.equal(seen[0], noised.timesteps * 0.001)
+    # Shares of the noise schedule, such as blending_start, are told in the same scale.
+    assert backbone.last_timestep == pytest.approx(1.0)

@@ -17,6 +17,7 @@ from src.modules.backbones.memory import compute_again
 from src.modules.backbones.projections import text_projections
 from src.modules.backbones.qwen_image import QwenImageBackbone
 from src.modules.backbones.sd3 import SD3Backbone
+from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank, JointBank
 from src.modules.latexblend.flows import Objective, Reading, Subject
 from src.modules.latexblend.generator import ConceptGenerator, Placement
@@ -27,7 +28,7 @@ from src.modules.training.diffusion import step_generator
 from src.modules.training.learner import LearnerModule, TrainingRecord
 from tests.modules.latexblend.test_hooks import HOOKS
 from tests.pretrainings import check_resume, module
-from tests.tiny import tiny_flux, tiny_qwen_image, tiny_sd3
+from tests.tiny import tiny_flux, tiny_qwen_image, tiny_sd, tiny_sd3
 
 JOINT: dict[str, Callable[[Path], Backbone]] = {
     "sd3": lambda folder: SD3Backbone(tiny_sd3(folder), "sd3"),
@@ -230,6 +231,27 @@ def test_hooks_are_gone_afterwards(backbone: Backbone) -> None:
     assert not any(one._forward_hooks for one in text_projections(backbone.denoiser).values())
     expected, _ = prediction(backbone, plain, [])
     assert torch.equal(prediction(backbone, plain, [])[0], expected)
+
+
+def test_concepts_are_installed_once(backbone: Backbone) -> None:
+    _, placements = placed(backbone, "a <rex>", {"rex": bank(backbone, 1)})
+    with (
+        joint_blended(backbone.denoiser, [placements]),
+        pytest.raises(ValueError, match="already has concepts installed; leave that context first"),
+        joint_blended(backbone.denoiser, [placements]),
+    ):
+        pass
+    with joint_blended(backbone.denoiser, [placements]):
+        pass
+
+
+def test_what_would_do_nothing_is_refused(backbone: Backbone, tmp_path: Path) -> None:
+    where = (str(tmp_path), str(tmp_path / "rex.safetensors"))
+    with pytest.raises(ValueError, match="bank_templates is all, but in .* has no rows to average; leave it out"):
+        LaTexBlend(backbone, Subject("dog"), *where, Objective(bank_templates="all"))
+    unet = UNetBackbone(tiny_sd(tmp_path), "tiny")
+    with pytest.raises(ValueError, match="reading is offsets, but tiny has cross-attention, .* leave it out"):
+        LaTexBlend(unet, Subject("dog"), *where, Objective(reading="offsets"))
 
 
 def test_methods_of_cross_attention_say_that_they_are(backbone: Backbone, tmp_path: Path) -> None:
