@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from diffusers import DiffusionPipeline
@@ -75,8 +75,8 @@ class Backbone(Diffusion, ABC):
     """Configuration of this kind of backbone in a command; empty for the default kind."""
     usual_sampling: ClassVar[Mapping[str, Any]] = SAMPLING
     """Settings of drawing that a model of this kind may have its own of."""
-    joint: ClassVar[bool] = False
-    """Whether image and text attend to both together, so that a prompt has no keys of its own that stay the same."""
+    joint: ClassVar[Literal["text first", "image first"] | None] = None
+    """Where image and text attend to both together, and a prompt has no keys that stay the same: which stands first."""
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ Shapes: B prompts or images, L tokens, D text width, C latent channels, N patche
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers import FluxPipeline
@@ -27,7 +27,7 @@ class FluxBackbone(FlowMatching, Backbone):
 
     pipelines = (FluxPipeline,)
     option = "flux_dev"
-    joint: ClassVar[bool] = True
+    joint = "text first"
 
     @property
     def denoiser(self) -> Any:

@@ -4,7 +4,7 @@ Shapes: B prompts or images, L tokens, D text width, C latent channels, N patche
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers import QwenImagePipeline
@@ -28,7 +28,7 @@ class QwenImageBackbone(FlowMatching, Backbone):
 
     pipelines = (QwenImagePipeline,)
     option = "qwen_image"
-    joint: ClassVar[bool] = True
+    joint = "text first"
 
     @property
     def denoiser(self) -> Any:

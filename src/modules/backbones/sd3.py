@@ -40,7 +40,7 @@ class SD3Backbone(FlowMatching, Backbone):
 
     pipelines = (StableDiffusion3Pipeline,)
     option = "sd35_medium"
-    joint: ClassVar[bool] = True
+    joint = "image first"
     usual_sampling: ClassVar[Mapping[str, Any]] = {**SAMPLING, "max_sequence_length": ROWS_OF_T5}
 
     def __init__(

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from src.data.banks import CONCEPT_BANK
+from src.data.prompts import FIXED_TEMPLATE, TEMPLATES
 from src.data.schema import RefusedFileError
-from src.modules.backbones.base import text_projections
+from src.modules.backbones.base import Backbone
+from src.modules.backbones.projections import text_projections
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,34 @@ class JointBank(ConceptBank):
                 raise RefusedFileError(
                     f"{key} of the bank has shape {tuple(tensor.shape)}, which no layer of {name} has"
                 )
+
+
+def phrases(backbone: Backbone, class_noun: str, templates: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+    """Fill templates with "a noun", and find the rows of this phrase in the text of each prompt.
+
+    Raises:
+        ValueError: If the noun has no tokens of its own.
+    """
+    name = "subject"
+    placed = [backbone.place(each.replace("{}", f"a <{name}>"), {name: class_noun}) for each in templates]
+    return [marked.plain for marked, _ in placed], [positions for _, ((_, positions),) in placed]
+
+
+@torch.no_grad()
+def concept_offsets(backbone: Backbone, bank: ConceptBank) -> ConceptBank:
+    """Subtract from a bank's rows those of "a noun" in the same templates: the change that makes a noun the concept.
+
+    A bank's rows also carry the context that they were extracted from: a phrase alone, at the start, in a photo.
+    Offsets are added to a prompt's own rows, which so keep their own context.
+    """
+    one = [bank.metadata.get("extraction_template", FIXED_TEMPLATE)]
+    templates = TEMPLATES if bank.metadata.get("bank_templates") == "all" else one
+    prompts, positions = phrases(backbone, bank.class_noun, templates)
+    text = backbone.read_text(backbone.encode_text(prompts).prompt_embeds)
+    generic = torch.stack([text[row, at] for row, at in enumerate(positions)]).mean(0)  # (S, C)
+    projections = backbone.text_layers()
+    rows = {name: row - projections[name](generic).to(row) for name, row in bank.rows.items()}
+    return ConceptBank(rows, bank.metadata)
 
 
 Rows = Mapping[str, Tensor]

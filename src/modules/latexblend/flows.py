@@ -17,11 +17,8 @@ from src.data.prompts import FIXED_TEMPLATE, concept_span, initial_vector, token
 from src.data.ranges import Weight
 from src.modules.backbones.base import Backbone, Text
 from src.modules.backbones.memory import weights_fetched_again
-from src.modules.latexblend.bank import Transform
+from src.modules.latexblend.bank import Transform, phrases
 from src.modules.latexblend.token_tables import modifier_embedded
-
-SUBJECT = "subject"
-"""What templates call the concept while its rows are looked for."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +224,7 @@ class DualFlow:
         ]
         self.prompts = [prompt for prompt, _ in asked[0]]
         self.starts = [torch.tensor([span.start for _, span in each]) for each in asked]
-        placed = [backbone.place(each.replace("{}", f"a <{SUBJECT}>"), {SUBJECT: class_noun}) for each in templates]
-        self.positions = torch.tensor([positions for _, ((_, positions),) in placed])
+        self.positions = torch.tensor(phrases(backbone, class_noun, templates)[1])
         self.fixed = self.prompts.index(FIXED_TEMPLATE.replace("{}", f"a {class_noun}"))
         self.projections = backbone.text_layers()
         vectors = [

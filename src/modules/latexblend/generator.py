@@ -14,7 +14,6 @@ from src.data.identity import warn_of_another
 from src.data.known_words import KnownWords
 from src.data.layout import Region, bounding_box, regions_of
 from src.data.mentions import check_name, mentioned, parse_prompt
-from src.data.prompts import FIXED_TEMPLATE, TEMPLATES
 from src.data.ranges import BatchSize, BelowOne, Sampling, Share1
 from src.data.request import Identity, Request
 from src.modules.backbones.base import Backbone
@@ -23,8 +22,7 @@ from src.modules.backbones.gligen import Grounded, grounded, is_grounded
 from src.modules.backbones.trajectory import TracedGenerator
 from src.modules.generator import usable_device
 from src.modules.latexblend.attention import refuse_normed
-from src.modules.latexblend.bank import ConceptBank, ProjectionCache, cached_projections, replace_rows
-from src.modules.latexblend.flows import SUBJECT
+from src.modules.latexblend.bank import ConceptBank, ProjectionCache, cached_projections, concept_offsets, replace_rows
 from src.modules.latexblend.guidance import BlendingGuidance
 from src.modules.latexblend.joint import joint_blended, refuse_what_reads_attention
 from src.modules.latexblend.rectification import Rectification
@@ -131,23 +129,6 @@ def blended(
             handle.remove()
 
 
-@torch.no_grad()
-def concept_offsets(backbone: Backbone, bank: ConceptBank) -> ConceptBank:
-    """Subtract from a bank's rows those of "a noun" in the same templates: the change that makes a noun the concept.
-
-    A bank's rows also carry the context that they were extracted from: a phrase alone, at the start, in a photo.
-    Offsets are added to a prompt's own rows, which so keep their own context.
-    """
-    one = [bank.metadata.get("extraction_template", FIXED_TEMPLATE)]
-    templates = TEMPLATES if bank.metadata.get("bank_templates") == "all" else one
-    placed = [backbone.place(each.replace("{}", f"a <{SUBJECT}>"), {SUBJECT: bank.class_noun}) for each in templates]
-    text = backbone.read_text(backbone.encode_text([marked.plain for marked, _ in placed]).prompt_embeds)
-    generic = torch.stack([text[row, at] for row, (_, ((_, at),)) in enumerate(placed)]).mean(0)  # (S, C)
-    projections = backbone.text_layers()
-    rows = {name: row - projections[name](generic).to(row) for name, row in bank.rows.items()}
-    return ConceptBank(rows, bank.metadata)
-
-
 class ConceptGenerator(TracedGenerator[Placed]):
     """Draws prompts that may mention concepts, ``a <rex> next to a <mittens>``, each in its region if it has one.
 
@@ -160,6 +141,7 @@ class ConceptGenerator(TracedGenerator[Placed]):
             extension; None for what suits the backbone.
         blending_start: Share of the noise schedule, however long it is, below which concepts act; 1 for all of it.
         blending_end: Share of the noise schedule below which concepts act no longer; 0 for never.
+        isolated: Whether other words do not attend to a concept where image and text attend to both (``isolation``).
         rectification: How attention to concepts is rectified, or its settings; None for a layout's alone.
         blending_guidance: Guidance for many or similar concepts in one image, or its settings; None for no guidance.
         batch_size: Number of images drawn at a time; it does not change an image beyond rounding.
@@ -186,6 +168,7 @@ class ConceptGenerator(TracedGenerator[Placed]):
         batch_size: BatchSize = 8,
         device: str | None = None,
         blending_end: BelowOne = 0.0,
+        isolated: bool = False,
     ) -> None:
         super().__init__(batch_size)
         for name in banks or {}:
@@ -202,6 +185,9 @@ class ConceptGenerator(TracedGenerator[Placed]):
         self.backbone, self.sampling = backbone, backbone.settled(sampling)
         backbone.token_ids([self.sampling["negative_prompt"]])  # Refused here, and not after the first batch.
         self.keep_context = backbone.sampling["keep_context"] if keep_context is None else keep_context
+        self.isolated = isolated
+        if isolated and not backbone.joint:
+            raise ValueError(f"method.isolated=true, but in {backbone.name} no word reads another; leave it out")
         if backbone.joint:
             refuse_what_reads_attention(self.keep_context, rectification, blending_guidance)
         refuse_normed(backbone.denoiser, rectification=rectification, blending_guidance=blending_guidance)
@@ -275,6 +261,7 @@ class ConceptGenerator(TracedGenerator[Placed]):
             "negative_prompt": of_call["negative_prompt"],
             **({"keep_context": "true"} if self.keep_context else {}),
             **({"blending_end": str(self.blending_end)} if self.blending_end else {}),
+            **({"isolated": "true"} if self.isolated else {}),
             **({"rectification": str(self.rectification)} if self.rectification != usual else {}),
             **({"blending_guidance": str(guidance)} if guidance and guidance.num_steps else {}),
             **banks,
@@ -329,7 +316,8 @@ class ConceptGenerator(TracedGenerator[Placed]):
         acts_below = start * length if start < 1 else None
         acts_from, bind = self.blending_end * length, self.rectification.bind
         if self.backbone.joint:
-            return joint_blended(self.backbone.denoiser, placements, acts_below, acts_from)
+            isolate = self.backbone.joint if self.isolated else None
+            return joint_blended(self.backbone.denoiser, placements, acts_below, acts_from, isolate)
         return blended(self.backbone.denoiser, placements, acts_below, bind, self.keep_context, acts_from)
 
     def denoising_errors(

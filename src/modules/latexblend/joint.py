@@ -12,7 +12,7 @@ Shapes: B samples, L text rows of a prompt, S rows of one concept, C width of te
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from src.modules.backbones.base import Backbone, Text
 from src.modules.backbones.projections import text_projections
-from src.modules.latexblend.bank import JointBank, Transform
-from src.modules.latexblend.flows import SUBJECT, LowRank, Reading
+from src.modules.latexblend.bank import JointBank, Transform, phrases
+from src.modules.latexblend.flows import LowRank, Reading
+from src.modules.latexblend.isolation import isolated
 
 RANK = 4
 """Rank of the changes where none is given: full ones would be as large as the layers."""
@@ -114,9 +115,8 @@ class JointFlow:
         reading: Reading = "concept",
     ) -> None:
         self.backbone, self.reading = backbone, reading
-        placed = [backbone.place(each.replace("{}", f"a <{SUBJECT}>"), {SUBJECT: class_noun}) for each in templates]
-        self.prompts = [marked.plain for marked, _ in placed]
-        self.positions = torch.tensor([positions for _, ((_, positions),) in placed])
+        self.prompts, positions = phrases(backbone, class_noun, templates)
+        self.positions = torch.tensor(positions)
         self.everywhere = not base_flow or reading == "all"
         text = backbone.encode_text(self.prompts).prompt_embeds.float()
         spread = text.flatten(0, 1).std(0)  # (C,)
@@ -182,6 +182,16 @@ class JointText:
         self._rows: tuple[Tensor, Tensor, Tensor] | None = None
         self._size = (0, 0)
 
+    @property
+    def length(self) -> int:
+        """Text rows L of the batch that entered last."""
+        return self._size[1]
+
+    @property
+    def places(self) -> list[tuple[int, Sequence[int]]]:
+        """Row of the batch, and text rows, of each concept."""
+        return [(self._size[0] + row, positions) for row, _, positions, _ in self.placed]
+
     def enter(self, embeds: Tensor) -> Tensor:
         """Add the offsets to text ``(rows, L, C)``; conditional rows are the last ones, as in every stock pipeline.
 
@@ -243,6 +253,7 @@ def joint_blended(
     placements: Sequence[Sequence[Any]],
     acts_below: float | None = None,
     acts_from: float = 0.0,
+    isolate: Literal["text first", "image first"] | None = None,
 ) -> Iterator[None]:
     """While active, put concepts into the text that ``denoiser`` reads; afterwards it is bit for bit what it was.
 
@@ -251,6 +262,7 @@ def joint_blended(
         placements: Concepts and positions of every prompt in the batch.
         acts_below: Timestep below which concepts act; None for all timesteps.
         acts_from: Lowest timestep at which concepts act.
+        isolate: To keep other text from reading concepts (``isolated``), which stands first; None where it may.
 
     Raises:
         ValueError: If another such context is still open on this transformer.
@@ -282,8 +294,10 @@ def joint_blended(
     stock = vars(denoiser).get("cache_context")
     if hasattr(denoiser, "cache_context"):
         denoiser.cache_context = _told(denoiser.cache_context, guided)
+    read = lambda: (text.places if acting[0] else [], text.length)  # noqa: E731
     try:
-        yield
+        with isolated(denoiser, read, isolate == "text first") if isolate else contextlib.nullcontext():
+            yield
     finally:
         for handle in handles:
             handle.remove()

@@ -89,7 +89,7 @@ class LaTexBlend(Learner):
                 f"method.learner.snr_gamma is {snr_gamma}, but {backbone.name} learns by flow matching, which draws "
                 "times by their weight; leave it out"
             )
-        self.objective.check_attention(backbone.joint, backbone.name)
+        self.objective.check_attention(bool(backbone.joint), backbone.name)
         # What could not be saved at the end is refused at the start.
         CONCEPT_BANK.check(self.exports.path, self._metadata(backbone))
         torch.manual_seed(seed)

@@ -18,8 +18,8 @@ from src.data.request import Request
 from src.modules.backbones.base import Backbone, text_projections
 from src.modules.backbones.denoising import LEVELS
 from src.modules.backbones.unet import UNetBackbone
-from src.modules.latexblend.bank import ConceptBank, replace_rows, transformed_projections
-from src.modules.latexblend.generator import BlendedText, ConceptGenerator, Placement, blended, concept_offsets
+from src.modules.latexblend.bank import ConceptBank, concept_offsets, replace_rows, transformed_projections
+from src.modules.latexblend.generator import BlendedText, ConceptGenerator, Placement, blended
 from tests.tiny import tiny_sd, tiny_sdxl
 
 PIPELINES = {"sd": tiny_sd, "sdxl": tiny_sdxl}
