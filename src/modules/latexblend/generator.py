@@ -141,7 +141,6 @@ class ConceptGenerator(TracedGenerator[Placed]):
             extension; None for what suits the backbone.
         blending_start: Share of the noise schedule, however long it is, below which concepts act; 1 for all of it.
         blending_end: Share of the noise schedule below which concepts act no longer; 0 for never.
-        isolated: Whether other words do not attend to a concept where image and text attend to both (``isolation``).
         rectification: How attention to concepts is rectified, or its settings; None for a layout's alone.
         blending_guidance: Guidance for many or similar concepts in one image, or its settings; None for no guidance.
         batch_size: Number of images drawn at a time; it does not change an image beyond rounding.
@@ -168,7 +167,6 @@ class ConceptGenerator(TracedGenerator[Placed]):
         batch_size: BatchSize = 8,
         device: str | None = None,
         blending_end: BelowOne = 0.0,
-        isolated: bool = False,
     ) -> None:
         super().__init__(batch_size)
         for name in banks or {}:
@@ -185,12 +183,16 @@ class ConceptGenerator(TracedGenerator[Placed]):
         self.backbone, self.sampling = backbone, backbone.settled(sampling)
         backbone.token_ids([self.sampling["negative_prompt"]])  # Refused here, and not after the first batch.
         self.keep_context = backbone.sampling["keep_context"] if keep_context is None else keep_context
-        self.isolated = isolated
-        if isolated and not backbone.joint:
-            raise ValueError(f"method.isolated=true, but in {backbone.name} no word reads another; leave it out")
+        given = rectification or {}
+        self.rectification = Rectification(**given) if isinstance(given, Mapping) else given
+        reads_scores = self.rectification.reads_scores
         if backbone.joint:
-            refuse_what_reads_attention(self.keep_context, rectification, blending_guidance)
-        refuse_normed(backbone.denoiser, rectification=rectification, blending_guidance=blending_guidance)
+            refuse_what_reads_attention(self.keep_context, reads_scores, blending_guidance)
+        elif self.rectification.isolate:
+            raise ValueError(
+                f"method.rectification.isolate=true, but in {backbone.name} no word reads another; leave it out"
+            )
+        refuse_normed(backbone.denoiser, rectification=reads_scores, blending_guidance=blending_guidance)
         widths = {name: linear.out_features for name, linear in backbone.text_layers().items()}
         self.banks = {}
         for name, bank in (banks or {}).items():
@@ -200,8 +202,6 @@ class ConceptGenerator(TracedGenerator[Placed]):
             loaded = loaded.to(backbone.device, backbone.dtype)
             self.banks[name] = concept_offsets(backbone, loaded) if self.keep_context else loaded
         self.blending_start, self.blending_end = blending_start, blending_end
-        given = rectification or {}
-        self.rectification = Rectification(**given) if isinstance(given, Mapping) else given
         if isinstance(blending_guidance, Mapping):
             blending_guidance = BlendingGuidance(**blending_guidance)
         if blending_guidance:
@@ -250,7 +250,7 @@ class ConceptGenerator(TracedGenerator[Placed]):
     def identity(self, prompt: str | None = None) -> Identity:
         """Return what an image depends on beside text and seed; with ``prompt``, only the banks that it mentions."""
         of_call, guidance = self.sampling, self.blending_guidance
-        bind, usual = self.rectification.bind, Rectification(bind=self.rectification.bind)
+        bind = self.rectification.bind
         drawn_with = (of_call["num_inference_steps"], of_call["guidance_scale"], self.blending_start, bind)
         banks = {f"bank.{name}": bank.metadata.get("sha256", "") for name, bank in self.banks.items()}
         if prompt is not None:
@@ -261,8 +261,8 @@ class ConceptGenerator(TracedGenerator[Placed]):
             "negative_prompt": of_call["negative_prompt"],
             **({"keep_context": "true"} if self.keep_context else {}),
             **({"blending_end": str(self.blending_end)} if self.blending_end else {}),
-            **({"isolated": "true"} if self.isolated else {}),
-            **({"rectification": str(self.rectification)} if self.rectification != usual else {}),
+            **({"isolate": "true"} if self.rectification.isolate else {}),
+            **({"rectification": str(self.rectification)} if self.rectification.reads_scores else {}),
             **({"blending_guidance": str(guidance)} if guidance and guidance.num_steps else {}),
             **banks,
         }
@@ -316,7 +316,7 @@ class ConceptGenerator(TracedGenerator[Placed]):
         acts_below = start * length if start < 1 else None
         acts_from, bind = self.blending_end * length, self.rectification.bind
         if self.backbone.joint:
-            isolate = self.backbone.joint if self.isolated else None
+            isolate = self.backbone.joint if self.rectification.isolate else None
             return joint_blended(self.backbone.denoiser, placements, acts_below, acts_from, isolate)
         return blended(self.backbone.denoiser, placements, acts_below, bind, self.keep_context, acts_from)
 

@@ -98,8 +98,8 @@ def isolated(denoiser: nn.Module, read: Callable[[], tuple[Sequence[Place], int]
             mode.__exit__(None, None, None)
             if not mode.reached and output is not None:
                 raise ValueError(
-                    "method.isolated=true masks attention, and this model computes it by something that takes no "
-                    "mask; call set_attention_backend('native') of the transformer, or leave method.isolated out"
+                    "method.rectification.isolate=true masks attention, and this model computes it by something that "
+                    "takes no mask; call set_attention_backend('native') of the transformer, or leave it out"
                 )
 
     layers = {name.partition(".")[2] for name in text_projections(denoiser)}

@@ -321,13 +321,13 @@ def _told(stock: Any, guided: list[bool]) -> Any:
 
 
 def refuse_what_reads_attention(
-    keep_context: bool = False, rectification: Any = None, blending_guidance: Any = None, layout: Any = None
+    keep_context: bool = False, rectification: bool = False, blending_guidance: Any = None, layout: Any = None
 ) -> None:
     """Refuse what is defined for cross-attention alone.
 
     Args:
         keep_context: Whether rows are added to a prompt's own.
-        rectification: How attention to concepts is rectified.
+        rectification: Whether scores of attention to concepts are changed.
         blending_guidance: Guidance by attention maps.
         layout: Places of concepts.
 

@@ -10,7 +10,7 @@ Shapes: B prompts, H heads, N cells of a feature map, L tokens, K concepts of on
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class Rectification:
         start: Share of the noise schedule below which segments are found, where no layout gives them.
         num_segments: Segments that an image is cut into, or one more than its concepts if these are more.
         bind: Whether V* gets the key of the noun, see ``BlendedText``.
+        isolate: Where image and text attend to both together: whether other words do not attend to concepts.
 
     Raises:
         ValueError: If one is out of range.
@@ -50,6 +51,7 @@ class Rectification:
     start: Share1 = 0.85
     num_segments: Count = 8
     bind: bool = field(default=False, repr=False)
+    isolate: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -59,6 +61,11 @@ class Rectification:
                 f"rectification has strength {self.strength}, start {self.start} and num_segments {self.num_segments}; "
                 "give a strength of at least 0, a start in (0, 1], and one segment or more"
             )
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether something is asked of the scores of cross-attention."""
+        return replace(self, bind=False, isolate=False) != Rectification()
 
     @contextlib.contextmanager
     def acting(

@@ -14,9 +14,11 @@ from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.generator import ConceptGenerator, Placement
 from src.modules.latexblend.isolation import allowed
 from src.modules.latexblend.joint import joint_blended
+from src.modules.latexblend.rectification import Rectification
 from tests.modules.latexblend.test_joint_attention import JOINT, bank, placed
 from tests.tiny import tiny_sd
 
+ISOLATE = Rectification(isolate=True)
 PROMPT = "a <rex> on the grass"
 
 
@@ -73,7 +75,7 @@ def test_the_image_still_reads_the_concept(backbone: Backbone) -> None:
 def test_without_concepts_nothing_is_masked(backbone: Backbone) -> None:
     stock = backbone.draw(["a dog"], [0], backbone.settled({"num_inference_steps": 2, "resolution": 64}))
     generator = ConceptGenerator(
-        backbone, {"rex": bank(backbone, 1)}, {"num_inference_steps": 2, "resolution": 64}, isolated=True
+        backbone, {"rex": bank(backbone, 1)}, {"num_inference_steps": 2, "resolution": 64}, rectification=ISOLATE
     )
     generator.sample([Request("a <rex>", 0)])
     after = generator.sample([Request("a dog", 0)])
@@ -86,8 +88,8 @@ def test_prompts_of_other_lengths_are_drawn_together(backbone: Backbone) -> None
     asked = [Request("a <rex>", 0), Request("a <rex> next to a <tom> on the grass", 1)]
     banks = {"rex": bank(backbone, 1), "tom": bank(backbone, 2, noun="cat")}
     of_call = {"num_inference_steps": 2, "resolution": 64}
-    both = ConceptGenerator(backbone, banks, of_call, isolated=True).sample(asked)
-    alone = ConceptGenerator(backbone, banks, of_call, isolated=True, batch_size=1).sample(asked)
+    both = ConceptGenerator(backbone, banks, of_call, rectification=ISOLATE).sample(asked)
+    alone = ConceptGenerator(backbone, banks, of_call, rectification=ISOLATE, batch_size=1).sample(asked)
     free = ConceptGenerator(backbone, banks, of_call).sample(asked)
     for one, other in zip(both, alone, strict=True):
         assert np.abs(np.asarray(one, float) - np.asarray(other, float)).max() <= 2
@@ -95,8 +97,8 @@ def test_prompts_of_other_lengths_are_drawn_together(backbone: Backbone) -> None
 
 
 def test_it_is_part_of_what_an_image_depends_on(backbone: Backbone) -> None:
-    free, masked = (ConceptGenerator(backbone, isolated=isolated) for isolated in (False, True))
-    assert masked.identity() == free.identity() | {"isolated": "true"}
+    free, masked = (ConceptGenerator(backbone, rectification=each) for each in (None, ISOLATE))
+    assert masked.identity() == free.identity() | {"isolate": "true"}
 
 
 def test_the_denoiser_is_what_it_was_also_after_an_error(backbone: Backbone) -> None:
@@ -126,10 +128,10 @@ def test_attention_that_takes_no_mask_is_an_error(backbone: Backbone) -> None:
     plain, placements = placed(backbone, PROMPT, {"rex": bank(backbone, 1)})
     for block in backbone.denoiser.transformer_blocks:
         block.attn.processor = Own()
-    with pytest.raises(ValueError, match=r"isolated=true masks attention.* set_attention_backend\('native'\)"):
+    with pytest.raises(ValueError, match=r"isolate=true masks attention.* set_attention_backend\('native'\)"):
         second_block(backbone, plain, placements, True)
 
 
 def test_it_is_refused_where_no_word_reads_another(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"isolated=true, but in tiny no word reads another; leave it out"):
-        ConceptGenerator(UNetBackbone(tiny_sd(tmp_path), "tiny"), isolated=True)
+    with pytest.raises(ValueError, match=r"isolate=true, but in tiny no word reads another; leave it out"):
+        ConceptGenerator(UNetBackbone(tiny_sd(tmp_path), "tiny"), rectification=ISOLATE)
