@@ -147,6 +147,22 @@ def test_v_star_and_scalars_learn_faster_than_matrices(name: str, group: str, fa
     assert cfg.rates[group] == pytest.approx(factor * cfg.optimizer.lr)
 
 
+def test_rates_of_a_method_for_one_backbone_are_no_rivals() -> None:
+    ours, theirs = (
+        OmegaConf.load(CONF / f"{name}/train.yaml") for name in ("method/latexblend", "method/dreambooth_lora")
+    )
+    for_sd3 = OmegaConf.load(CONF / "rates/world_sd3/latexblend/train.yaml")
+    for experiment, method, lr, rates in (
+        ("concept_sd3", "latexblend", for_sd3.optimizer.lr, for_sd3.rates),
+        ("concept_sd3", "dreambooth_lora", theirs.optimizer.lr, None),
+        ("concept_dog", "latexblend", ours.optimizer.lr, ours.rates),
+    ):
+        found = composed("train", f"+experiment={experiment}", f"method={method}/train").method
+        assert (found.optimizer.lr, found.get("rates")) == (lr, rates), (experiment, method)
+    typed = composed("train", "+experiment=concept_sd3", "method.optimizer.lr=0.5").method
+    assert (typed.optimizer.lr, typed.rates) == (0.5, for_sd3.rates)
+
+
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of nested mappings, by its dotted key."""
     if not isinstance(node, Mapping):

@@ -17,6 +17,9 @@ from src.modules.rivals.learner import RivalLearner
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """Layers of the denoiser that get a change, in self-attention and cross-attention."""
+JOINT_ATTENTION = tuple(f"attn.{name}" for name in (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"))
+"""Layers that do in joint attention, of image and text, as in diffusers' script for SD3, which leaves the second
+attention of SD3.5 alone."""
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 """Layers of a CLIP text encoder that do."""
 
@@ -115,6 +118,7 @@ class DreamBoothLoRA(RivalLearner):
 
     method = "dreambooth_lora"
     draws: ClassVar[type[RivalGenerator]] = DreamBoothLoRAGenerator
+    needs_cross_attention: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -139,7 +143,7 @@ class DreamBoothLoRA(RivalLearner):
 
     def add_weights(self) -> None:
         """Wrap the denoiser; a checkpoint holds the changes alone."""
-        add_lora(self.backbone.denoiser, ATTENTION, self.rank)
+        add_lora(self.backbone.denoiser, JOINT_ATTENTION if self.backbone.joint else ATTENTION, self.rank)
         self.lora = nn.ParameterList(lora_parameters(self.backbone.denoiser))
 
     def stock(self) -> contextlib.AbstractContextManager[Any]:

@@ -57,6 +57,10 @@ class RivalLearner(Learner):
         initializer: Word whose embedding V* starts from.
         sampling: Settings of sample grids: steps, guidance, negative prompt, resolution.
         seed: Seed of noise, timesteps, templates and initial weights.
+
+    Raises:
+        ValueError: If the method needs cross-attention, which the model has none of, or a word stands at several places
+            of a prompt, see ``stands_once``.
     """
 
     incidental: ClassVar[tuple[str, ...]] = ("cache_dir", "export_path", "sampling")
@@ -64,6 +68,8 @@ class RivalLearner(Learner):
     """Name in ``conf/method`` and in files."""
     draws: ClassVar[type[RivalGenerator]] = RivalGenerator
     """What draws with the concept."""
+    needs_cross_attention: ClassVar[bool] = True
+    """Whether it works only where image and text do not attend to both together, as they do in ``Backbone.joint``."""
 
     def __init__(
         self,
@@ -78,10 +84,15 @@ class RivalLearner(Learner):
     ) -> None:
         super().__init__()
         self._backbone = (backbone,)
-        if backbone.joint or stands_twice(backbone, subject.class_noun):
+        instead = "learn the subject with method=latexblend, or take backbone=sdxl"
+        if backbone.joint and self.needs_cross_attention:
             raise ValueError(
-                f"{self.method} is built for models with cross-attention, where a word stands once, and "
-                f"{backbone.name} is none; learn the subject with method=latexblend, or take backbone=sdxl"
+                f"{self.method} is built for models with cross-attention, and {backbone.name} is none; {instead}"
+            )
+        if not stands_once(backbone, subject.class_noun):
+            raise ValueError(
+                f"{self.method} needs a word to stand at one place of a prompt, but in {backbone.name} it stands at "
+                f"several, one for each text encoder, or inside a template; {instead}"
             )
         self.subject, self.cache_dir, self.export_path = subject, cache_dir, export_path
         self.prior_loss_weight, self.initializer = prior_loss_weight, initializer
@@ -275,8 +286,13 @@ class RivalLearner(Learner):
         return {"concept bank": path, "next": following}
 
 
-def stands_twice(backbone: Backbone, noun: str) -> bool:
-    """Whether a word has rows of more than one text encoder, one behind the other, as in Hunyuan-DiT."""
+def stands_once(backbone: Backbone, noun: str) -> bool:
+    """Whether all text encoders read a word at one place of a prompt, and the denoiser at this place alone.
+
+    CLIP beside T5, as in SD3.5, FLUX and Hunyuan-DiT, reads it at another; a template around a prompt moves it.
+    """
     asked = ("a <it>", {"it": noun})
-    whole, first = backbone.place(*asked)[1], concept_positions(backbone.tokenizers[0], *asked, backbone.as_read)[1]
-    return len(whole[0][1]) > len(first[0][1])
+    marked, rows = backbone.place(*asked)
+    found = [concept_positions(tokenizer, *asked, backbone.as_read)[1] for tokenizer in backbone.tokenizers]
+    alone = [tokenize(tokenizer, [backbone.as_read(marked.plain)]) for tokenizer in backbone.tokenizers]
+    return all(one == rows for one in found) and all(map(torch.equal, backbone.token_ids([marked.plain]), alone))

@@ -113,6 +113,7 @@ class MuDI(JointLearner, DreamBoothLoRA):
 
     method = "mudi"
     draws: ClassVar[type[RivalGenerator]] = MuDIGenerator
+    needs_cross_attention: ClassVar[bool] = True
 
     def __init__(
         self,

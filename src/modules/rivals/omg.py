@@ -49,7 +49,8 @@ class OMGGenerator(RivalGenerator):
         device: As there.
 
     Raises:
-        ValueError: As there, or if the backbone's calls take no callback at the end of a step.
+        ValueError: As there, or if the backbone has no cross-attention, or its calls take no callback at the end of a
+            step.
     """
 
     method = "dreambooth_lora"
@@ -63,7 +64,7 @@ class OMGGenerator(RivalGenerator):
         batch_size: BatchSize = 8,
         device: str | None = None,
     ) -> None:
-        if not hasattr(backbone.pipeline, "_callback_tensor_inputs"):
+        if backbone.joint or not hasattr(backbone.pipeline, "_callback_tensor_inputs"):
             raise ValueError(
                 f"OMG reads the attention of every step, which a {type(backbone.pipeline).__name__} does not show; "
                 "take a Stable Diffusion or SDXL backbone"

@@ -23,6 +23,7 @@ class TextualInversion(RivalLearner):
 
     method = "textual_inversion"
     draws: ClassVar = TextualInversionGenerator
+    needs_cross_attention: ClassVar[bool] = False
 
     def first_tokens(self) -> list[nn.Parameter]:
         """Return embeddings of "a" and of the noun's tokens, ``(S, D)``; "a" stays."""

@@ -110,5 +110,5 @@ def test_a_pipeline_of_another_family_is_refused_before_its_weights_are_read(tmp
 
 
 def test_rivals_say_that_a_word_must_stand_once(backbone: HunyuanDiTBackbone, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="where a word stands once, and hunyuan is none"):
+    with pytest.raises(ValueError, match="needs a word to stand at one place of a prompt, but in hunyuan"):
         CustomDiffusion(backbone, Subject("dog"), str(tmp_path), str(tmp_path / "rex.safetensors"))
