@@ -179,7 +179,7 @@ class JointText:
         self.ranks = {id(bank): len(down) for bank in banks if (down := _any(bank, "down.")) is not None}
         self.banks = [bank for bank in banks if id(bank) in self.ranks]
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
-        self._rows: tuple[Tensor, Tensor, Tensor] | None = None
+        self._rows: dict[int, tuple[Tensor, Tensor]] = {}
         self._size = (0, 0)
 
     @property
@@ -201,18 +201,18 @@ class JointText:
         if len(embeds) not in (self.number, 2 * self.number):
             raise ValueError(f"concepts were placed for {self.number} prompts, but the denoiser got {len(embeds)} rows")
         if self._size != (size := (len(embeds) - self.number, embeds.shape[1])):
-            self._size, self._rows = size, None
+            self._size, self._rows = size, {}
         entered = embeds.clone()
         for row, bank, positions, strength in self.placed:
             entered[size[0] + row, positions] += strength * bank.rows["text"].to(entered)
         return entered
 
     def __call__(self, name: str, hidden: Tensor, projected: Tensor) -> Tensor:
-        """Add the changes to one projection of text, ``(rows, L or more, D)``."""
+        """Add the changes to one projection of text, ``(rows, L or more, D)``, in place: no layer has another copy."""
         for row, bank, positions, strength in self.placed:
             if (added := bank.rows.get(f"add.{name}")) is not None:
                 at = torch.tensor([[self._size[0] + row] * len(positions), positions], device=projected.device)
-                projected = projected.index_put(tuple(at), strength * added.to(projected), accumulate=True)
+                projected.index_put_(tuple(at), strength * added.to(projected), accumulate=True)
         if not self.banks:
             return projected
         # All K concepts together: two products do for any number of them.
@@ -220,27 +220,28 @@ class JointText:
             downs, ups = ([bank.rows[f"{part}.{name}"].to(hidden) for bank in self.banks] for part in ("down", "up"))
             self._factors[name] = torch.cat(downs), torch.cat(ups, dim=1)  # (K r, C_l), (D, K r)
         down, up = self._factors[name]
-        if self._rows is None:
-            self._rows = self._changing(hidden)
-        samples, places, shares = self._rows
-        change = F.linear(F.linear(hidden[samples, places], down) * shares, up)  # (T, D)
-        return projected.index_put((samples, places), change.to(projected), accumulate=True)
+        if (length := hidden.shape[1]) not in self._rows:
+            self._rows[length] = self._changing(hidden)
+        rows, shares = self._rows[length]
+        change = F.linear(F.linear(hidden.flatten(0, 1).index_select(0, rows), down) * shares, up)  # (T, D)
+        projected.view(-1, projected.shape[-1]).index_add_(0, rows, change.to(projected))
+        return projected
 
-    def _changing(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Find the T rows that change, ``(T,)`` twice, and each one's shares of the changes, ``(T, K r)``."""
-        samples: list[int] = []
-        places: list[int] = []
+    def _changing(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the T rows of the whole batch that change, ``(T,)``, and each one's shares of the changes, ``(T, K r)``.
+
+        Behind the text of FLUX's single blocks stands the image, so a sample has more rows there.
+        """
+        rows: list[int] = []
         shares: list[list[float]] = []
         for row, bank, positions, strength in self.placed:
             if id(bank) not in self.ranks:
                 continue
             own = range(self._size[1]) if bank.metadata.get("reading") == "all" else positions
             each = [strength if other is bank else 0.0 for other in self.banks for _ in range(self.ranks[id(other)])]
-            samples += [self._size[0] + row] * len(own)
-            places += own
+            rows += [(self._size[0] + row) * hidden.shape[1] + at for at in own]
             shares += [each] * len(own)
-        index = torch.tensor([samples, places], device=like.device)
-        return index[0], index[1], torch.tensor(shares).to(like)
+        return torch.tensor(rows, device=hidden.device), torch.tensor(shares).to(hidden)
 
 
 def _any(bank: JointBank, start: str) -> Tensor | None:

@@ -117,11 +117,11 @@ def test_two_concepts_are_each_what_it_is_alone_at_every_projection(backbone: Ba
         hidden = torch.randn(1, embeds.shape[1], linear.in_features, generator=torch.Generator().manual_seed(3))
         with torch.no_grad():
             projected = linear(hidden)
-            found = together(name, hidden, projected)
-            assert torch.allclose(found, orders(name, hidden, projected), atol=1e-5)
+            found = together(name, hidden, projected.clone())
+            assert torch.allclose(found, orders(name, hidden, projected.clone()), atol=1e-5)
             left = torch.ones(embeds.shape[1], dtype=torch.bool)
             for one, own in zip(alone, both, strict=True):
-                rows = one(name, hidden, projected)[0, own.positions]
+                rows = one(name, hidden, projected.clone())[0, own.positions]
                 assert torch.allclose(found[0, own.positions], rows, atol=1e-5)
                 down, up = (own.bank.rows[f"{part}.{name}"] for part in ("down", "up"))
                 change = own.strength * (hidden[0, own.positions] @ down.T @ up.T)
