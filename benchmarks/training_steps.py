@@ -5,7 +5,8 @@ backward, of each method on the same latents, with as many class images as photo
 itself, and ratios are to Custom Diffusion with latents given.
 
 ``the reference's way`` is LaTexBlend without what we keep between steps: photos go through the autoencoder, and the
-prompts of both flows and of the class images through the text encoder, in every step.
+prompts of both flows and of the class images through the text encoder, in every step. ``the UNet alone`` goes forward on
+as many samples and backward to its text rows: no method that learns in cross-attention can take less.
 """
 
 import sys
@@ -124,6 +125,17 @@ def steps(learner: Any, before: Callable[[], None] = lambda: None) -> Iterator[f
         step += 1
 
 
+def unet_alone(frozen: UNetBackbone) -> Iterator[float]:
+    """Go forward and backward, to rows of text, once after another, and yield the seconds of each."""
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2 * PHOTOS, 4, SIDE, SIDE, generator=generator)
+    text = frozen.encode_text(["dog"] * (2 * PHOTOS)).prompt_embeds.requires_grad_()
+    while True:
+        start = time.process_time()
+        frozen.pipeline.unet(latents, torch.arange(2 * PHOTOS), text).sample.square().mean().backward()
+        yield time.process_time() - start
+
+
 def measured(kind: str, rounds: int, folder: Path) -> dict[str, list[float]]:
     """Seconds of each method's steps, which take turns; the first round warms up."""
     frozen = backbone(kind, folder)
@@ -137,6 +149,7 @@ def measured(kind: str, rounds: int, folder: Path) -> dict[str, list[float]]:
     arms = {
         "Custom Diffusion, latents given": steps(prepared(theirs, frozen)),
         "LaTexBlend": steps(prepared(ours, frozen)),
+        "the UNet alone": unet_alone(frozen),
         "LaTexBlend, the reference's way": steps(
             prepared(reference, frozen), as_the_reference(reference, pixel_values)
         ),
