@@ -5,8 +5,8 @@ backward, of each method on the same latents, with as many class images as photo
 itself, and ratios are to Custom Diffusion with latents given.
 
 ``the reference's way`` is LaTexBlend without what we keep between steps: photos go through the autoencoder, and the
-prompts of both flows and of the class images through the text encoder, in every step. ``the UNet alone`` goes forward on
-as many samples and backward to its text rows: no method that learns in cross-attention can take less.
+prompts of both flows and of the class images through the text encoder, in every step. ``the UNet alone`` goes forward
+on as many samples and backward to its text rows: no method that learns in cross-attention can take less.
 """
 
 import sys

@@ -7,6 +7,8 @@ from torch import Tensor
 def stepwise_deviation(noise: Tensor, plain: Tensor) -> Tensor:
     """Mean over steps of ``||eps - eps_0||^2 / ||eps_0||^2``, both predicted at the plain model's latents.
 
+    Where a model predicts velocity, as under flow matching, eps is that.
+
     Args:
         noise: What the customised model predicts there, ``(T, B, C, h, w)``.
         plain: What the plain model predicts, ``(T, B, C, h, w)``.

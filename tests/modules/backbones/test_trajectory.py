@@ -10,12 +10,14 @@ from torch import Tensor
 from src.data.request import Request
 from src.data.trajectory import Trajectory
 from src.eval.scores.deviation import stepwise_deviation, trajectory_deviation
+from src.modules.backbones.sd3 import SD3Backbone
 from src.modules.backbones.trajectory import traced
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.generator import ConceptGenerator
 from src.modules.latexblend.guidance import BlendingGuidance
 from tests.modules.latexblend.test_blending import bank
-from tests.tiny import tiny_sd, tiny_sdxl
+from tests.modules.latexblend.test_joint_attention import bank as joint_bank
+from tests.tiny import tiny_sd, tiny_sd3, tiny_sdxl
 
 STEPS, SCALE = 4, 3.0
 SAMPLING = {"num_inference_steps": STEPS, "guidance_scale": SCALE}
@@ -139,3 +141,29 @@ def test_guidance_that_moves_latents_is_seen_on_the_way(backbone: UNetBackbone) 
     assert torch.equal(ours.latents[0], theirs.latents[0])
     size = float(theirs.latents[1].norm())
     assert float((ours.latents[1] - theirs.latents[1]).norm()) == pytest.approx(0.5 * size, rel=1e-3)
+
+
+@torch.no_grad()
+def test_velocities_of_joint_attention_are_those_of_a_loop_along_the_plain_path(tmp_path: Path) -> None:
+    backbone = SD3Backbone(tiny_sd3(tmp_path), "sd3")
+    generator = ConceptGenerator(backbone, {"rex": joint_bank(backbone, 0)}, SAMPLING)
+    plain = generator.trajectory([PLAIN])
+    assert trajectory_deviation(generator.trajectory([PLAIN]).latents, plain.latents).tolist() == [0.0]
+    held = generator.trajectory([WITH], plain)
+    assert torch.equal(held.latents, plain.latents)
+    assert float(stepwise_deviation(held.noise, plain.noise)) > 0
+    # Of flow matching: z at the next noise level is z + (sigma_next - sigma) v.
+    sigmas = backbone.pipeline.scheduler.sigmas
+    for index in range(STEPS):
+        expected = plain.latents[index] + (sigmas[index + 1] - sigmas[index]) * plain.noise[index]
+        torch.testing.assert_close(plain.latents[index + 1], expected)
+        texts = [backbone.encode_text([prompt]) for prompt in ("", PLAIN.prompt)]
+        timestep = sigmas[index][None] * 1000
+        zero, conditional = (
+            backbone.denoiser(
+                plain.latents[index], each.prompt_embeds, each.pooled_prompt_embeds, timestep, return_dict=False
+            )[0]
+            for each in texts
+        )
+        expected = zero + SCALE * (conditional - zero)
+        torch.testing.assert_close(plain.noise[index], expected, rtol=1e-3, atol=1e-4)
