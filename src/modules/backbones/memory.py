@@ -20,6 +20,8 @@ BACKEND = "inductor"
 """What torch compiles with; it needs a C++ compiler, and Triton for a GPU."""
 OF_TEXT = (r"attn2\.to_k$", r"attn2\.to_v$")
 """Projections of text, which concepts are made of: they keep all their bits."""
+UNCAST = (*DEFAULT_SKIP_MODULES_PATTERN, r"\.wo$")
+"""Layers of text encoders that keep theirs, as do embeddings: T5 rounds what enters ``wo`` to the precision of that."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Memory:
     Attributes:
         weights: Precision that most of the denoiser's weights are kept in, in a quarter of float32's bytes; each layer
             computes in the backbone's own. None for all bits.
+        encoders: The same of the weights of text encoders, such as T5 of FLUX.
         offload: What waits in main memory, and is fetched layer by layer: the ``autoencoder``, the ``encoders`` of
             images and text, or ``all`` with the denoiser. None for nothing.
         compute_again: Whether a training computes activations again in the backward pass instead of keeping them.
@@ -36,10 +39,11 @@ class Memory:
         tiling: Whether pictures of more than ``TILE`` pixels a side are encoded and decoded in tiles.
 
     Raises:
-        ValueError: If ``weights`` or ``offload`` is none of these.
+        ValueError: If ``weights``, ``encoders`` or ``offload`` is none of these.
     """
 
     weights: Storage | None = None
+    encoders: Storage | None = None
     offload: Waiting | None = None
     compute_again: bool = False
     slicing: bool = False
@@ -47,7 +51,8 @@ class Memory:
 
     def __post_init__(self) -> None:
         """Check the names."""
-        for name, known in {"weights": get_args(Storage), "offload": get_args(Waiting)}.items():
+        storage = get_args(Storage)
+        for name, known in {"weights": storage, "encoders": storage, "offload": get_args(Waiting)}.items():
             if (value := getattr(self, name)) not in (None, *known):
                 raise ValueError(f"backbone.memory.{name} is {value!r}; choose one of {', '.join(known)}, or null")
 
@@ -75,12 +80,13 @@ class Memory:
     @property
     def content(self) -> dict[str, str]:
         """What changes what is learnt."""
-        return {"memory.weights": self.weights} if self.weights else {}
+        return {f"memory.{name}": kept for name in ("weights", "encoders") if (kept := getattr(self, name))}
 
     @property
     def seen(self) -> str:
         """What changes a picture, in a few words; empty if nothing does."""
-        return " ".join(str(value) for value in (self.weights, "tiling" if self.tiling else "") if value)
+        encoders = self.encoders and f"encoders in {self.encoders}"
+        return " ".join(told for told in (self.weights, encoders, "tiling" if self.tiling else "") if told)
 
     def apply(self, pipeline: DiffusionPipeline, denoiser: Any, compiled: bool = False) -> Self:
         """Prepare a pipeline, whatever the device; what reads its weights must have read them.
@@ -104,6 +110,11 @@ class Memory:
             kept = (*DEFAULT_SKIP_MODULES_PATTERN, *OF_TEXT, *(denoiser._skip_layerwise_casting_patterns or ()))
             storage = getattr(torch, self.weights)
             apply_layerwise_casting(denoiser, storage, denoiser.dtype, skip_modules_pattern=kept)
+        if self.encoders:
+            for name, part in pipeline.components.items():
+                if name.startswith("text_encoder") and isinstance(part, nn.Module):
+                    storage = getattr(torch, self.encoders)
+                    apply_layerwise_casting(part, storage, part.dtype, UNCAST, skip_modules_classes=(nn.Embedding,))
         if self.compute_again:
             compute_again(denoiser)
         if self.slicing:
@@ -164,7 +175,8 @@ def refuse_rounded(layers: Mapping[str, Any]) -> None:
     few = [getattr(torch, name) for name in get_args(Storage)]
     if rounded := next((name for name, layer in layers.items() if layer.weight.dtype in few), None):
         raise ValueError(
-            f"what this method changes of {rounded} would be rounded away in 8 bits; add backbone.memory.weights=null"
+            f"what this method changes of {rounded} would be rounded away in 8 bits; add backbone.memory.weights=null "
+            "backbone.memory.encoders=null"
         )
 
 

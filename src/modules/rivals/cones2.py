@@ -18,6 +18,7 @@ from src.data.banks import ConceptFile
 from src.data.layout import Region, covered
 from src.data.ranges import BatchSize, Sampling, Seed, Weight
 from src.modules.backbones.base import Backbone
+from src.modules.backbones.memory import refuse_rounded
 from src.modules.latexblend.attention import attention_grid, scores
 from src.modules.latexblend.flows import Subject
 from src.modules.latexblend.token_tables import token_tables
@@ -180,7 +181,13 @@ class Cones2(RivalLearner):
         return []
 
     def add_weights(self) -> None:
-        """Copy the text encoders, and tune the copies; what the stock ones say of every template is kept."""
+        """Copy the text encoders, and tune the copies; what the stock ones say of every template is kept.
+
+        Raises:
+            ValueError: If weights of the text encoders are kept in fewer bits.
+        """
+        parts = [part for encoder in self.backbone.text_encoders for part in encoder.named_modules()]
+        refuse_rounded({name: part for name, part in parts if isinstance(part, nn.Linear)})
         self.tuned = nn.ModuleList(copy.deepcopy(encoder).float() for encoder in self.backbone.text_encoders)
         self.tuned.requires_grad_(True)
         for encoder in self.tuned:

@@ -8,13 +8,16 @@ import pytest
 import torch
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from hydra import compose
+from hydra.errors import InstantiationException
 from torch import nn
 
 from src.data.request import Request
 from src.modules.backbones import base
+from src.modules.backbones.flux import FluxBackbone
 from src.modules.backbones.memory import Memory
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
+from src.modules.latexblend.flows import DualFlow
 from src.modules.latexblend.generator import ConceptGenerator
 from src.modules.rivals.concept import changed_weights
 from src.modules.rivals.dreambooth_lora import add_lora
@@ -23,10 +26,12 @@ from src.run.cli import respelled
 from src.run.record import record_digest, training_record
 from src.run.rehearsal import measured
 from src.run.trained_once import composed
-from tests.tiny import tiny_sd
+from tests.tiny import tiny_flux, tiny_sd
 
 CARDS = ["8gb", "12gb", "16gb", "24gb"]
 SAMPLING = {"num_inference_steps": 2}
+FEW = "float8_e4m3fn"
+MEMORIES: list[dict] = [{"tiling": True}, {"weights": FEW}, {"encoders": FEW}, {"weights": FEW, "encoders": FEW}, {}]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +59,8 @@ def drawn(backbone: UNetBackbone, resolution: int = 64) -> np.ndarray:
         ({"compute_again": True}, 0),
         ({"slicing": True}, 1),
         ({"weights": "float8_e4m3fn"}, 64),
+        ({"encoders": "float8_e4m3fn"}, 64),
+        ({"encoders": "float8_e4m3fn", "offload": "encoders"}, 64),
         ({"weights": "float8_e4m3fn", "offload": "all", "compute_again": True, "slicing": True, "tiling": True}, 64),
     ],
     ids=str,
@@ -105,8 +112,8 @@ def test_pictures_are_told_apart_by_what_changes_them_alone(model: Path) -> None
     plain = loaded(model)
     for same in ({"offload": "all"}, {"slicing": True}, {"compute_again": True}):
         assert loaded(model, **same).identity == plain.identity
-    others = {loaded(model, **one).identity for one in ({"tiling": True}, {"weights": "float8_e4m3fn"}, {})}
-    assert len(others) == 3 and plain.identity in others
+    others = {loaded(model, **one).identity for one in MEMORIES}
+    assert len(others) == len(MEMORIES) and plain.identity in others
 
 
 @pytest.mark.parametrize(
@@ -114,7 +121,8 @@ def test_pictures_are_told_apart_by_what_changes_them_alone(model: Path) -> None
     [
         ({"weights": "int8"}, "backbone.memory.weights is 'int8'; choose one of float8_e4m3fn, float8_e5m2, or null"),
         ({"offload": "vae"}, "backbone.memory.offload is 'vae'; choose one of autoencoder, encoders, all, or null"),
-        ({"tilling": True}, "backbone.memory has no 'tilling'; choose among weights, offload, compute_again, "),
+        ({"tilling": True}, "backbone.memory has no 'tilling'; choose among weights, encoders, offload, "),
+        ({"encoders": True}, "backbone.memory.encoders is True; choose one of float8_e4m3fn, float8_e5m2, or null"),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_is_read(memory: dict, sentence: str) -> None:
@@ -180,7 +188,8 @@ def test_a_training_is_another_where_weights_have_fewer_bits_and_nowhere_else(mo
 
     plain = digest()
     assert digest("++backbone.memory.offload=all", "++backbone.memory.compute_again=true") == plain
-    assert digest("++backbone.memory.weights=float8_e4m3fn") != plain
+    kept = {digest(f"++backbone.memory.{part}=float8_e4m3fn") for part in ("weights", "encoders")}
+    assert len(kept | {plain}) == 3
 
 
 def test_an_optimiser_of_8_bits_needs_a_gpu_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,3 +204,41 @@ def test_an_optimiser_of_8_bits_needs_a_gpu_and_its_package(monkeypatch: pytest.
 
 def test_a_backbone_saves_nothing_unless_it_is_told() -> None:
     assert base.Backbone.memory == Memory() and Memory().overrides == {} and Memory().seen == ""
+
+
+def test_text_encoders_keep_most_weights_in_fewer_bits_but_no_embeddings(tmp_path: Path) -> None:
+    def loaded_flux(**memory) -> FluxBackbone:
+        return FluxBackbone.from_pretrained(str(tmp_path / "flux"), memory=memory)
+
+    tiny_flux(tmp_path).save_pretrained(tmp_path / "flux")
+    plain, saved = loaded_flux(), loaded_flux(encoders=FEW)
+    ours, theirs = (one.encode_text(["a dog on the grass"]) for one in (saved, plain))
+    for name in ("prompt_embeds", "pooled_prompt_embeds"):
+        found, exact = getattr(ours, name), getattr(theirs, name)
+        assert found.dtype == exact.dtype and not torch.equal(found, exact)
+        torch.testing.assert_close(found, exact, rtol=0.1, atol=0.3)
+    for encoder in saved.text_encoders:
+        kept = {name: part.weight.dtype for name, part in encoder.named_modules() if isinstance(part, nn.Linear)}
+        # T5 asks for the precision of ``wo`` and rounds what enters it to that.
+        assert {name for name, dtype in kept.items() if dtype != torch.float8_e4m3fn} == {
+            name for name in kept if name.endswith(".wo")
+        }
+        assert encoder.get_input_embeddings().weight.dtype == torch.float32
+
+
+def test_v_star_learns_through_text_encoders_in_fewer_bits(model: Path) -> None:
+    def gradient(backbone: UNetBackbone) -> torch.Tensor:
+        flow = DualFlow(backbone, "dog", ["photo of {}"])
+        flow.concept_text([0]).prompt_embeds.square().sum().backward()
+        return flow.delta.modifier[0].grad
+
+    plain, saved = gradient(loaded(model)), gradient(loaded(model, encoders=FEW))
+    assert torch.cosine_similarity(plain, saved, dim=0) > 0.9 and not torch.equal(plain, saved)
+
+
+@pytest.mark.usefixtures("configurations")
+def test_who_tunes_a_text_encoder_refuses_fewer_bits_of_it(model: Path, tmp_path: Path) -> None:
+    words = ("experiment=concept_dog", "method=cones2", "++backbone.memory.encoders=float8_e4m3fn")
+    cfg = composed([*respelled(words, "train.py"), f"backbone.path={model}", "data.num_views=5"])
+    with pytest.raises(InstantiationException, match=r"rounded away in 8 bits; add .*backbone\.memory\.encoders=null"):
+        measured(cfg, 1, tmp_path, "a <rex>")
