@@ -70,7 +70,7 @@ def _of_steps(generator: Any, on_step: OnStep) -> Callable[..., None]:
 
         def preview() -> Image.Image | None:
             try:
-                return _preview(generator, noisy, predicted, int(timestep))
+                return _preview(generator, noisy, predicted, float(timestep))
             except (AttributeError, RuntimeError, TypeError, ValueError):
                 # Parts that wait elsewhere to save memory, or a model whose latents are packed: drawn without previews.
                 return None
@@ -81,7 +81,7 @@ def _of_steps(generator: Any, on_step: OnStep) -> Callable[..., None]:
 
 
 @torch.no_grad()
-def _preview(generator: Any, noisy: Tensor, predicted: Tensor, timestep: int) -> Image.Image:
+def _preview(generator: Any, noisy: Tensor, predicted: Tensor, timestep: float) -> Image.Image:
     """Decode the clean latents that a prediction stands for, ``(R, C, h, w)``."""
     backbone = generator.backbone
     config, vae = backbone.noise_scheduler.config, backbone.vae
@@ -91,14 +91,16 @@ def _preview(generator: Any, noisy: Tensor, predicted: Tensor, timestep: int) ->
         scale = float(generator.sampling.get("guidance_scale") or 1)
         prediction = prediction[:1] + scale * (prediction[1:] - prediction[:1])
     if not hasattr(backbone.noise_scheduler, "alphas_cumprod"):
-        raise ValueError("previews are of models of diffusion, not of flow")
-    signal = backbone.noise_scheduler.alphas_cumprod[timestep].to(x)
-    if config.prediction_type == "v_prediction":
-        clean = signal.sqrt() * x[-1:] - (1 - signal).sqrt() * prediction[-1:]
-    elif config.prediction_type == "sample":
-        clean = prediction[-1:]
+        # Of flow matching: z = (1 - sigma) x_0 + sigma noise, and v = noise - x_0.
+        clean = x[-1:] - timestep / backbone.last_timestep * prediction[-1:]
     else:
-        clean = (x[-1:] - (1 - signal).sqrt() * prediction[-1:]) / signal.sqrt()
+        signal = backbone.noise_scheduler.alphas_cumprod[int(timestep)].to(x)
+        if config.prediction_type == "v_prediction":
+            clean = signal.sqrt() * x[-1:] - (1 - signal).sqrt() * prediction[-1:]
+        elif config.prediction_type == "sample":
+            clean = prediction[-1:]
+        else:
+            clean = (x[-1:] - (1 - signal).sqrt() * prediction[-1:]) / signal.sqrt()
     size = [min(side, MOST_CELLS) for side in clean.shape[-2:]]
     clean = _unscaled(vae.config, F.interpolate(clean, size=size, mode="area"))
     pixels = vae.decode(clean.to(vae.device, vae.dtype), return_dict=False)[0].float()

@@ -1,0 +1,43 @@
+"""Previews: what a pass predicts of the picture, which at the end of a flow is the picture itself."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.data.request import Request
+from src.modules.backbones.flux import FluxBackbone
+from src.modules.backbones.sana import SanaBackbone
+from src.modules.backbones.sd3 import SD3Backbone
+from src.modules.latexblend.generator import ConceptGenerator
+from src.run.desk.watching import watched
+from tests.tiny import tiny_flux, tiny_sd3
+from tests.tiny_transformers import tiny_sana
+
+FAMILIES = {"sd3": (SD3Backbone, tiny_sd3), "sana": (SanaBackbone, tiny_sana), "flux": (FluxBackbone, tiny_flux)}
+
+
+def seen(family: str, scale: float, folder: Path) -> tuple[list[Image.Image | None], Image.Image]:
+    made, tiny = FAMILIES[family]
+    generator = ConceptGenerator(
+        made(tiny(folder), family), sampling={"num_inference_steps": 4, "guidance_scale": scale}
+    )
+    previews: list[Image.Image | None] = []
+    with watched(generator, lambda share, preview: previews.append(preview())):
+        return previews, generator.sample([Request("a dog", 0)])[0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("family", ["sd3", "sana"])
+def test_the_last_preview_of_a_flow_is_the_picture(family: str, scale: float, tmp_path: Path) -> None:
+    previews, picture = seen(family, scale, tmp_path)
+    assert len(previews) == 4 and None not in previews
+    last, first = (np.asarray(previews[at], np.int16) for at in (-1, 0))
+    drawn = np.asarray(picture, np.int16)
+    assert np.abs(last - drawn).max() <= 1 < np.abs(first - drawn).max()
+
+
+def test_packed_latents_are_drawn_without_previews(tmp_path: Path) -> None:
+    previews, picture = seen("flux", 3.0, tmp_path)
+    assert previews == [None] * 4 and picture.size[0] > 0
