@@ -8,14 +8,11 @@ Shapes: B rows of a batch, L text rows, T text and image rows together, H heads,
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
-from torch.overrides import TorchFunctionMode
 
-from src.modules.backbones.projections import text_projections
+from src.modules.latexblend.joint_attention import Named, caught
 
 Place = tuple[int, Sequence[int]]
 """The row of the batch that a concept stands in, and its S text rows."""
@@ -44,23 +41,10 @@ def allowed(places: Sequence[Place], rows: int, length: int, total: int, first: 
     return mask
 
 
-class _Masked(TorchFunctionMode):
-    """Gives each attention that is computed while it is active a mask, whichever processor computes it."""
-
-    def __init__(self, mask_of: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.mask_of, self.reached = mask_of, False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            self.reached = True
-            given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
-            mask, present = self.mask_of(given["query"]), given.get("attn_mask")
-            if present is not None:
-                mask = mask & present if present.dtype == torch.bool else present.masked_fill(~mask, float("-inf"))
-            args, kwargs = (), given | {"attn_mask": mask}
-        return func(*args, **kwargs)
+MISSED = (
+    "method.rectification.isolate=true masks attention, and this model computes it by something that takes no mask; "
+    "call set_attention_backend('native') of the transformer, or leave it out"
+)
 
 
 @contextlib.contextmanager
@@ -76,7 +60,12 @@ def isolated(denoiser: nn.Module, read: Callable[[], tuple[Sequence[Place], int]
         ValueError: While drawing, if attention is computed by something that cannot be given a mask.
     """
     masks: dict[tuple, Tensor] = {}
-    entered: list[_Masked] = []
+
+    def masked(given: Named) -> Named:
+        mask, present = mask_of(given["query"]), given.get("attn_mask")
+        if present is not None:
+            mask = mask & present if present.dtype == torch.bool else present.masked_fill(~mask, float("-inf"))
+        return given | {"attn_mask": mask}
 
     def mask_of(query: Tensor) -> Tensor:
         places, length = read()
@@ -87,28 +76,5 @@ def isolated(denoiser: nn.Module, read: Callable[[], tuple[Sequence[Place], int]
             masks[key] = allowed(places, rows, length, total, 0 if text_first else total - length).to(query.device)
         return masks[key]
 
-    def before(module: nn.Module, args: tuple) -> None:
-        if read()[0]:
-            entered.append(_Masked(mask_of))
-            entered[-1].__enter__()
-
-    def after(module: nn.Module, args: tuple, output: Any) -> None:
-        if entered:
-            mode = entered.pop()
-            mode.__exit__(None, None, None)
-            if not mode.reached and output is not None:
-                raise ValueError(
-                    "method.rectification.isolate=true masks attention, and this model computes it by something that "
-                    "takes no mask; call set_attention_backend('native') of the transformer, or leave it out"
-                )
-
-    layers = {name.partition(".")[2] for name in text_projections(denoiser)}
-    modules = [denoiser.get_submodule(name) for name in sorted(layers)]
-    handles: list[Any] = [one.register_forward_pre_hook(before) for one in modules]
-    # Also where the layer raises, or the mask would act on what comes after it.
-    handles += [one.register_forward_hook(after, always_call=True) for one in modules]
-    try:
+    with caught(denoiser, lambda name, named: masked if read()[0] else None, MISSED):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

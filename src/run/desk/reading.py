@@ -15,6 +15,7 @@ from src.data.images import load_folder, load_image
 from src.data.mentions import mentioned, parse_prompt
 from src.eval.profile import Profile
 from src.modules.latexblend.attention import attention_grid, recorded_attention
+from src.modules.latexblend.joint_attention import recorded_joint_attention
 from src.run.desk.drawer import CancelledError, Drawer
 from src.run.desk.watching import watched
 from src.run.drawing import Call
@@ -61,19 +62,27 @@ class Reading:
         # One placement for each mention, in the order of the prompt; a concept may be mentioned twice.
         order = _names_in_order(call.requests[0].prompt, names)
         side = int(generator.sampling["resolution"] / generator.backbone.pipeline.vae_scale_factor)
-        with recorded_attention(generator.backbone.denoiser) as maps:
+        backbone: Any = generator.backbone
+        recorded = (
+            recorded_joint_attention(backbone.denoiser, backbone.joint == "text first")
+            if backbone.joint
+            else recorded_attention(backbone.denoiser)
+        )
+        with recorded as maps:
 
             def on_step(share: float, _: object) -> None:
                 if self.drawer.is_cancelled():
                     raise CancelledError
                 for name, placement in zip(order, concepts, strict=True):
                     for layer in maps.values():
+                        if layer.shape[-1] <= max(placement.positions):
+                            continue  # A pass of its own without the prompt, as Qwen-Image takes it.
                         sums[name] += _on_grid(layer[-1], placement.positions, side)
 
             with watched(generator, on_step):
                 generator.sample(call.requests)
         if not maps:
-            raise ValueError("attention is shown of models with cross-attention, such as Stable Diffusion and SDXL")
+            raise ValueError("this model's maps of attention are larger than what is shown; draw a smaller picture")
         found = {name: _levels(each) for name, each in sums.items()}
         return {"maps": {name: each.flatten().tolist() for name, each in found.items()}, "side": SIDE}
 
