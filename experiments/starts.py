@@ -74,6 +74,7 @@ class Task:
         forms: Ways in which captions tell the quadrants, see ``told``.
         draws: Noised images of each caption in a validation loss.
         batch_size: Captions in a step.
+        beside_common: Whether each feature is trained from the common start, too.
     """
 
     folder: Path
@@ -88,6 +89,7 @@ class Task:
     forms: tuple[str, ...] = ("listed",)
     draws: int = 8
     batch_size: int = 16
+    beside_common: bool = True
 
     def common(self, features: str) -> Start:
         """The start that all features share."""
@@ -112,7 +114,11 @@ class Task:
 
     def wanted(self, starts: Mapping[str, Start]) -> list[Start]:
         """The trainings of a seed; a start that is a feature's best and the common one is trained once."""
-        return list(dict.fromkeys(start for one, own in starts.items() for start in (own, self.common(one))))
+        return list(dict.fromkeys(self._arms(starts).values()))
+
+    def _arms(self, starts: Mapping[str, Start]) -> dict[str, Start]:
+        commons = {f"{one}, common start": self.common(one) for one in starts}
+        return {**starts, **(commons if self.beside_common else {})}
 
     @cached_property
     def backbone(self) -> UNetBackbone:
@@ -188,7 +194,7 @@ class Task:
             starts: Each feature's best; all seeds count that have all of these features.
             losses: Validation losses of the search; None before there is one.
         """
-        arms = {**starts, **{f"{one}, common start": self.common(one) for one in starts}}
+        arms = self._arms(starts)
         kept = {seed: _kept(self.path(seed)) for seed in self.seeds_of_two}
         seeds = {seed: found for seed, found in kept.items() if set(found) >= {str(start) for start in arms.values()}}
         values = {arm: self._scores([found[str(start)] for found in seeds.values()]) for arm, start in arms.items()}
@@ -235,11 +241,20 @@ class Task:
 
     def run_common(self) -> None:
         """Measure and compare all features from the common start alone, which needs no search."""
+        self.run_from({one: self.common(one) for one in FEATURES}, "common")
+
+    def run_from(self, starts: Mapping[str, Start], name: str) -> None:
+        """Measure and compare some features from given starts.
+
+        Args:
+            starts: By feature, the block-wise score among them.
+            name: Of the file of results.
+        """
         self._begin()
-        starts = {one: self.common(one) for one in FEATURES}
-        for seed in self.seeds_of_all:
+        for done, seed in enumerate(self.seeds_of_all, 1):
             self.measure(seed, starts)
-        write_text(self.folder / "common.json", json.dumps(self.compared(starts), indent=2) + "\n")
+            if done >= FEWEST:
+                write_text(self.folder / f"{name}.json", json.dumps(self.compared(starts), indent=2) + "\n")
 
     def _begin(self) -> None:
         self.folder.mkdir(exist_ok=True)
