@@ -43,7 +43,7 @@ def caught(
 
     Args:
         denoiser: The transformer.
-        change_in: Of the name of a layer and the named arguments of its call, the change; None where there is none.
+        change_in: Returns the change in a layer, from its name and the named arguments of its call; None for none.
         missed: What is wrong where attention is computed by something else than torch's own function.
 
     Raises:
