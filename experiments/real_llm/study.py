@@ -94,7 +94,7 @@ def task(file: str) -> Task:
         Path(__file__).parent / "results",
         partial(encoder, file=file),
         common_gain=language_model(file).num_blocks ** -0.5,
-        rates=(3e-4, 1e-3, 3e-3),
+        rates=(3e-4, 1e-3, 3e-3, 1e-2),
         gains=(0.05, 0.5, 1.5),
         seeds_of_two=(3, 4, 5),
         marks=(300,),
