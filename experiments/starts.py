@@ -239,22 +239,22 @@ class Task:
             scores["quadrants"] = [one / QUARTERS for one in marks[self.marks[-1]]]
         return scores
 
-    def run_common(self) -> None:
-        """Measure and compare all features from the common start alone, which needs no search."""
-        self.run_from({one: self.common(one) for one in FEATURES}, "common")
-
-    def run_from(self, starts: Mapping[str, Start], name: str) -> None:
-        """Measure and compare some features from given starts.
+    def run_from(
+        self, starts: Mapping[str, Start], name: str, seeds: Sequence[int], losses: Mapping[str, float] | None = None
+    ) -> None:
+        """Measure features from given starts, and compare as soon as there are seeds enough.
 
         Args:
             starts: By feature, the block-wise score among them.
             name: Of the file of results.
+            seeds: Seeds of adapters.
+            losses: Validation losses of the search; None to leave them out.
         """
         self._begin()
-        for done, seed in enumerate(self.seeds_of_all, 1):
+        for done, seed in enumerate(seeds, 1):
             self.measure(seed, starts)
             if done >= FEWEST:
-                write_text(self.folder / f"{name}.json", json.dumps(self.compared(starts), indent=2) + "\n")
+                write_text(self.folder / f"{name}.json", json.dumps(self.compared(starts, losses), indent=2) + "\n")
 
     def _begin(self) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -268,11 +268,7 @@ class Task:
             ("comparison", FEATURES, self.seeds_of_all),
         ):
             losses = self.search(features)
-            starts = self.best(losses, features)
-            for done, seed in enumerate(seeds, 1):
-                self.measure(seed, starts)
-                if done >= FEWEST:
-                    write_text(self.folder / f"{name}.json", json.dumps(self.compared(starts, losses), indent=2) + "\n")
+            self.run_from(self.best(losses, features), name, seeds, losses)
 
 
 NUM_LEFT_OUT = len(split()[0]) - SEARCH_CAPTIONS

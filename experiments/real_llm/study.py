@@ -115,9 +115,8 @@ def main() -> None:
         print(f"skipped: there is no {file}; the head of conf/llm/smollm2.yaml says how to get it")
         return
     here = task(file)
-    here.run_common()
     here.run()
-    longer(here).run_from(here.best(here.search(LONG), LONG), "comparison")
+    longer(here).run_from(here.best(here.search(LONG), LONG), "comparison", here.seeds_of_all)
 
 
 if __name__ == "__main__":

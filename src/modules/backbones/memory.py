@@ -20,8 +20,9 @@ BACKEND = "inductor"
 """What torch compiles with; it needs a C++ compiler, and Triton for a GPU."""
 OF_TEXT = (r"attn2\.to_k$", r"attn2\.to_v$")
 """Projections of text, which concepts are made of: they keep all their bits."""
-UNCAST = (*DEFAULT_SKIP_MODULES_PATTERN, r"\.wo$")
-"""Layers of text encoders that keep theirs, as do embeddings: T5 rounds what enters ``wo`` to the precision of that."""
+UNCAST = (*DEFAULT_SKIP_MODULES_PATTERN, r"\.wo$", r"^lm_head$")
+"""Layers of text encoders that keep theirs, as do embeddings, whose weights a language model's head may share: T5
+rounds what enters ``wo`` to the precision of that."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,9 @@ class Memory:
             storage = getattr(torch, self.weights)
             apply_layerwise_casting(denoiser, storage, denoiser.dtype, skip_modules_pattern=kept)
         if self.encoders:
+            storage = getattr(torch, self.encoders)
             for name, part in pipeline.components.items():
                 if name.startswith("text_encoder") and isinstance(part, nn.Module):
-                    storage = getattr(torch, self.encoders)
                     apply_layerwise_casting(part, storage, part.dtype, UNCAST, skip_modules_classes=(nn.Embedding,))
         if self.compute_again:
             compute_again(denoiser)

@@ -16,6 +16,10 @@ from src.modules.latexblend.joint_attention import Named, caught
 
 Place = tuple[int, Sequence[int]]
 """The row of the batch that a concept stands in, and its S text rows."""
+MISSED = (
+    "method.rectification.isolate=true masks attention, and this model computes it by something that takes no mask; "
+    "call set_attention_backend('native') of the transformer, or leave it out"
+)
 
 
 def allowed(places: Sequence[Place], rows: int, length: int, total: int, first: int) -> Tensor:
@@ -39,12 +43,6 @@ def allowed(places: Sequence[Place], rows: int, length: int, total: int, first: 
         others[:first] = others[first + length :] = False  # The image.
         mask[row, 0, others.nonzero(), own] = False
     return mask
-
-
-MISSED = (
-    "method.rectification.isolate=true masks attention, and this model computes it by something that takes no mask; "
-    "call set_attention_backend('native') of the transformer, or leave it out"
-)
 
 
 @contextlib.contextmanager

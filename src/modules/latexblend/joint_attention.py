@@ -66,7 +66,9 @@ def caught(
             if not mode.reached and output is not None:
                 raise ValueError(missed)
 
-    layers = {name: denoiser.get_submodule(name) for name in sorted({of(one) for one in text_projections(denoiser)})}
+    # Names are k.<layer> and v.<layer>.
+    names = sorted({name.partition(".")[2] for name in text_projections(denoiser)})
+    layers = {name: denoiser.get_submodule(name) for name in names}
     handles: list[Any] = [one.register_forward_pre_hook(before(name), with_kwargs=True) for name, one in layers.items()]
     # Also where the layer raises, or the change would act on what comes after it.
     handles += [one.register_forward_hook(after, always_call=True) for one in layers.values()]
@@ -77,17 +79,13 @@ def caught(
             handle.remove()
 
 
-def of(projection: str) -> str:
-    """Return the layer of a text projection, ``k.<layer>`` or ``v.<layer>``."""
-    return projection.partition(".")[2]
-
-
 @contextlib.contextmanager
 def recorded_joint_attention(denoiser: nn.Module, text_first: bool) -> Iterator[dict[str, Tensor]]:
     """While active, record how much each image row attends to each text row, ``(B, N, L)``, in every forward pass.
 
     Shares are averaged over heads; they are computed in addition to the layer's own attention. Layers that get text
-    and image as one, such as FLUX's single blocks, are left out.
+    and image as one, such as FLUX's single blocks, are left out, and so are those of more than ``MAX_CELLS``
+    image rows.
 
     Args:
         denoiser: The transformer.

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from src.data.images import load_folder, load_image
 from src.data.mentions import mentioned, parse_prompt
 from src.eval.profile import Profile
-from src.modules.latexblend.attention import attention_grid, recorded_attention
+from src.modules.latexblend.attention import MAX_CELLS, attention_grid, recorded_attention
 from src.modules.latexblend.joint_attention import recorded_joint_attention
 from src.run.desk.drawer import CancelledError, Drawer
 from src.run.desk.watching import watched
@@ -73,6 +73,11 @@ class Reading:
             def on_step(share: float, _: object) -> None:
                 if self.drawer.is_cancelled():
                     raise CancelledError
+                if not maps:
+                    raise ValueError(
+                        f"attention is shown on up to {MAX_CELLS} cells, and at this size each layer of this model has "
+                        "more; add method.sampling.resolution=512"
+                    )
                 for name, placement in zip(order, concepts, strict=True):
                     for layer in maps.values():
                         if layer.shape[-1] <= max(placement.positions):
@@ -81,8 +86,6 @@ class Reading:
 
             with watched(generator, on_step):
                 generator.sample(call.requests)
-        if not maps:
-            raise ValueError("this model's maps of attention are larger than what is shown; draw a smaller picture")
         found = {name: _levels(each) for name, each in sums.items()}
         return {"maps": {name: each.flatten().tolist() for name, each in found.items()}, "side": SIDE}
 

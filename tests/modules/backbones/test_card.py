@@ -15,6 +15,7 @@ from src.data.request import Request
 from src.modules.backbones import base
 from src.modules.backbones.flux import FluxBackbone
 from src.modules.backbones.memory import Memory
+from src.modules.backbones.qwen_image import QwenImageBackbone
 from src.modules.backbones.unet import UNetBackbone
 from src.modules.latexblend.bank import ConceptBank
 from src.modules.latexblend.flows import DualFlow
@@ -26,7 +27,7 @@ from src.run.cli import respelled
 from src.run.record import record_digest, training_record
 from src.run.rehearsal import measured
 from src.run.trained_once import composed
-from tests.tiny import tiny_flux, tiny_sd
+from tests.tiny import tiny_flux, tiny_qwen_image, tiny_sd
 
 CARDS = ["8gb", "12gb", "16gb", "24gb"]
 SAMPLING = {"num_inference_steps": 2}
@@ -224,6 +225,15 @@ def test_text_encoders_keep_most_weights_in_fewer_bits_but_no_embeddings(tmp_pat
             name for name in kept if name.endswith(".wo")
         }
         assert encoder.get_input_embeddings().weight.dtype == torch.float32
+
+
+def test_the_head_of_a_language_model_shares_its_embeddings_in_all_bits() -> None:
+    pipeline = tiny_qwen_image()
+    pipeline.text_encoder.lm_head.weight = pipeline.text_encoder.get_input_embeddings().weight
+    Memory(encoders=FEW).apply(pipeline, pipeline.transformer)
+    assert pipeline.text_encoder.get_input_embeddings().weight.dtype == torch.float32
+    states = QwenImageBackbone(pipeline, "qwen").encode_text(["a dog"]).prompt_embeds
+    assert states.isfinite().all() and states.dtype == torch.float32
 
 
 def test_v_star_learns_through_text_encoders_in_fewer_bits(model: Path) -> None:

@@ -143,6 +143,14 @@ def test_where_a_concept_looks(desk):
     assert len(event["maps"]["rex"]) == 1024 and (min(event["maps"]["rex"]), max(event["maps"]["rex"])) == (0, 255)
 
 
+def test_attention_that_is_too_large_to_show_says_so_at_once(desk, monkeypatch):
+    client, _, _, bank = desk
+    monkeypatch.setattr("src.modules.latexblend.attention.MAX_CELLS", 0)
+    asked(client, {**cell("large", prompt="a <rex> on the grass", **{"bank.rex": bank}), "kind": "attention"})
+    [event] = of_kind(heard(client, "failed", "large"), "failed", "large")
+    assert event["sentence"].endswith("has more; add method.sampling.resolution=512")
+
+
 def test_an_axis_is_split_as_a_sweep_is(desk):
     client, *_ = desk
     told = {"page": PAGE, "key": "method.sampling.guidance_scale", "values": "1,3,5"}
