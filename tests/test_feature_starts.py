@@ -113,7 +113,7 @@ def test_forms_count_alike_and_each_has_its_own_scores(tmp_path: Path) -> None:
     assert study.difference("sum", "llmdiff", "quadrants").mean == -0.25
 
 
-def test_the_common_start_needs_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starts_that_no_search_chose_are_compared_without_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = several(tmp_path / "results")
 
     def measure(self: Task, seed: int, starts: dict[str, Start]) -> None:
@@ -122,7 +122,7 @@ def test_the_common_start_needs_no_search(tmp_path: Path, monkeypatch: pytest.Mo
         self.path(seed).write_text(json.dumps(found), encoding="utf-8")
 
     monkeypatch.setattr(Task, "measure", measure)
-    task.run_common()
+    task.run_from({one: task.common(one) for one in FEATURES}, "common", task.seeds_of_all)
     study = Study(tmp_path / "results" / "common.json")
     assert study.record["seeds"] == list(task.seeds_of_all)
     assert study.difference("last", "llmdiff", "right").mean == 1.0 and "loss" not in study.scores
