@@ -113,7 +113,9 @@ def test_forms_count_alike_and_each_has_its_own_scores(tmp_path: Path) -> None:
     assert study.difference("sum", "llmdiff", "quadrants").mean == -0.25
 
 
-def test_starts_that_no_search_chose_are_compared_without_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starts_that_no_search_chose_are_compared_without_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = several(tmp_path / "results")
 
     def measure(self: Task, seed: int, starts: dict[str, Start]) -> None:

@@ -41,13 +41,25 @@ def scaled_latents(vae: Any, pixel_values: Tensor) -> Tensor:
     # An autoencoder without a posterior, such as Sana's, has the code itself.
     latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
     check_finite(latents, "the latents of these images")
+    return scaled(config, latents).float().contiguous()
+
+
+@torch.no_grad()
+def decoded(vae: Any, latents: Tensor) -> Tensor:
+    """Decode what ``scaled_latents`` returns, ``(B, C, h, w)``, to images ``(B, 3, H, W)``, float32."""
+    unscaled = scaled(vae.config, latents.float(), inverse=True)
+    return vae.decode(unscaled.to(vae.device, vae.dtype), return_dict=False)[0].float()
+
+
+def scaled(config: Any, latents: Tensor, inverse: bool = False) -> Tensor:
+    """Shift and scale latents ``(B, C, h, w)`` as an autoencoder's configuration says, or undo it."""
+    factor = getattr(config, "scaling_factor", 1.0)
     mean, deviation = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is not None and deviation is not None:  # Some autoencoders of SDXL have one for each channel.
         mean, deviation = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, deviation))
-        return ((latents - mean) * config.scaling_factor / deviation).float().contiguous()
-    if shift := getattr(config, "shift_factor", None):
-        latents = latents - shift
-    return (latents * config.scaling_factor).float().contiguous()
+        return latents * deviation / factor + mean if inverse else (latents - mean) * factor / deviation
+    shift = getattr(config, "shift_factor", None) or 0
+    return latents / factor + shift if inverse else (latents - shift) * factor
 
 
 def guarded(vae: Any) -> Any:

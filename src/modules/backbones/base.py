@@ -25,8 +25,9 @@ from src.data.known_words import KnownWords
 from src.data.mentions import MarkedPrompt
 from src.data.prompts import concept_positions, tokenize
 from src.data.ranges import Sampling
-from src.modules.backbones.autoencoder import guarded, scaled_latents
+from src.modules.backbones.autoencoder import guarded
 from src.modules.backbones.checkpoint import KNOWN_BY_CONTENT, Checkpoint
+from src.modules.backbones.latents import Latents
 from src.modules.backbones.lora import apply_loras
 from src.modules.backbones.memory import Memory, computing_device
 from src.modules.backbones.noising import Diffusion
@@ -40,7 +41,7 @@ SAMPLING: dict[str, Any] = {"num_inference_steps": 30, "guidance_scale": 5.0, "k
 """Settings of drawing, unless the backbone has its own or the call gives others."""
 
 
-class Backbone(Diffusion, ABC):
+class Backbone(Diffusion, Latents, ABC):
     """A stock pipeline behind the interface that methods use; its weights are frozen and never change.
 
     Args:
@@ -342,7 +343,3 @@ class Backbone(Diffusion, ABC):
             **arguments,
         )
         return pictures(drawn.images)
-
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Encode images ``(B, 3, H, W)`` in [-1, 1] to scaled latents ``(B, C, H/8, W/8)``, the posterior's mean."""
-        return scaled_latents(self.vae, pixel_values)

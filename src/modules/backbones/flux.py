@@ -3,7 +3,7 @@
 Shapes: B prompts or images, L tokens, D text width, C latent channels, N patches of 2 x 2 latents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from diffusers import FluxPipeline
 from torch import Tensor, nn
 
 from src.modules.backbones.base import Backbone, Text
+from src.modules.backbones.latents import Packed
 from src.modules.backbones.noising import FlowMatching
 from src.modules.backbones.tensors import Noised
 
@@ -18,7 +19,7 @@ ROWS_OF_T5 = 512
 """The stock pipeline's."""
 
 
-class FluxBackbone(FlowMatching, Backbone):
+class FluxBackbone(FlowMatching, Packed, Backbone):
     """A FLUX.1 pipeline of any size, distilled for guidance (dev) or for few steps (schnell).
 
     A prompt is rows of T5, where concepts stand, and one pooled vector of CLIP, which stays that of the plain prompt.
@@ -60,15 +61,19 @@ class FluxBackbone(FlowMatching, Backbone):
         pooled = self.text_encoders[1](clip).pooler_output
         return Text(self.text_encoders[0](t5)[0], pooled)
 
+    def grid(self, told: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the rows and columns of patches: the places of the last one tell them."""
+        _, row, column = told["img_ids"][-1].tolist()
+        return int(row) + 1, int(column) + 1
+
     def denoise(self, noised: Noised, text: Text, size_ids: Tensor | None = None) -> Tensor:
         """Predict the velocity, ``(B, C, h, w)``, with the guidance of ``sampling`` where the model takes one."""
-        latents, (number, channels, height, width) = noised.noisy_latents.to(self.dtype), noised.noisy_latents.shape
+        number, _, height, width = noised.noisy_latents.shape
         grid = (height // 2, width // 2)
-        packed = self.pipeline._pack_latents(latents, number, channels, height, width)  # (B, N, 4 C)
         places = self.pipeline._prepare_latent_image_ids(number, *grid, self.device, self.dtype)  # (N, 3)
         guidance = torch.full((number,), float(self.sampling["guidance_scale"]), device=self.device)
-        predicted = self.denoiser(
-            hidden_states=packed,
+        patches = self.denoiser(
+            hidden_states=self.packed(noised.noisy_latents.to(self.dtype)),
             timestep=noised.timesteps.to(self.dtype) / self.noise_scheduler.config.num_train_timesteps,
             guidance=guidance if self.denoiser.config.guidance_embeds else None,
             pooled_projections=text.pooled_prompt_embeds.to(self.dtype),  # type: ignore[union-attr]
@@ -76,5 +81,4 @@ class FluxBackbone(FlowMatching, Backbone):
             txt_ids=torch.zeros(text.prompt_embeds.shape[1], 3, device=self.device, dtype=self.dtype),
             img_ids=places,
         ).sample  # (B, N, 4 C)
-        patches = predicted.view(number, *grid, channels, 2, 2)
-        return patches.permute(0, 3, 1, 4, 2, 5).reshape(noised.noisy_latents.shape)
+        return self.unpacked(patches, grid)

@@ -3,7 +3,7 @@
 Shapes: B prompts or images, L tokens, D text width, C latent channels, N patches of 2 x 2 latents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from src.data.finite import check_finite
 from src.data.prompts import tokenize
+from src.modules.backbones.autoencoder import scaled
 from src.modules.backbones.base import Backbone, Text
+from src.modules.backbones.latents import Packed
 from src.modules.backbones.noising import FlowMatching
 from src.modules.backbones.tensors import Noised
 
 
-class QwenImageBackbone(FlowMatching, Backbone):
+class QwenImageBackbone(FlowMatching, Packed, Backbone):
     """A Qwen-Image pipeline of any size.
 
     The prompt stands in a chat template, whose first rows the pipeline drops: the first row is that of the prompt's
@@ -83,27 +85,32 @@ class QwenImageBackbone(FlowMatching, Backbone):
     @torch.no_grad()
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Encode images ``(B, 3, H, W)`` as videos of one frame to normalised latents ``(B, C, H/8, W/8)``."""
-        config = self.vae.config
         frames = pixel_values.to(self.vae.device, self.vae.dtype)[:, :, None]
         latents = self.vae.encode(frames).latent_dist.mode()[:, :, 0].float()
         check_finite(latents, "the latents of these images")
-        mean, deviation = (
-            torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (config.latents_mean, config.latents_std)
-        )
-        return ((latents - mean) / deviation).contiguous()
+        return scaled(self.vae.config, latents).contiguous()
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Decode normalised latents ``(B, C, h, w)`` to images ``(B, 3, H, W)``: the one frame of a video."""
+        frames = scaled(self.vae.config, latents.float(), inverse=True)[:, :, None]
+        return self.vae.decode(frames.to(self.vae.device, self.vae.dtype), return_dict=False)[0][:, :, 0].float()
+
+    def grid(self, told: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the rows and columns of patches."""
+        [(_, rows, columns), *_] = told["img_shapes"][0]
+        return rows, columns
 
     def denoise(self, noised: Noised, text: Text, size_ids: Tensor | None = None) -> Tensor:
         """Predict the velocity, ``(B, C, h, w)``."""
-        number, channels, height, width = noised.noisy_latents.shape
+        number, _, height, width = noised.noisy_latents.shape
         grid = (height // 2, width // 2)
-        latents = noised.noisy_latents.to(self.dtype)
         mask = text.mask if text.mask is not None and not text.mask.all() else None  # None as in the stock pipeline.
-        predicted = self.denoiser(
-            hidden_states=self.pipeline._pack_latents(latents, number, channels, height, width),  # (B, N, 4 C)
+        patches = self.denoiser(
+            hidden_states=self.packed(noised.noisy_latents.to(self.dtype)),  # (B, N, 4 C)
             timestep=noised.timesteps.to(self.dtype) / self.noise_scheduler.config.num_train_timesteps,
             encoder_hidden_states=text.prompt_embeds.to(self.dtype),
             encoder_hidden_states_mask=mask,
             img_shapes=[[(1, *grid)]] * number,
         ).sample
-        patches = predicted.view(number, *grid, channels, 2, 2)
-        return patches.permute(0, 3, 1, 4, 2, 5).reshape(noised.noisy_latents.shape)
+        return self.unpacked(patches, grid)

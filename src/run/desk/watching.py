@@ -59,21 +59,25 @@ def _of_scales(pipeline: NextScalePipeline, on_step: OnStep) -> Callable[[int, G
 
 def _of_steps(generator: Any, on_step: OnStep) -> Callable[..., None]:
     backbone, seen = generator.backbone, set[float]()
+    read: Any = None
+    passes: list[Tensor] = []
 
     def after_pass(module: Any, args: tuple, named: dict, output: Any) -> None:
         noisy: Any = args[0] if args else named.get("sample", named.get("hidden_states"))
         timestep = torch.as_tensor(named.get("timestep", args[1] if len(args) > 1 else 0)).flatten()[0]
-        predicted = output[0] if isinstance(output, tuple) else output.sample
-        # A step may take several passes, and a pipeline may count its time from 1000 or from 1.
-        seen.add(float(timestep))
+        # A step may take several passes of the same latents, the prompt's first.
+        nonlocal read, passes
+        passes = [output[0] if isinstance(output, tuple) else output.sample, *(passes if noisy is read else [])]
+        read, predicted = noisy, torch.cat(passes)
+        seen.add(float(timestep))  # A pipeline may count its time from 1000 or from 1.
         steps = len(backbone.pipeline.scheduler.timesteps)
 
         def preview() -> Image.Image | None:
             try:
-                return _preview(generator, noisy, predicted, float(timestep))
+                x, prediction = (backbone.as_latents(each, named).float() for each in (noisy, predicted))
+                return _preview(generator, x, prediction, float(timestep))
             except (AttributeError, RuntimeError, TypeError, ValueError):
-                # Parts that wait elsewhere to save memory, or a model whose latents are packed: drawn without previews.
-                return None
+                return None  # Parts that wait elsewhere to save memory: drawn without previews.
 
         on_step(min(len(seen) / max(steps, 1), 1.0), preview)
 
@@ -81,12 +85,9 @@ def _of_steps(generator: Any, on_step: OnStep) -> Callable[..., None]:
 
 
 @torch.no_grad()
-def _preview(generator: Any, noisy: Tensor, predicted: Tensor, timestep: float) -> Image.Image:
+def _preview(generator: Any, x: Tensor, prediction: Tensor, timestep: float) -> Image.Image:
     """Decode the clean latents that a prediction stands for, ``(R, C, h, w)``."""
     backbone = generator.backbone
-    config, vae = backbone.noise_scheduler.config, backbone.vae
-    channels = vae.config.latent_channels
-    x, prediction = noisy[:, :channels].float(), predicted[:, :channels].float()
     if len(prediction) == 2:
         scale = float(generator.sampling.get("guidance_scale") or 1)
         prediction = prediction[:1] + scale * (prediction[1:] - prediction[:1])
@@ -95,22 +96,13 @@ def _preview(generator: Any, noisy: Tensor, predicted: Tensor, timestep: float) 
         clean = x[-1:] - timestep / backbone.last_timestep * prediction[-1:]
     else:
         signal = backbone.noise_scheduler.alphas_cumprod[int(timestep)].to(x)
-        if config.prediction_type == "v_prediction":
+        kind = backbone.noise_scheduler.config.prediction_type
+        if kind == "v_prediction":
             clean = signal.sqrt() * x[-1:] - (1 - signal).sqrt() * prediction[-1:]
-        elif config.prediction_type == "sample":
+        elif kind == "sample":
             clean = prediction[-1:]
         else:
             clean = (x[-1:] - (1 - signal).sqrt() * prediction[-1:]) / signal.sqrt()
     size = [min(side, MOST_CELLS) for side in clean.shape[-2:]]
-    clean = _unscaled(vae.config, F.interpolate(clean, size=size, mode="area"))
-    pixels = vae.decode(clean.to(vae.device, vae.dtype), return_dict=False)[0].float()
+    pixels = backbone.decode_latents(F.interpolate(clean, size=size, mode="area"))
     return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
-
-
-def _unscaled(config: Any, latents: Tensor) -> Tensor:
-    """Undo ``scaled_latents`` of ``src.modules.backbones.autoencoder``."""
-    mean, deviation = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
-    if mean is not None and deviation is not None:
-        mean, deviation = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, deviation))
-        return latents * deviation / config.scaling_factor + mean
-    return latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0)
