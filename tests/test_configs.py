@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from src.data.commands import override
 from src.run.cli import addable
 from src.run.trained_once import as_overrides
-from src.run.types import check_types, options
+from src.run.types import check_types, options, takes
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
@@ -243,3 +243,11 @@ def test_files_end_in_yaml_and_hold_no_machine_path(name: str) -> None:
 
 def test_no_file_with_another_ending() -> None:
     assert not [path for path in CONF.rglob("*") if path.is_file() and path.suffix != ".yaml"]
+
+
+@pytest.mark.parametrize("method", [name.split("/")[1] for name in MEMBERS if re.match(r"method/\w+/train$", name)])
+def test_every_method_can_be_searched_for_its_rate(method: str) -> None:
+    experiment = "llmdiff" if method == "llmdiff" else "concept_dog"
+    cfg = composed("train", f"+experiment={experiment}", f"method={method}/train", "hpo=rate")
+    [(key, wanted)] = cfg.hpo.space.items()
+    assert takes(cfg, key) and wanted.low <= OmegaConf.select(cfg, key) <= wanted.high

@@ -57,7 +57,10 @@ class Search:
         """
         unknown = [key for key in self.space if not takes(cfg, key)]
         if unknown:
-            raise ValueError(f"hpo.space names {unknown[0]}, which this experiment does not have")
+            raise ValueError(
+                f"hpo.space names {unknown[0]}, which this experiment does not have; hpo=rate searches the learning "
+                "rate alone, which every method has"
+            )
         steps, interval = cfg.trainer.get("max_steps", -1), cfg.trainer.get("val_check_interval")
         is_validated = self.monitor.startswith("val/") and "frontier" not in cfg.get("callbacks", {})
         if is_validated and isinstance(interval, int) and 0 < steps < interval:
