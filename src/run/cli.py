@@ -28,6 +28,7 @@ from src.data.checkpoints import newest_run, stored
 from src.run.endings import INTERRUPTED, remove_empty, stopped
 from src.run.errors import explain
 from src.run.home import expand_home, typed_at_home
+from src.run.precision import fastest_precision
 from src.run.recall import recalled
 from src.run.spelling import ARGUMENT, GIVEN_WHOLE, METHODS, respelling
 from src.run.start import check_start, refuse_places
@@ -339,6 +340,7 @@ def sweep_dir(root: str, sweep: str | None, experiment: str | None, task: str, r
     return str(newest[0])
 
 
+OmegaConf.register_new_resolver("fastest_precision", fastest_precision, replace=True)
 OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
 # One job, one folder, however often it is asked for.
 OmegaConf.register_new_resolver("made", made, use_cache=True, replace=True)

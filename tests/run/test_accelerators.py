@@ -5,10 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra import compose
 from omegaconf import OmegaConf
 
+import src.run.cli  # noqa: F401  It registers what configurations ask for.
 from src.data.peak_memory import peak_memory
 from src.modules.generator import usable_device
+from src.run.precision import fastest_precision
 from src.run.start import check_machine
 
 
@@ -68,3 +71,50 @@ def test_the_peak_is_that_of_the_accelerator(
     there_is(monkeypatch, "xpu")
     monkeypatch.setattr(torch, "get_device_module", lambda device: backend)
     assert peak_memory() == most and peak_memory(torch.device("cpu")) > 2**20
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "32-true"),
+        ({"avx512_f": True, "avx512_bf16": True}, "bf16-mixed"),
+        ({"neon": True, "bf16": True}, "bf16-mixed"),
+    ],
+)
+def test_a_processor_that_would_emulate_bfloat16_trains_in_float32(
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], found: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    assert fastest_precision("cpu") == found
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert fastest_precision("cpu") == "32-true"
+
+
+@pytest.mark.parametrize(("kind", "found"), [("has it", "bf16-mixed"), ("emulates it", "32-true"), ("mps", "32-true")])
+def test_a_card_trains_in_bfloat16_where_it_has_it(monkeypatch: pytest.MonkeyPatch, kind: str, found: str) -> None:
+    there_is(monkeypatch, "mps" if kind == "mps" else "cuda")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: kind != "mps")
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or kind == "has it"
+    )
+    assert fastest_precision("gpu") == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["+experiment=concept_dog", "trainer=gpu"], "bf16-mixed"),
+        (["+experiment=concept_sdxl"], "32-true"),
+        (["+experiment=llmdiff"], "32-true"),
+        (["+experiment=llmdiff", "trainer.precision=bf16-mixed"], "bf16-mixed"),
+    ],
+)
+def test_configurations_ask_for_it(
+    configurations: None, monkeypatch: pytest.MonkeyPatch, arguments: list[str], found: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert compose("train", overrides=arguments).trainer.precision == found
