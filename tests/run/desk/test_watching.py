@@ -1,48 +1,31 @@
-"""Previews: what a pass predicts of the picture, which at the end of a flow is the picture itself."""
+"""Previews: what a pass predicts of the picture, which in the last one is the picture itself."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from src.data.request import Request
-from src.modules.backbones.flux import FluxBackbone
-from src.modules.backbones.qwen_image import QwenImageBackbone
-from src.modules.backbones.sana import SanaBackbone
-from src.modules.backbones.sd3 import SD3Backbone
 from src.modules.latexblend.generator import ConceptGenerator
 from src.run.desk.watching import watched
-from tests.tiny import tiny_flux, tiny_qwen_image, tiny_sd3
-from tests.tiny_transformers import tiny_sana
+from tests.modules.backbones.test_contract import BACKBONES
 
-FAMILIES = {
-    "sd3": (SD3Backbone, tiny_sd3),
-    "sana": (SanaBackbone, tiny_sana),
-    "flux": (FluxBackbone, tiny_flux),
-    "qwen": (QwenImageBackbone, lambda _: tiny_qwen_image()),
-}
-
-
-def seen(family: str, scale: float, folder: Path) -> tuple[list[Image.Image | None], Image.Image]:
-    made, tiny = FAMILIES[family]
-    generator = ConceptGenerator(
-        made(tiny(folder), family), sampling={"num_inference_steps": 4, "guidance_scale": scale}
-    )
-    previews: list[Image.Image | None] = []
-    with watched(generator, lambda share, preview: previews.append(preview())):
-        return previews, generator.sample([Request("a dog", 0)])[0]
+ROUNDED = {"hunyuan dit": 20}
+"""Grey levels by which the last preview may be off: this pipeline's sampler draws noise up to the end."""
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_last_preview_of_a_flow_is_the_picture(family: str, scale: float, tmp_path: Path) -> None:
-    previews, picture = seen(family, scale, tmp_path)
-    drawn = np.asarray(picture, np.int16)
+@pytest.mark.parametrize("family", BACKBONES)
+def test_the_last_preview_is_the_picture(family: str, scale: float, tmp_path: Path) -> None:
+    made, tiny = BACKBONES[family]
+    backbone = made(tiny(tmp_path), family)
+    generator = ConceptGenerator(backbone, sampling={"num_inference_steps": 4, "guidance_scale": scale})
+    previews = []
+    with watched(generator, lambda share, preview: previews.append(preview())):
+        drawn = np.asarray(generator.sample([Request("a dog", 0)])[0], np.int16)
     away = [np.abs(np.asarray(each, np.int16) - drawn) for each in previews]
-    # Qwen-Image passes the prompt and then the text that guidance leads away from, and gives their sum another length.
-    assert len(away) == (8 if family == "qwen" and scale > 1 else 4)
-    if family == "qwen" and scale > 1:
-        assert away[-1].mean() < away[-2].mean() and away[-1].mean() < away[0].mean()
+    if family == "qwen image" and scale > 1:
+        # It passes the prompt and then the text that guidance leads away from, and rescales what comes of both.
+        assert len(away) == 8 and away[-1].mean() < min(away[-2].mean(), away[0].mean())
     else:
-        assert away[-1].max() <= 1 < away[0].max()
+        assert len(away) == 4 and away[-1].max() <= ROUNDED.get(family, 1) < away[0].max()
