@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from src.run import cli
-from src.run.cli import respelled, sweep_dir
+from src.run.cli import respelled
 from src.run.errors import explain
+from src.run.folders import sweep_dir
 from src.run.types import refuse_unknown
 
 
@@ -129,6 +130,8 @@ def test_the_same_command_goes_on_but_for_trainings_and_other_scripts(tmp_path, 
     first = sweep_dir(tmp_path, None, None, "eval")
     Path(first).mkdir(parents=True)
     assert sweep_dir(tmp_path, None, None, "eval") == first != sweep_dir(tmp_path, None, None, "generate")
+    monkeypatch.setattr(sys, "argv", ["x.py", "-m", "seed=1,2", "dry_run=true"])
+    assert sweep_dir(tmp_path, None, None, "eval", dry_run=True) == f"{first}_plan"
     begun = []
     for _ in range(3):
         begun.append(sweep_dir(tmp_path, None, None, "train", resume=False))

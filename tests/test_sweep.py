@@ -1,6 +1,7 @@
 """Ablations from nothing, killed in the middle and started again: banks or adapters, images, comparison."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -92,6 +93,17 @@ def test_adapters_of_a_killed_sweep_are_trained_on_and_compared(text_encoder_swe
     record = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     assert list(record["means"]) == ["text_encoder=base", "text_encoder=llmdiff"]
     assert (record["training_seeds"], record["failed"]) == ([0, 1, 2], {})
+
+
+def test_a_plan_counts_what_the_sweep_has_drawn(sweep: list[str], tmp_path: Path) -> None:
+    shorter = [word for word in sweep if not word.startswith("protocol.prompts=")] + ["protocol.prompts=['a {}']"]
+    assert subprocess.run(shorter, cwd=ROOT, capture_output=True).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/sweep/base_flow/*/**/*")}
+    planned = subprocess.run([*shorter, "dry_run=true"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert planned.returncode == 0, planned.stderr
+    tables = [path.read_text(encoding="utf-8") for path in tmp_path.glob("outputs/sweep/base_flow/*_plan/*/table.md")]
+    assert len(tables) == 2 and all(re.search(r"left to draw *\| *0 *\|", table) for table in tables), tables
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_failing_point_stops_no_other(sweep: list[str], tmp_path: Path) -> None:

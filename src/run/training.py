@@ -10,8 +10,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from src.run.cli import is_first
 from src.run.first_looks import look_first
+from src.run.folders import is_first
 from src.run.record import training_record
 from src.run.resume import checkpoint_of
 from src.run.targets import build

@@ -6,7 +6,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from src.run.cli import respelled, run_dir, sweep_dir
+from src.run.cli import respelled
+from src.run.folders import run_dir, sweep_dir
 from src.run.home import expand_home
 from src.run.targets import CONF
 

@@ -9,7 +9,7 @@ from hydra import initialize_config_dir
 from PIL import Image
 
 from src.modules.training.checkpoints import WholeCheckpoints
-from src.run.cli import run_dir
+from src.run.folders import run_dir
 from src.run.record import differences, training_record
 from src.run.resume import NothingToResumeError, checkpoint_of
 from src.run.trained_once import composed

@@ -8,25 +8,25 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from src.run.cli import RANKS, RUN_DIR, made, new_folder, run_dir
+from src.run.folders import RANKS, RUN_DIR, made, new_folder, run_dir
 from src.run.training import _alone_in
 
 ROOT = Path(__file__).parents[2]
 FROZEN = """
 import datetime, sys
-from src.run import cli
+from src.run import folders
 
 class Frozen(datetime.datetime):
     @classmethod
     def now(cls, tz=None):
         return cls(2026, 1, 2, 3, 4, 5)
 
-cli.datetime = Frozen
+folders.datetime = Frozen
 sys.argv = ["train.py", "-m", "seed=1,2"]
 print("ready", flush=True)
 sys.stdin.readline()
-print(cli.made(cli.run_dir(ROOT)), cli.run_dir(ROOT))
-print(cli.sweep_dir(ROOT, None, None, "train", resume=False))
+print(folders.made(folders.run_dir(ROOT)), folders.run_dir(ROOT))
+print(folders.sweep_dir(ROOT, None, None, "train", resume=False))
 """
 """A process whose clock stands still, which chooses its folders when it is told to."""
 
