@@ -166,8 +166,8 @@ def test_v_star_and_scalars_learn_faster_than_matrices(name: str, group: str, fa
         ("concept_dog", "mix_of_show", 1e-3, 1e-3),
         ("concept_dog", "textual_inversion", 2e-2, None),
         ("concept_dog", "cones2", 1e-3, None),
-        ("concept_sd3", "latexblend", 3e-3, 1.5e-3),
-        ("concept_sd3", "dreambooth_lora", 3e-4, None),
+        ("concept_sd3", "latexblend", 6e-3, 1.5e-3),
+        ("concept_sd3", "dreambooth_lora", 3e-3, None),
     ],
 )
 def test_rates_are_those_of_the_method_on_the_model(
