@@ -25,6 +25,7 @@ from src.data.known_words import KnownWords
 from src.data.mentions import MarkedPrompt
 from src.data.prompts import concept_positions, tokenize
 from src.data.ranges import Sampling
+from src.modules.backbones.attention_backends import check_attention, switch_attention
 from src.modules.backbones.autoencoder import guarded
 from src.modules.backbones.checkpoint import KNOWN_BY_CONTENT, Checkpoint
 from src.modules.backbones.latents import Latents
@@ -70,12 +71,14 @@ class Backbone(Diffusion, Latents, ABC):
     conditioned: Any = None
     pipelines: ClassVar[tuple[type[DiffusionPipeline], ...]]
     """Stock pipelines that this backbone takes."""
-    incidental: ClassVar[tuple[str, ...]] = (*KNOWN_BY_CONTENT, "scheduler", "memory", "compile")
+    incidental: ClassVar[tuple[str, ...]] = (*KNOWN_BY_CONTENT, "scheduler", "memory", "compile", "attention")
     """What does not change what is learnt with a model: it is known by its content, not by its path."""
     option: ClassVar[str] = ""
     """Configuration of this kind of backbone in a command; empty for the default kind."""
     usual_sampling: ClassVar[Mapping[str, Any]] = SAMPLING
     """Settings of drawing that a model of this kind may have its own of."""
+    switched: ClassVar[bool] = False
+    """Whether ``backbone.attention`` reaches the attention of this kind, by diffusers' switch."""
     joint: ClassVar[Literal["text first", "image first"] | None] = None
     """Where image and text attend to both together, and a prompt has no keys that stay the same: which stands first."""
 
@@ -121,6 +124,7 @@ class Backbone(Diffusion, Latents, ABC):
         scheduler: str | None = None,
         memory: Memory | Mapping[str, Any] | None = None,
         compile: bool = False,
+        attention: str | None = None,
         controlnet: ModelPlace | None = None,
     ) -> Self:
         """Load a hub id, a local folder in diffusers' layout or, as a ``UNetBackbone``, one file of weights.
@@ -139,6 +143,7 @@ class Backbone(Diffusion, Latents, ABC):
             scheduler: Name of the sampler of drawing, one of ``schedulers.NAMES``; None for the checkpoint's own.
             memory: What is done to save memory, or its settings.
             compile: Whether torch compiles the denoiser's repeated blocks, which changes a picture by rounding alone.
+            attention: What computes attention, one of ``BACKENDS``, the same but for rounding; None for torch's choice.
             controlnet: As of ``Checkpoint``.
 
         Raises:
@@ -146,6 +151,7 @@ class Backbone(Diffusion, Latents, ABC):
         """
         checkpoint = Checkpoint(path, dtype, local_files_only, config, variant, revision, vae, tuple(lora), controlnet)
         check_scheduler(scheduler)
+        check_attention(attention, cls.switched, cls.__name__)
         checkpoint.check(cls)
         # Before the weights are read.
         sampling, memory = model_sampling(cls.usual_sampling, sampling), Memory.of(memory)
@@ -160,6 +166,7 @@ class Backbone(Diffusion, Latents, ABC):
         apply_loras(pipeline, checkpoint.loras)
         if scheduler is not None:
             pipeline.register_modules(scheduler=scheduler_like(pipeline.scheduler, scheduler))
+        switch_attention(backbone.denoiser, attention)
         backbone.scheduler, backbone.memory = scheduler, memory.apply(pipeline, backbone.denoiser, compile)
         return backbone
 
@@ -167,6 +174,7 @@ class Backbone(Diffusion, Latents, ABC):
     def first_look(cls, settings: Mapping[str, Any]) -> None:
         """Refuse, as ``from_pretrained`` does, what cannot be loaded, before anything slow."""
         check_scheduler(settings.get("scheduler"))
+        check_attention(settings.get("attention"), cls.switched, cls.__name__)
         Memory.of(settings.get("memory"))
         Checkpoint.of(settings).check(cls)
 
@@ -247,11 +255,6 @@ class Backbone(Diffusion, Latents, ABC):
         """Hash of every part, and precision: what an image depends on beside the method's own settings."""
         told = (self.content_hash, str(self.dtype), self.scheduler, self.memory.seen)
         return " ".join(filter(None, (*told, getattr(self.conditioned, "identity", None))))
-
-    @property
-    def autoencoder_identity(self) -> str:
-        """Hash of the autoencoder's weights, configuration and precision, which name a folder of latents."""
-        return joined({"vae": self.parts["vae"], "dtype": str(self.vae.dtype)})
 
     @property
     def device(self) -> torch.device:

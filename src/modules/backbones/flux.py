@@ -29,6 +29,7 @@ class FluxBackbone(FlowMatching, Packed, Backbone):
     pipelines = (FluxPipeline,)
     option = "flux_dev"
     joint = "text first"
+    switched = True
 
     @property
     def denoiser(self) -> Any:

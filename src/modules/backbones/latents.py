@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from src.data.identity import joined
 from src.modules.backbones.autoencoder import decoded, scaled_latents
 
 
@@ -17,6 +18,12 @@ class Latents:
 
     pipeline: Any
     vae: Any
+    parts: Any
+
+    @property
+    def autoencoder_identity(self) -> str:
+        """Hash of the autoencoder's weights, configuration and precision, which name a folder of latents."""
+        return joined({"vae": self.parts["vae"], "dtype": str(self.vae.dtype)})
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Encode images ``(B, 3, H, W)`` in [-1, 1] to scaled latents ``(B, C, H/8, W/8)``, the posterior's mean."""

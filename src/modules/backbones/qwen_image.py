@@ -31,6 +31,7 @@ class QwenImageBackbone(FlowMatching, Packed, Backbone):
     pipelines = (QwenImagePipeline,)
     option = "qwen_image"
     joint = "text first"
+    switched = True
 
     @property
     def denoiser(self) -> Any:
