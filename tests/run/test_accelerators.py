@@ -106,6 +106,7 @@ def test_a_card_trains_in_bfloat16_where_it_has_it(monkeypatch: pytest.MonkeyPat
     [
         (["+experiment=concept_dog", "trainer=gpu"], "bf16-mixed"),
         (["+experiment=concept_sdxl"], "32-true"),
+        (["+experiment=concept_sd15"], "bf16-mixed"),
         (["+experiment=llmdiff"], "32-true"),
         (["+experiment=llmdiff", "trainer.precision=bf16-mixed"], "bf16-mixed"),
     ],
