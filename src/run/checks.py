@@ -18,6 +18,8 @@ from src.modules.latexblend.joint import joint_blended
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 NAME, NOUN = "subject", "dog"
 NOUNS = {NAME: NOUN, "van": "pickup truck"}
+LOUD = 100.0
+"""Strength at which what one step of training left is seen in a picture of 8 bits."""
 AWKWARD = {
     f"a <{NAME}>": 1,
     f"<{NAME}>": 1,
@@ -122,7 +124,7 @@ def as_plain(generator: ConceptGenerator) -> str:
     if backbone.joint:
         with joint_blended(backbone.denoiser, [[one._replace(strength=0.0) for one in placed.concepts]]):
             told = _equal(drawn(), without)
-        with joint_blended(backbone.denoiser, placements):
+        with joint_blended(backbone.denoiser, [[one._replace(strength=LOUD) for one in placed.concepts]]):
             concept = drawn()
     else:
         with blended(backbone.denoiser, placements, keep_context=keep):

@@ -4,8 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from src.modules.latexblend.bank import ProjectionCache
 from src.modules.latexblend.generator import BlendedText
 from src.run import checks
 from src.run.doctor import Examination, examined
-from tests.tiny import tiny_sd, tiny_sd3
+from tests.tiny import tiny_flux, tiny_sd, tiny_sd3
 
 CHECKS = [
     "files",
@@ -61,10 +63,21 @@ def test_the_worlds_own_model_passes_every_check(root: Path, tmp_path: Path, mon
     assert f"torch {torch.__version__.partition('+')[0]}" in text and str(Path.home()) not in text
 
 
-def test_a_model_of_joint_attention_passes_every_check(tmp_path: Path) -> None:
-    tiny_sd3(tmp_path).save_pretrained(tmp_path / "sd3")
-    page = examined(of(tmp_path / "sd3", "backbone=sd35_medium", "backbone.dtype=float32"), "sd35_medium")
-    assert failed(page) == {}
+@pytest.mark.parametrize(("option", "tiny"), [("sd35_medium", tiny_sd3), ("flux_dev", tiny_flux)])
+def test_a_model_of_joint_attention_passes_every_check(
+    option: str, tiny: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny(tmp_path).save_pretrained(tmp_path / "model")
+    given = (
+        tmp_path / "model",
+        f"backbone={option}",
+        "backbone.dtype=float32",
+        "method.sampling.num_inference_steps=4",
+    )
+    assert failed(examined(of(*given), option)) == {}
+    monkeypatch.setattr(checks, "joint_blended", lambda *_: nullcontext())
+    [(check, sentence)] = failed(examined(of(*given), option)).items()
+    assert check == "cached keys and values, plain ones" and "so the concept does not act" in sentence
 
 
 @pytest.fixture(params=["cut short", "no safetensors", "no weights"])
