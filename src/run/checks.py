@@ -160,8 +160,8 @@ def places(backbone: Backbone) -> str:
             read = "".join(tokenizer.decode([ids[at] for at in positions[1:]]).lower().split())
             if read != NOUNS[name].replace(" ", ""):
                 raise ValueError(f"in {prompt!r} the tokens of <{name}> say {read!r}, not {NOUNS[name]!r}")
-            article = tokenizer.decode([ids[positions[0]]]).strip().lower()
-            # A small tokenizer cuts words into letters; V* takes the place of the last.
+            article = tokenizer.decode([ids[positions[0]]]).strip().lower().removeprefix("##")
+            # A small tokenizer cuts words into pieces, BERT's with ## before; V* takes the place of the last.
             if not article or not any(word.endswith(article) for word in ("a", "the", "my")):
                 raise ValueError(f"in {prompt!r} the place before <{name}> says {article!r}, which is no article")
     try:

@@ -23,6 +23,7 @@ from src.modules.latexblend.bank import ProjectionCache
 from src.modules.latexblend.generator import BlendedText
 from src.run import checks
 from src.run.doctor import Examination, examined
+from tests.modules.backbones.test_contract import BACKBONES
 from tests.tiny import tiny_flux, tiny_sd, tiny_sd3
 
 CHECKS = [
@@ -78,6 +79,12 @@ def test_a_model_of_joint_attention_passes_every_check(
     monkeypatch.setattr(checks, "joint_blended", lambda *_: nullcontext())
     [(check, sentence)] = failed(examined(of(*given), option)).items()
     assert check == "cached keys and values, plain ones" and "so the concept does not act" in sentence
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_places_are_found_in_the_text_of_every_family(family: str, tmp_path: Path) -> None:
+    made, tiny = BACKBONES[family]
+    assert checks.places(made(tiny(tmp_path), family)) == "10 awkward prompts are read as they should be"
 
 
 @pytest.fixture(params=["cut short", "no safetensors", "no weights"])
