@@ -138,11 +138,10 @@ def test_strength_goes_from_the_prompts_own_rows_to_the_concepts(
 
 def test_each_mention_has_a_strength_of_its_own(backbone: UNetBackbone) -> None:
     drawing = generator(backbone, {"rex": bank(backbone, 0), "tom": bank(backbone, 1, "cat")})
-    weak, strong, plain, again = drawing.sample(
-        [Request(prompt, 0) for prompt in ("a <rex:0.5>", "a <rex:1.0>", "a <rex:0>", "a <rex>")]
-    )
+    weak, strong, again = drawing.sample([Request(prompt, 0) for prompt in ("a <rex:0.5>", "a <rex:1.0>", "a <rex>")])
+    plain = drawing.sample([Request("a <rex:0>", 0)])  # A batch of another size may round otherwise.
     assert np.array_equal(pixels([strong]), pixels([again]))
-    assert np.array_equal(pixels([plain]), pixels(backbone.draw(["a dog"], [0], drawing.sampling)))
+    assert np.array_equal(pixels(plain), pixels(backbone.draw(["a dog"], [0], drawing.sampling)))
     assert not np.array_equal(pixels([weak]), pixels([again]))
     assert [each.strength for each in drawing.place("a <rex:0.3>, a <tom> and a <rex:1.5>")[1]] == [0.3, 1.0, 1.5]
 
